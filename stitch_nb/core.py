@@ -8,13 +8,13 @@ __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_imag
            'load_meta', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
-import contextlib, copy, dataclasses, errno, hashlib, numbers, os, struct, uuid
+import contextlib, copy, dataclasses, errno, hashlib, numbers, os, re, struct, uuid
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 # %% ../nbs/00_core.ipynb #ac3478d6
@@ -157,7 +157,11 @@ def save_tensors(
 )->Path:                  # `path`
     "Write tensors into one safetensors file, whole or not at all."
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as part: save_file(flat, part, metadata={k: str(v) for k, v in (meta or {}).items()})
+    with atomic_path(path) as part:
+        try: save_file(flat, part, metadata={k: str(v) for k, v in (meta or {}).items()})
+        except SafetensorError as e:   # the library hides the system's error number in its text
+            number = re.search(r'os error (\d+)', str(e))
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else e
     return Path(path)
 
 def load_tensors(
