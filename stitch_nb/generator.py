@@ -83,6 +83,47 @@ def fir_kernel()->torch.Tensor:  # (4,4) float32, sums to 1
     f = torch.tensor(_FIR)/sum(_FIR)
     return f[:,None]*f
 
+class _LowPass(torch.autograd.Function):
+    "A symmetric 4x4 filter on each channel; its gradient is the same filter, padded by one more."
+    @staticmethod
+    def forward(ctx, x, f, padding):  # (N,C,H,W), (4,4) -> (N,C,H+2p-3,W+2p-3)
+        ctx.save_for_backward(f)
+        ctx.padding = padding
+        C = x.shape[1]
+        return F.conv2d(x, f.to(x.dtype).expand(C, 1, 4, 4), padding=padding, groups=C)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _LowPass.apply(grad, ctx.saved_tensors[0], 3-ctx.padding), None, None
+
+class _SquareSum(torch.autograd.Function):
+    "Sum of squares over the 3x3 taps; one pass over the weight in each direction."
+    @staticmethod
+    def forward(ctx, weight):  # (O,I,3,3) -> (O,I)
+        ctx.save_for_backward(weight)
+        return weight.square().sum((2,3))
+
+    @staticmethod
+    def backward(ctx, grad): return ctx.saved_tensors[0]*(2*grad)[:,:,None,None]
+
+class _Activate(torch.autograd.Function):
+    "leaky_relu(x*scale+shift) in two passes forward, without a copy of x times one backward."
+    @staticmethod
+    def forward(ctx, x, scale, shift):  # (N,C,H,W), (N,C,1,1), (1,C,H|1,W|1) or (N,C,H,W)
+        y = F.leaky_relu_(torch.addcmul(shift, x, scale), 0.2)
+        ctx.save_for_backward(x, scale, y)
+        ctx.shape = shift.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x,scale,y = ctx.saved_tensors
+        grad = torch.ops.aten.leaky_relu_backward(grad, y, 0.2, True)
+        need_x,need_scale,need_shift = ctx.needs_input_grad
+        return (grad*scale if need_x else None,
+                (grad*x).sum((2,3), keepdim=True) if need_scale else None,
+                grad.sum_to_size(ctx.shape) if need_shift else None)
+
 def upsample_rgb(
     x:torch.Tensor,    # (N,3,H,W)
 )->torch.Tensor:       # (N,3,2H,2W)
@@ -96,8 +137,7 @@ def upsample_conv(
 )->torch.Tensor:          # (N,O,2H,2W)
     "Transposed convolution of stride 2, then the low-pass on each channel."
     y = F.conv_transpose2d(x, weight.transpose(0,1), stride=2)      # (N,O,2H+1,2W+1)
-    f = (fir*4).to(y.dtype).expand(y.shape[1], 1, 4, 4)
-    return F.conv2d(y, f, padding=1, groups=y.shape[1])
+    return _LowPass.apply(y, fir*4, 1)
 
 # %% ../nbs/20_generator.ipynb #c1dfd96e
 def compute_dtype(
@@ -129,15 +169,15 @@ class StyledConv(nn.Module):
     def forward(self, x, style, noise=None):  # (N,I,H,W), (N,I), (1|N,1,R,R)|None -> (N,O,R,R)
         dtype = x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            demod = (style.square() @ self.weight.square().sum((2,3)).T + 1e-8).rsqrt()  # (N,O)
+            demod = (style.square() @ _SquareSum.apply(self.weight).T + 1e-8).rsqrt()  # (N,O)
             scale = (demod*math.sqrt(2)).to(dtype)[:,:,None,None]
-            shift = self.bias[:,None,None]
+            shift = self.bias[None,:,None,None]
             if noise is not None: shift = shift + noise*self.noise_strength
             shift = (shift*math.sqrt(2)).to(dtype)
             x,weight = x*style.to(dtype)[:,:,None,None],self.weight.to(dtype)
             x = (upsample_conv(x, weight, self.resample_filter) if self.up else
                  F.conv2d(x, weight, padding=1))
-            x = F.leaky_relu_(torch.addcmul(shift, x, scale), 0.2)
+            x = _Activate.apply(x, scale, shift)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 # %% ../nbs/20_generator.ipynb #fe5dbbce
