@@ -180,6 +180,13 @@ def load_meta(
     with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
 
 # %% ../nbs/00_core.ipynb #f1f836cb
+def _file_digest(path:Path)->bytes:
+    "Of a file its content, of a folder the names and contents of its files."
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob('*') if p.is_file())
+        return hashlib.sha256(b''.join(str(p.relative_to(path)).encode() + b'\0' + _file_digest(p) for p in inside)).digest()
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').digest()
+
 def _leaf_bytes(part)->bytes:
     "One value without parts, as bytes that start with its kind."
     if part is None or isinstance(part, bool): return f'c{part}'.encode()
@@ -187,8 +194,7 @@ def _leaf_bytes(part)->bytes:
     if isinstance(part, (float, complex)):
         return f'n{Fraction(part)}'.encode() if isinstance(part, float) and np.isfinite(part) else f'f{part!r}'.encode()
     if isinstance(part, (str, bytes)): return b's' + (part.encode() if isinstance(part, str) else part)
-    if isinstance(part, Path):
-        with open(part, 'rb') as f: return b'p' + hashlib.file_digest(f, 'sha256').digest()
+    if isinstance(part, Path): return b'p' + _file_digest(part)
     if isinstance(part, torch.Tensor):
         raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if part.numel() else b''
         return f't{str(part.dtype)[6:]}{tuple(part.shape)}'.encode() + bytes(raw)

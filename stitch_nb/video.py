@@ -74,7 +74,7 @@ def _scan(
             s['damaged'] += any(word in line for word in _DAMAGED)
             in_header &= not line.startswith(('Stream mapping', 'Output #0'))
             if in_header: s['header'].append(line)
-            elif 'Error' in line or 'Invalid' in line: s['header'].append(line)
+            elif any(w in line for w in ('Error', 'Invalid', 'misdetection')): s['header'].append(line)
     return dict(s, decoder=decoder)
 
 @functools.lru_cache(1)
@@ -294,6 +294,7 @@ def _stream(clip, a:int, b:int)->Iterator[np.ndarray]:
 def _refuse(path:Path, s:dict):
     "Say what is wrong with a file, if anything is."
     said = '\n'.join(s['header'])
+    if s['torn'] and not s['pts'] and 'misdetection' in said: s['torn'] = ''
     if s['torn']: raise StitchError(f'{path} is cut off ({s["torn"]}); copy or download it again')
     if not s['pts'] and 'Video:' in said and 'matches no streams' not in said and not s['status']: raise StitchError(f'{path} has no frames; record or export it again')
     if not s['pts'] and 'Audio:' in said: raise StitchError(f'{path} has no picture, only sound; choose a video')
@@ -423,7 +424,7 @@ def _sound_codec(suffix:str, clip:Clip|None)->tuple[list, list, list, str]:
         return early, ['-i', str(clip.path)], ['-map', '1:a:0', *codec], note
     begin, seconds = clip.offset + clip.start / clip.fps, clip.n_frames / clip.fps
     cut = ['-ss', f'{float(max(begin, 0)):.6f}', '-t', f'{float(seconds):.6f}']
-    return [], [*cut, '-i', str(clip.path)], ['-map', '1:a:0', *codec], note
+    return [], [*cut, '-i', str(clip.path)], ['-map', '1:a:0', *codec, *(['-copypriorss', '0'] if 'copy' in codec else [])], note
 
 def _last_words(log)->str:
     "What ffmpeg said before it gave up, on one line."
