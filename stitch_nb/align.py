@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['face_axes', 'quads_from_axes', 'axes_from_quads', 'smooth_track', 'smooth_quads', 'quads_from_landmarks',
-           'check_quad', 'crop_to_frame', 'frame_to_crop', 'move_points', 'inverse_coefficients', 'footprint',
-           'resample', 'reflect_index', 'check_frame', 'to_bytes', 'crop_frame', 'crop_reference']
+           'check_quad', 'crop_to_frame', 'footprint', 'resample', 'reflect_index', 'check_frame', 'to_bytes',
+           'crop_frame', 'crop_labels', 'crop_reference', 'frame_to_crop', 'move_points', 'inverse_coefficients']
 
-# %% ../nbs/10_align.ipynb #da4b9237
+# %% ../nbs/10_align.ipynb #77de68da
 from math import ceil
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from .core import StitchError
 
-# %% ../nbs/10_align.ipynb #77de68da
+# %% ../nbs/10_align.ipynb #7b52009b
 def face_axes(
     landmarks:np.ndarray,  # (T,68,2) float, source pixels, integer = pixel centre
     scale:float=1.,        # how much larger than FFHQ's the square is
@@ -40,7 +40,7 @@ def face_axes(
     x = x/length[:,None]*half[:,None]
     return eyes+.1*v, x, x[:,::-1]*[-1,1]
 
-# %% ../nbs/10_align.ipynb #1b645389
+# %% ../nbs/10_align.ipynb #0716d970
 def quads_from_axes(
     centres:np.ndarray,  # (T,2) source pixels
     x_axes:np.ndarray,   # (T,2) source pixels, half a side to the right
@@ -50,7 +50,7 @@ def quads_from_axes(
     c, x, y = centres, x_axes, y_axes
     return np.stack([c-x-y, c-x+y, c+x+y, c+x-y], 1)
 
-# %% ../nbs/10_align.ipynb #ac3478d6
+# %% ../nbs/10_align.ipynb #9e6a55b6
 def axes_from_quads(
     quads:np.ndarray,  # (T,4,2) source pixels, corners ul,ll,lr,ur
 )->tuple:              # centres, x_axes, y_axes: (T,2) float64 each
@@ -58,7 +58,7 @@ def axes_from_quads(
     ul, ll, lr, ur = np.moveaxis(np.asarray(quads, np.float64), 1, 0)
     return (ul+ll+lr+ur)/4, (lr+ur-ul-ll)/4, (ll+lr-ul-ur)/4
 
-# %% ../nbs/10_align.ipynb #c1dfd96e
+# %% ../nbs/10_align.ipynb #12c6fc06
 def smooth_track(
     track:np.ndarray,  # (T,K) float, one row a frame
     sigma:float,       # Gaussian width in frames; 0 returns a copy
@@ -72,7 +72,7 @@ def smooth_track(
         if b>a: track[a:b] = gaussian_filter1d(track[a:b], sigma, axis=0, mode='reflect', truncate=4.)
     return track
 
-# %% ../nbs/10_align.ipynb #902ba3cd
+# %% ../nbs/10_align.ipynb #f6e1126c
 def smooth_quads(
     quads:np.ndarray,       # (T,4,2) float64, source pixels, corners ul,ll,lr,ur
     sigma_centre:float=1.,  # frames; the authors' value is 1
@@ -84,7 +84,7 @@ def smooth_quads(
     return quads_from_axes(smooth_track(c, sigma_centre, segments),
                            *(smooth_track(a, sigma_axes, segments) for a in (x,y)))
 
-# %% ../nbs/10_align.ipynb #fe5dbbce
+# %% ../nbs/10_align.ipynb #bc33ea4e
 def quads_from_landmarks(
     landmarks:np.ndarray,   # (T,68,2) float, source pixels
     scale:float=1.,         # 1 is FFHQ's square; a bundle names its own
@@ -97,7 +97,7 @@ def quads_from_landmarks(
     return quads_from_axes(smooth_track(c, sigma_centre, segments),
                            *(smooth_track(a, sigma_axes, segments) for a in (x,y)))
 
-# %% ../nbs/10_align.ipynb #0ade7c2c
+# %% ../nbs/10_align.ipynb #63266754
 def check_quad(
     quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
 )->np.ndarray:        # (4,2) float64, a copy
@@ -112,7 +112,7 @@ def check_quad(
         raise StitchError(f'quad {q.round(2).tolist()} is not a parallelogram: corners go ul, ll, lr, ur')
     return q
 
-# %% ../nbs/10_align.ipynb #b1d57811
+# %% ../nbs/10_align.ipynb #cb4e5208
 def crop_to_frame(
     quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
     R:int,            # pixels of the crop's side
@@ -121,37 +121,7 @@ def crop_to_frame(
     q = check_quad(quad)
     return np.stack([(q[3]-q[0])/R, (q[1]-q[0])/R, q[0]+.5], 1)
 
-# %% ../nbs/10_align.ipynb #17ba0791
-def frame_to_crop(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,            # pixels of the crop's side
-)->np.ndarray:        # (2,3) float64: frame position (x,y,1) -> crop position; pixel centres at +0.5
-    "The inverse of `crop_to_frame`."
-    m = crop_to_frame(quad, R)
-    inverse = np.linalg.inv(m[:,:2])
-    return np.concatenate([inverse, -inverse@m[:,2:]], 1)
-
-# %% ../nbs/10_align.ipynb #7b52009b
-def move_points(
-    points:np.ndarray,  # (...,2) positions, integer = pixel centre
-    matrix:np.ndarray,  # (2,3) from `crop_to_frame` or `frame_to_crop`
-)->np.ndarray:          # (...,2) float64 positions, integer = pixel centre
-    "Carry landmarks from the frame to the crop or back."
-    return (np.asarray(points, np.float64)+.5)@matrix[:,:2].T+matrix[:,2]-.5
-
-# %% ../nbs/10_align.ipynb #bd307a3e
-def inverse_coefficients(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,            # pixels of the crop's side
-)->np.ndarray:        # (8,) float64: a..h of the perspective map frame -> crop, pixel centres at +0.5
-    "Coefficients of x' = (ax+by+c)/(gx+hy+1), y' = (dx+ey+f)/(gx+hy+1)."
-    source, target = np.array(quad, np.float64)+.5, np.array([[0,0],[0,R],[R,R],[R,0]], np.float64)
-    rows = [row for (x,y),(u,v) in zip(source, target)
-            for row in ([x,y,1,0,0,0,-u*x,-u*y], [0,0,0,x,y,1,-v*x,-v*y])]
-    try: return np.linalg.solve(np.array(rows), target.ravel())
-    except np.linalg.LinAlgError: raise StitchError(f'quad {np.asarray(quad).tolist()} has no area') from None
-
-# %% ../nbs/10_align.ipynb #fa35e192
+# %% ../nbs/10_align.ipynb #ca3512f4
 def footprint(
     shrink:float,  # source pixels for each output pixel along one axis
 )->tuple:          # number of samples, width they are spread over in output pixels
@@ -160,7 +130,7 @@ def footprint(
     width = (1-shrink**-2)**.5
     return max(2, ceil(shrink*width-1e-9)), width
 
-# %% ../nbs/10_align.ipynb #f1abd670
+# %% ../nbs/10_align.ipynb #761f22b2
 def resample(
     image:torch.Tensor,  # (C,h,w) float
     matrix:np.ndarray,   # (2,3) output position -> image position, pixel centres at +0.5
@@ -185,7 +155,7 @@ def resample(
         out = out*torch.from_numpy(inside).to(out)
     return (F.avg_pool2d(out, (ky,kx)) if kx*ky>1 else out)[0]
 
-# %% ../nbs/10_align.ipynb #1574bddb
+# %% ../nbs/10_align.ipynb #98fbc42f
 def reflect_index(
     start:int,     # first position, may be negative
     stop:int,      # one past the last position, may be beyond `n`
@@ -195,7 +165,7 @@ def reflect_index(
     i = np.arange(start, stop)%(2*n)
     return np.minimum(i, 2*n-1-i)
 
-# %% ../nbs/10_align.ipynb #0716d970
+# %% ../nbs/10_align.ipynb #fe2ef495
 def check_frame(
     frame:np.ndarray,  # (H,W,3) uint8
 )->np.ndarray:         # the same array
@@ -205,7 +175,7 @@ def check_frame(
                           'expected uint8 (H, W, 3): convert grey or transparent images to RGB')
     return frame
 
-# %% ../nbs/10_align.ipynb #9e6a55b6
+# %% ../nbs/10_align.ipynb #827bfc45
 def to_bytes(
     values:np.ndarray,       # float, nominal 0..255
     rounding:str='nearest',  # 'nearest', or 'floor' as Pillow's warps do
@@ -214,7 +184,7 @@ def to_bytes(
     if rounding not in ('nearest','floor'): raise StitchError(f"rounding is {rounding!r}, use 'nearest' or 'floor'")
     return np.clip(np.rint(values) if rounding=='nearest' else np.floor(values), 0, 255).astype(np.uint8)
 
-# %% ../nbs/10_align.ipynb #b3f0c7f6
+# %% ../nbs/10_align.ipynb #e1822db4
 def crop_frame(
     frame:np.ndarray,        # (H,W,3) uint8
     quad:np.ndarray,         # (4,2) source pixels, corners ul,ll,lr,ur; may leave the frame
@@ -243,7 +213,19 @@ def crop_frame(
     if rounding=='nearest': return crop.round_().clamp_(0,255).byte().permute(1,2,0).contiguous().numpy()
     return to_bytes(crop.permute(1,2,0).numpy()+1e-4, rounding)
 
-# %% ../nbs/10_align.ipynb #91032ad7
+# %% ../nbs/10_align.ipynb #8effee40
+def crop_labels(
+    labels:np.ndarray,  # (H,W) uint8, one class a pixel
+    quad:np.ndarray,    # (4,2) source pixels, corners ul,ll,lr,ur
+    R:int,              # pixels of the crop's side
+)->np.ndarray:          # (R,R) uint8, new
+    "The same square out of a class map: the nearest class, reflected beyond the frame."
+    x, y = np.meshgrid(*[np.arange(R)+.5]*2)
+    at = np.floor(np.stack([x, y, np.ones_like(x)], -1)@crop_to_frame(quad, R).T).astype(int)
+    cols, rows = (reflect_index(at[...,i].min(), at[...,i].max()+1, n)[at[...,i]-at[...,i].min()] for i,n in enumerate(labels.shape[::-1]))
+    return np.asarray(labels)[rows, cols]
+
+# %% ../nbs/10_align.ipynb #5a5b0f9b
 def crop_reference(
     frame:np.ndarray,  # (H,W,3) uint8
     quad:np.ndarray,   # (4,2) source pixels
@@ -270,3 +252,33 @@ def crop_reference(
     top, bottom = (part[r,cols[0]]+(part[r,cols[1]]-part[r,cols[0]])*fx for r in rows)
     inside = (x>=0)&(x<w)&(y>=0)&(y<h)
     return to_bytes((top+(bottom-top)*fy)*inside[...,None], 'floor')
+
+# %% ../nbs/10_align.ipynb #a17554a0
+def frame_to_crop(
+    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R:int,            # pixels of the crop's side
+)->np.ndarray:        # (2,3) float64: frame position (x,y,1) -> crop position; pixel centres at +0.5
+    "The inverse of `crop_to_frame`."
+    m = crop_to_frame(quad, R)
+    inverse = np.linalg.inv(m[:,:2])
+    return np.concatenate([inverse, -inverse@m[:,2:]], 1)
+
+# %% ../nbs/10_align.ipynb #c66c6517
+def move_points(
+    points:np.ndarray,  # (...,2) positions, integer = pixel centre
+    matrix:np.ndarray,  # (2,3) from `crop_to_frame` or `frame_to_crop`
+)->np.ndarray:          # (...,2) float64 positions, integer = pixel centre
+    "Carry landmarks from the frame to the crop or back."
+    return (np.asarray(points, np.float64)+.5)@matrix[:,:2].T+matrix[:,2]-.5
+
+# %% ../nbs/10_align.ipynb #4d89d294
+def inverse_coefficients(
+    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R:int,            # pixels of the crop's side
+)->np.ndarray:        # (8,) float64: a..h of the perspective map frame -> crop, pixel centres at +0.5
+    "Coefficients of x' = (ax+by+c)/(gx+hy+1), y' = (dx+ey+f)/(gx+hy+1)."
+    source, target = np.array(quad, np.float64)+.5, np.array([[0,0],[0,R],[R,R],[R,0]], np.float64)
+    rows = [row for (x,y),(u,v) in zip(source, target)
+            for row in ([x,y,1,0,0,0,-u*x,-u*y], [0,0,0,x,y,1,-v*x,-v*y])]
+    try: return np.linalg.solve(np.array(rows), target.ravel())
+    except np.linalg.LinAlgError: raise StitchError(f'quad {np.asarray(quad).tolist()} has no area') from None
