@@ -1,0 +1,163 @@
+"What holds for the project as a whole: nothing executable is loaded, modules stand alone, settings say what the code needs."
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from configparser import ConfigParser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import stitch_nb
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT/"stitch_nb"
+SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.fixture(scope="session")
+def settings():
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT/"settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+def code_of(path: Path):
+    "The Python of a file, or of a notebook's cells, parsed; cells with magics are left out."
+    if path.suffix == ".py": return [ast.parse(path.read_text(encoding="utf-8"))]
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    return [ast.parse(c) for c in cells if not re.search(r"^[%!]", c, re.M)]
+
+
+def test_nothing_executable_is_loaded():
+    "No pickle anywhere: not imported, not through torch.load, not through numpy."
+    bad = []
+    for path in [*SOURCES, *NOTEBOOKS, *sorted((ROOT/"tests").glob("*.py")), *sorted((ROOT/"tools").glob("*.py"))]:
+        for node in (n for tree in code_of(path) for n in ast.walk(tree)):
+            where = f"{path.relative_to(ROOT)}: {ast.unparse(node)[:80]}" if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom)) else ""
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if {n.split(".")[0] for n in names} & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}: bad.append(where)
+            if not isinstance(node, ast.Call): continue
+            called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if called.endswith("torch.load") and keywords.get("weights_only") != "True": bad.append(where)
+            if keywords.get("allow_pickle") == "True" or called in ("eval", "exec", "__import__"): bad.append(where)
+    assert not bad
+
+
+def test_no_star_imports():
+    assert not [f"{p.name}: {ast.unparse(n)}" for p in SOURCES for t in code_of(p) for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"]
+
+
+def test_nothing_is_written_twice():
+    "No two modules define one name; no two functions of some length have one body."
+    names, bodies = defaultdict(list), defaultdict(list)
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): names[node.name].append(path.stem)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                body = [b for b in node.body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]
+                if len(ast.unparse(body)) > 150: bodies[ast.dump(ast.Module(body, []))].append(f"{path.stem}.{node.name}")
+    assert not {n: where for n, where in names.items() if len(where) > 1}
+    assert not [where for where in bodies.values() if len(where) > 1]
+
+
+def test_every_module_imports_alone():
+    "Each in a process of its own, in which nothing of the package was imported before (forked, so that torch is loaded once)."
+    modules = [".".join(("stitch_nb", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for p in SOURCES]
+    script = f"""
+import os, sys, traceback, numpy, scipy.ndimage, torch
+failed = []
+for name in {modules!r}:
+    child = os.fork()
+    if child == 0:
+        try: __import__(name)
+        except BaseException: traceback.print_exc(); os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]: failed.append(name)
+sys.exit(' '.join(failed) or 0)"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_versions_agree(settings):
+    assert settings["version"] == stitch_nb.__version__
+
+
+def test_console_scripts_exist(settings):
+    for line in settings["console_scripts"].split("\n"):
+        name, _, target = line.strip().partition("=")
+        module, _, function = target.partition(":")
+        assert name == function and callable(getattr(import_module(module), function))
+
+
+NAMES = {"PIL": "pillow", "skimage": "scikit-image", "dlib": "dlib-bin", "IPython": "ipython"}
+BROUGHT = {"ipython": "jupyterlab", "traitlets": "ipywidgets"}     # comes with what is required
+
+
+def test_requirements_cover_the_imports(settings):
+    "Whatever the package imports is in settings.ini; what it imports at the top of a module outside of people/ is in the plain requirements."
+    clean = lambda text: {re.split(r"[<>=!~]", r)[0].lower().replace("_", "-") for r in text.split()}
+    plain = clean(settings["requirements"])
+    every = plain.union(*(clean(settings[k]) for k in settings if k.endswith("_requirements")))
+    lacking = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level: continue
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in (NAMES.get(m.split(".")[0], m.split(".")[0]).lower().replace("_", "-") for m in modules):
+                if name in sys.stdlib_module_names or name == "stitch-nb" or name in map(str.lower, sys.stdlib_module_names): continue
+                name = BROUGHT.get(name, name)
+                needed = plain if node in tree.body and "people" not in path.parts else every
+                if name not in needed: lacking.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not lacking
+
+
+def test_environment_names_the_python_of_the_settings(settings):
+    said = (ROOT/"environment.yml").read_text(encoding="utf-8")
+    assert f"python>={settings['min_python']}" in said and "-e .[dev]" in said
+    assert settings["min_python"] in (ROOT/".github"/"workflows"/"test.yml").read_text(encoding="utf-8")
+
+
+def test_readme_is_the_index():
+    sys.path.insert(0, str(ROOT/"tools"))
+    try: assert import_module("readme").differing() == []
+    finally: sys.path.remove(str(ROOT/"tools"))
+
+
+def test_readme_has_the_two_commands():
+    said = (ROOT/"README.md").read_text(encoding="utf-8")
+    assert "pip install -e . && stitch_demo" in said
+    assert "pip install -e '.[dev]' && nbdev_test && pytest tests" in said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
+def test_notebook(path):
+    "Small, without warnings and error outputs, and without what differs between two machines."
+    limit = 600_000 if {"figures", "people"} & set(path.parts) or path.stem in ("walkthrough", "index") else 200_000
+    assert path.stat().st_size < limit
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error", "".join(cell["source"])[:200]
+            assert output.get("name") != "stderr", "".join(cell["source"])[:200]
+            text = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+            found = re.search(r"/tmp/|/home/|/root/|/work/| at 0x[0-9a-f]{6,}|\d+it/s|s/it\b", text)
+            assert not found, f"{found[0]!r} in an output of: {''.join(cell['source'])[:200]}"
+
+
+def test_links_between_notebooks_lead_somewhere():
+    broken = []
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] != "markdown": continue
+            for target in re.findall(r"\]\((?!https?://|#|mailto:|attachment:)([^)#\s]+)", "".join(cell["source"])):
+                if not (path.parent/target).exists(): broken.append(f"{path.name}: {target}")
+    assert not broken
