@@ -7,7 +7,7 @@ __all__ = ['USUAL_RATES', 'PICTURES', 'CONTAINERS', 'natural_key', 'missing_byte
            'matrix_of', 'on_black', 'read_picture', 'Clip', 'read_clip', 'as_rate', 'parse_frames', 'write_video']
 
 # %% ../nbs/05_video.ipynb #77de68da
-import contextlib, dataclasses, functools, re, subprocess, tempfile
+import contextlib, dataclasses, re, subprocess, tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -77,15 +77,14 @@ def _scan(
             elif any(w in line for w in ('Error', 'Invalid', 'misdetection')): s['header'].append(line)
     return dict(s, decoder=decoder)
 
-@functools.lru_cache(1)
-def _alpha_decoders()->dict: return {'vp9': 'libvpx-vp9', 'vp8': 'libvpx'}
+_ALPHA_DECODERS = {'vp9': 'libvpx-vp9', 'vp8': 'libvpx'}
 
 def _decoder_of(path:Path)->tuple:
     "Web videos keep their alpha beside the picture; only one decoder looks there."
     if path.suffix.lower() not in ('.webm', '.mkv'): return ()
     head = '\n'.join(map(str, _listen(['-i', str(path)])))
     kind = re.search(r'Video: (vp[89])', head)
-    return ('-c:v', _alpha_decoders()[kind[1]]) if kind and re.search(r'alpha_mode\s*: 1', head, re.I) else ()
+    return ('-c:v', _ALPHA_DECODERS[kind[1]]) if kind and re.search(r'alpha_mode\s*: 1', head, re.I) else ()
 
 # %% ../nbs/05_video.ipynb #b3f0c7f6
 def _box_end(f)->int|None:
