@@ -1,6 +1,7 @@
 "The command line: what works, and what each kind of bad input says."
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 import tiny
 from stitch_nb.cli import stitch_edit
 from stitch_nb.metrics import leak
+from stitch_nb.pti import PTIConfig
+from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 
 
@@ -148,6 +151,31 @@ def test_hard_clips_work(call, tmp_path, kind):
     assert (len(result), result.fps, result.width, result.height) == (len(source), source.fps, source.width, source.height)
     assert json.loads((tmp_path/"run"/"metrics.json").read_text())["leak"] == 0
     if kind == "half the faces": assert "3 frames, interpolated: 0, 2, 5" in said
+
+
+def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle, disc_clip):
+    "It gets the hull of its landmarks, and the run says so; the reference's weights became NaN."
+    from stitch_nb import pipeline
+    from stitch_nb.models import load_models
+    tiny.use_disc(monkeypatch)
+    labels = iter([np.ones((32, 32), np.uint8), np.zeros((32, 32), np.uint8), np.ones((32, 32), np.uint8)])
+    central = np.pad(np.ones((16, 16), np.uint8), 8)
+    monkeypatch.setattr(pipeline, "segment", lambda S, crops: [next(labels)*central])
+    models = replace(load_models(bundle), parser=object())
+    config = pipeline.RunConfig(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1))
+    run = pipeline.edit_clip(read_clip(disc_clip, frames=slice(0, 3)), "smile=1", tmp_path, models, config)
+    assert run.record["stages"]["masks"]["hull_frames"] == [1]
+    masks = np.load(run.stages["masks"].path)
+    assert (masks[0] == central).all() and masks[1].any() and (masks[1] != central).any()
+
+
+def test_lpips_that_cannot_be_fetched(monkeypatch, tmp_path, call, disc_clip):
+    "The bundle's trunk is used, and the report says which and why."
+    from stitch_nb import perceptual
+    def fails(*args, **kwargs): raise OSError("no network here")
+    monkeypatch.setattr(perceptual, "lpips_perceptual", fails)
+    status, _, said = call(disc_clip, perceptual="lpips", frames="0:2")
+    assert status == 0 and "perceptual distance by bundle trunk" in said and "no network here" in said
 
 
 def test_the_source_is_never_overwritten(call, tmp_path):

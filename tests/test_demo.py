@@ -1,4 +1,6 @@
 "The default clip with the bundle that comes with the package, in a hurry."
+import socket
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,11 @@ def models(): return load_models("people")
 
 @pytest.fixture(scope="session")
 def run(models, tmp_path_factory):
-    return edit_clip(read_clip(sample("talk"), frames=slice(0, 6)), "smile=2", tmp_path_factory.mktemp("demo"), models, QUICK)
+    "A run without a network: nothing is fetched behind one's back."
+    def refused(*args): raise AssertionError("the demo wants the network")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refused)
+        return edit_clip(read_clip(sample("talk"), frames=slice(0, 6)), "smile=2", tmp_path_factory.mktemp("demo"), models, QUICK)
 
 
 def test_demo(run):

@@ -59,7 +59,7 @@ def test_nothing_is_written_twice():
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"): names[node.name].append(path.stem)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and node.name != "main": names[node.name].append(path.stem)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 body = [b for b in node.body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]

@@ -80,5 +80,4 @@ if __name__ == "__main__":   # the command lines, on discs: python tests/tiny.py
     use_disc()
     command = dict(stitch_edit=stitch_edit, stitch_demo=stitch_demo)[sys.argv[1]]
     sys.argv = sys.argv[1:]
-    from fastcore.script import _run_cli
-    _run_cli(command.__wrapped__, False)
+    command()

@@ -1,4 +1,9 @@
-"README.md is nbs/index.ipynb without its machinery. `python tools/readme.py` writes it; `python tools/readme.py --check` fails where they differ."
+"""README.md is nbs/index.ipynb without its machinery.
+
+python tools/readme.py                 writes it
+python tools/readme.py --check         fails where the two differ
+python tools/readme.py --picture RUN   takes the picture at the top from a run folder first
+"""
 import base64
 import json
 import re
@@ -65,8 +70,19 @@ def differing() -> list:
     return [path for path, content in made.items() if not (ROOT/path).is_file() or (ROOT/path).read_bytes() != content] + old
 
 
-def main(check: bool) -> int:
-    if check:
+def take_picture(run: Path) -> None:
+    "A run's strip as the picture at the top."
+    from PIL import Image
+    target = ROOT/"nbs"/"images"/"demo.jpg"
+    target.parent.mkdir(exist_ok=True)
+    picture = Image.open(run/"strip.png").convert("RGB")
+    if picture.width > 1300: picture = picture.resize((1300, round(picture.height*1300/picture.width)), Image.Resampling.LANCZOS)
+    picture.save(target, quality=88, optimize=True)
+
+
+def main(arguments: list) -> int:
+    if "--picture" in arguments: take_picture(Path(arguments[arguments.index("--picture") + 1]))
+    if "--check" in arguments:
         wrong = differing()
         if wrong: print("not what nbs/index.ipynb says (run python tools/readme.py):", *wrong)
         return bool(wrong)
@@ -78,4 +94,4 @@ def main(check: bool) -> int:
     return 0
 
 
-if __name__ == "__main__": sys.exit(main("--check" in sys.argv[1:]))
+if __name__ == "__main__": sys.exit(main(sys.argv[1:]))
