@@ -77,7 +77,7 @@ def apply_edit(
     directions:dict,      # name -> (L,D) tensor or array; (D,) or (1,D) stands for L equal rows
     start:int=0,          # clip frame of the first pivot: keyframes count frames of the clip
 )->torch.Tensor:          # (T,L,D), dtype and device of `pivots`, never aliases them
-    "Move every frame's latent along the edits' directions (section 4.3 of the paper)."
+    "Move every frame's latent along the edits' directions (the editing step of the paper)."
     T, L, D = check_shape(pivots, 'T L D', name='pivots').values()
     w_edit = pivots.detach().clone()
     for edit in [edits] if isinstance(edits, Edit) else edits:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StitchConfig', 'masked_error', 'draw_blocks', 'FrameTuner', 'stitch_frame', 'stitch_frames']
 
-# %% ../nbs/70_stitch.ipynb #da4b9237
+# %% ../nbs/70_stitch.ipynb #77de68da
 import math, threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ import torch
 from .core import StitchError, autocast, check_shape, clone_network, to_tensor
 from .generator import compute_dtype, upsample_rgb
 
-# %% ../nbs/70_stitch.ipynb #77de68da
+# %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)
 class StitchConfig:
     "How one frame's generator is tuned. `StitchConfig.reference()` is the authors' code."
@@ -52,7 +52,7 @@ class StitchConfig:
         "The authors' code, for their 1024 px generator; `changes` replace fields."
         return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', tie=0.), **changes)
 
-# %% ../nbs/70_stitch.ipynb #1b645389
+# %% ../nbs/70_stitch.ipynb #f1abd670
 def masked_error(
     image:torch.Tensor,   # (3,R,R) or (N,3,R,R)
     target:torch.Tensor,  # the same shape
@@ -68,7 +68,7 @@ def masked_error(
     total = mask.sum() if area == 'mask' else torch.tensor(float(mask.numel()))
     return e.sum() / total.clamp_min(1e-8).to(e)
 
-# %% ../nbs/70_stitch.ipynb #ac3478d6
+# %% ../nbs/70_stitch.ipynb #91032ad7
 def draw_blocks(
     G,                    # a Generator
     styles:list,          # (N,C) per layer of the whole generator
@@ -88,7 +88,7 @@ def draw_blocks(
         rgb = y if rgb is None else upsample_rgb(rgb) + y
     return x, rgb
 
-# %% ../nbs/70_stitch.ipynb #c1dfd96e
+# %% ../nbs/70_stitch.ipynb #12c6fc06
 class FrameTuner:
     "One working copy of a generator, tuned for a frame and set back to `G_pti` for the next."
     def __init__(self,
@@ -158,7 +158,7 @@ class FrameTuner:
         stopped_early = len(terms) > 0 and terms[-1, 0] < c.border_threshold
         return image.detach(), dict(border=terms[:, 0], content=terms[:, 1], updates=len(terms) - stopped_early)
 
-# %% ../nbs/70_stitch.ipynb #902ba3cd
+# %% ../nbs/70_stitch.ipynb #4d134bc0
 def _as_tensor(crop, R:int, name:str, device)->torch.Tensor:
     "A crop as (3,R,R) float32, from that or from (R,R,3) uint8."
     if isinstance(crop, torch.Tensor) and crop.is_floating_point():
@@ -190,7 +190,7 @@ def stitch_frame(
     steps = config.chain_steps if warm and config.chain_steps is not None else config.steps
     return tuner.tune(w_edit.to(device, torch.float32), source, edit, masks, steps, styles)
 
-# %% ../nbs/70_stitch.ipynb #fe5dbbce
+# %% ../nbs/70_stitch.ipynb #cb4e5208
 def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, stop, progress):
     "Chains of frames, several at once, given back in order."
     threads, on_cpu = torch.get_num_threads(), next(G_pti.parameters()).device.type == 'cpu'
@@ -223,7 +223,7 @@ def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, st
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
 
-# %% ../nbs/70_stitch.ipynb #0ade7c2c
+# %% ../nbs/70_stitch.ipynb #b6692ea5
 def stitch_frames(
     G_pti,                        # Generator tuned for the clip; never changed
     w_edits:torch.Tensor,         # (T,L,D)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from stitch_nb.core import StitchError
 from stitch_nb.generator import Generator
 from stitch_nb.pti import PTIConfig, TargetFeatures, tune_generator
-from stitch_nb.stitch import FrameTuner, StitchConfig, masked_error, stitch_frame, stitch_frames
+from stitch_nb.stitch import FrameTuner, StitchConfig, draw_blocks, masked_error, stitch_frame, stitch_frames
 
 T, R = 5, 16
 
@@ -254,6 +254,10 @@ def test_crops_of_another_method(G, clip):
 
 
 def test_parts_of_the_generator(G, clip):
+    with torch.no_grad():
+        styles = G.styles(clip[0])
+        torch.testing.assert_close(draw_blocks(G, styles)[1], G.synthesis(clip[0]))
+        torch.testing.assert_close(draw_blocks(G, styles, 8, state=draw_blocks(G, styles, last=8))[1], G.synthesis(clip[0]))
     tuner = FrameTuner(G, StitchConfig(steps=2, first_resolution=8))
     stitch_frame(G, clip[0][0], clip[1][0], None, make_masks(), tuner.config, tuner=tuner)
     changed = {n.split('.')[1] for n, p in tuner.G_st.named_parameters() if not torch.equal(p, dict(G.named_parameters())[n])}
