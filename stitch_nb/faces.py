@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'Detection', 'face_patch', 'BundleFaces', 'dlib_model_file', 'DlibFaces', 'first_line', 'FaceAlignmentFaces',
-           'landmark_backend', 'face_signature', 'unlike', 'Track', 'link_faces', 'join_tracks', 'choose_person',
-           'find_cuts', 'fill_gaps', 'frame_ranges', 'say_ranges', 'FaceTrack', 'find_faces']
+           'landmark_backend', 'face_signature', 'unlike', 'Track', 'are_alone', 'link_faces', 'join_tracks',
+           'choose_person', 'find_cuts', 'fill_gaps', 'frame_ranges', 'say_ranges', 'FaceTrack', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np
@@ -207,34 +207,46 @@ ALIKE = .1 # signatures closer than this may be one person
 # %% ../nbs/08_faces.ipynb #63266754
 class Track:
     "One face followed through consecutive frames."
-    def __init__(self, t, detection):
+    def __init__(self, t, detection, alone=True):
         self.frames, self.faces, self.speed = [t], [detection], np.zeros(2)
-        self.signature = detection.signature
+        self.signature, self.seen_alone = detection.signature, alone
 
     def cost(self,
         t:int,                # frame
         detection:Detection,  # a face in it
+        alone:bool=True,      # no other face covers part of it
     )->float:                 # below 1: may be the same face
         "How far a face is from where this track expects it, in face sizes; unlike looks count as distance."
         gap, last = t-self.frames[-1], self.faces[-1]
-        moved = np.linalg.norm(detection.landmarks-last.landmarks-self.speed*min(gap, 8), axis=1).mean()
-        ratio = detection.size/max(last.size, 1e-6)
-        if not .5<ratio<2 or gap>1 and unlike(self.signature, detection.signature)>ALIKE: return np.inf
-        return (moved/max(last.size, 1e-6)+3*unlike(self.signature, detection.signature))/min(1+.1*(gap-1), 2)
+        if not .5<detection.size/max(last.size, 1e-6)<2: return np.inf
+        moved = np.linalg.norm(detection.landmarks-last.landmarks-self.speed*min(gap, 8), axis=1).mean()/last.size
+        looks = unlike(self.signature, detection.signature) if alone and self.seen_alone else ALIKE/2
+        if gap>1 and looks>ALIKE: return np.inf
+        return (moved+3*looks)/min(1+.1*(gap-1), 2)
 
     def add(self,
         t:int,                # frame
         detection:Detection,  # the face in it
+        alone:bool=True,      # no other face covers part of it
     ):
         "Go on with this face."
-        gap = t-self.frames[-1]
-        step = (detection.centre-self.faces[-1].centre)/gap
+        step = (detection.centre-self.faces[-1].centre)/(t-self.frames[-1])
         self.speed = step if len(self.frames)==1 else .5*self.speed+.5*step
-        self.signature = .8*self.signature+.2*detection.signature
+        if alone:
+            self.signature = .8*self.signature+.2*detection.signature if self.seen_alone else detection.signature
+            self.seen_alone = True
         self.frames.append(t)
         self.faces.append(detection)
 
 # %% ../nbs/08_faces.ipynb #cb4e5208
+def are_alone(
+    faces:list,  # of Detection, one frame's
+)->list:         # of bool
+    "Which faces no other comes near: only their looks are to be trusted."
+    def near(a, b): return np.linalg.norm(a.centre-b.centre) < .6*(a.size+b.size)
+    return [not any(near(a, b) for b in faces if b is not a) for a in faces]
+
+# %% ../nbs/08_faces.ipynb #b6692ea5
 def link_faces(
     detections:list,  # T lists of Detection with signatures
     patience:int=25,  # frames that a face may be away and still be taken up where it was expected
@@ -242,17 +254,16 @@ def link_faces(
     "Faces of successive frames that belong together."
     tracks = []
     for t, faces in enumerate(detections):
+        alone = are_alone(faces)
         live = [k for k in tracks if t-k.frames[-1]<=patience]
-        cost = np.array([[min(k.cost(t, d), 1e6) for d in faces] for k in live]).reshape(len(live), len(faces))
-        taken = set()
-        for i,j in zip(*linear_sum_assignment(np.where(cost<1, cost, 1e3))):
-            if cost[i,j]<1:
-                live[i].add(t, faces[j])
-                taken.add(j)
-        tracks += [Track(t, d) for j,d in enumerate(faces) if j not in taken]
+        cost = np.array([[min(k.cost(t, d, a), 1e3) for d,a in zip(faces, alone)] for k in live]).reshape(len(live), len(faces))
+        matches = [(i,j) for i,j in zip(*linear_sum_assignment(np.where(cost<1, cost, 1e3))) if cost[i,j]<1]
+        for i,j in matches: live[i].add(t, faces[j], alone[j])
+        taken = {j for _,j in matches}
+        tracks += [Track(t, d, alone[j]) for j,d in enumerate(faces) if j not in taken]
     return tracks
 
-# %% ../nbs/08_faces.ipynb #972a67c4
+# %% ../nbs/08_faces.ipynb #fc074d50
 def join_tracks(
     tracks:list,       # of Track
     alike:float=ALIKE, # signatures closer than this are one person
@@ -266,7 +277,7 @@ def join_tracks(
         else: people.append([track])
     return [{t:d for track in p for t,d in zip(track.frames, track.faces)} for p in people]
 
-# %% ../nbs/08_faces.ipynb #fc074d50
+# %% ../nbs/08_faces.ipynb #cb7a1d77
 def choose_person(
     people:list,         # of dicts frame -> Detection
     person='largest',    # 'largest', or a number counted from the left, 0 first
@@ -281,7 +292,7 @@ def choose_person(
     else: raise StitchError(f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number from 0 to {len(seen)-1}, left to right")
     return seen[i], i, len(seen)
 
-# %% ../nbs/08_faces.ipynb #ca3512f4
+# %% ../nbs/08_faces.ipynb #af3e1334
 def find_cuts(
     faces:dict,  # frame -> Detection
 )->tuple:        # frames
@@ -292,7 +303,7 @@ def find_cuts(
         if moved>min(.4+.1*(b-a), 1.5): cuts.append(b)
     return tuple(cuts)
 
-# %% ../nbs/08_faces.ipynb #af3e1334
+# %% ../nbs/08_faces.ipynb #761f22b2
 def fill_gaps(
     faces:dict,    # frame -> Detection
     n_frames:int,  # T
@@ -307,7 +318,7 @@ def fill_gaps(
         for k in range(136): out[a:b,k] = np.interp(np.arange(a,b), frames[here], points[here,k])
     return out.reshape(n_frames, 68, 2)
 
-# %% ../nbs/08_faces.ipynb #761f22b2
+# %% ../nbs/08_faces.ipynb #92cfceb3
 def frame_ranges(
     flags:np.ndarray,  # (T,) bool
 )->tuple:              # ((start, stop), ...), stop excluded
@@ -315,7 +326,7 @@ def frame_ranges(
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, int), [0]])))
     return tuple((int(a), int(b)) for a,b in zip(edges[::2], edges[1::2]))
 
-# %% ../nbs/08_faces.ipynb #92cfceb3
+# %% ../nbs/08_faces.ipynb #0286dd55
 def say_ranges(
     ranges:tuple,   # ((start, stop), ...), stop excluded
     most:int=6,     # so many are spelled out
@@ -324,7 +335,7 @@ def say_ranges(
     said = [f'{a}' if b==a+1 else f'{a}-{b-1}' for a,b in ranges[:most]]
     return ', '.join(said)+(f' and {len(ranges)-most} more' if len(ranges)>most else '')
 
-# %% ../nbs/08_faces.ipynb #98fbc42f
+# %% ../nbs/08_faces.ipynb #fb644351
 @dataclass(frozen=True)
 class FaceTrack:
     "One person through a clip."
@@ -346,7 +357,7 @@ class FaceTrack:
         if self.cuts: said += f'; scene begins at {", ".join(map(str, self.cuts))}'
         return said
 
-# %% ../nbs/08_faces.ipynb #fb644351
+# %% ../nbs/08_faces.ipynb #fe2ef495
 def find_faces(
     clip,                    # a Clip, or any iterable of frames (H,W,3) uint8
     backend,                 # callable frame -> list of Detection, see `landmark_backend`
