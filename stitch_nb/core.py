@@ -8,14 +8,14 @@ __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_imag
            'load_meta', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
-import contextlib, copy, dataclasses, errno, hashlib, numbers, os, re, struct, uuid
+import contextlib, copy, dataclasses, errno, hashlib, numbers, os, struct, uuid
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 # %% ../nbs/00_core.ipynb #ac3478d6
 class StitchError(ValueError):
@@ -157,11 +157,8 @@ def save_tensors(
 )->Path:                  # `path`
     "Write tensors into one safetensors file, whole or not at all."
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as part:
-        try: save_file(flat, part, metadata={k: str(v) for k, v in (meta or {}).items()})
-        except SafetensorError as e:   # the library hides the system's error number in its text
-            number = re.search(r'os error (\d+)', str(e))
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else e
+    content = save(flat, {k: str(v) for k, v in (meta or {}).items()})
+    with atomic_path(path) as part: part.write_bytes(content)
     return Path(path)
 
 def load_tensors(
