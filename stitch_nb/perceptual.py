@@ -151,7 +151,7 @@ def choose_perceptual(
     if prefer not in ('auto','lpips','bundle'):
         raise StitchError(f"perceptual {prefer!r} is not known: choose 'auto', 'lpips' or 'bundle'")
     own = getattr(models, 'perceptual', None)
-    if own is not None and not isinstance(own, Perceptual): own = TrunkPerceptual(own)
+    if own is not None and not hasattr(own, 'distance'): own = TrunkPerceptual(own)
     if prefer=='bundle' and own is None: raise StitchError("this bundle has no perceptual trunk: choose 'lpips'")
     if own is not None and prefer!='lpips': return own,own.name
     try: P = lpips_perceptual(net, file).to(getattr(models, 'device', 'cpu'))
