@@ -95,7 +95,7 @@ class PooledHead(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.linear(x.to(self.linear.bias.dtype))
 
-# %% ../nbs/30_encode.ipynb #472b07b9
+# %% ../nbs/30_encode.ipynb #d435a6cd
 class Encoder(nn.Module):
     "e4e: a residual trunk, a feature pyramid, one w and a small offset for every other style layer."
     def __init__(self,
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
         self.load_state_dict(own)
         return self
 
-# %% ../nbs/30_encode.ipynb #b6692ea5
+# %% ../nbs/30_encode.ipynb #972a67c4
 def _batch(crops, start, stop, device):  # -> (n,3,H,H) float tensor in [-1,1] on `device`
     x = crops[start:stop]
     x = x if torch.is_tensor(x) else to_tensor(x)
@@ -218,7 +218,7 @@ def invert(
     finally: E.train(training)
     return torch.cat(pivots)
 
-# %% ../nbs/30_encode.ipynb #af3e1334
+# %% ../nbs/30_encode.ipynb #92cfceb3
 @dataclass(frozen=True)
 class PivotConfig:
     "How pivots are found by optimisation; every frame on its own."
@@ -247,7 +247,7 @@ class PivotConfig:
         up = min(1., t/self.rampup) if self.rampup else 1.
         return self.lr*(0.5-0.5*math.cos(math.pi*down))*up
 
-# %% ../nbs/30_encode.ipynb #92cfceb3
+# %% ../nbs/30_encode.ipynb #98fbc42f
 def optimise_pivots(
     G:nn.Module,           # Generator; it is not changed
     crops,                 # (T,3,R,R) tensor in [-1,1], or (T,R,R,3) uint8 array
