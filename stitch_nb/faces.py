@@ -309,11 +309,10 @@ def join_tracks(
 def choose_person(
     people:list,         # of dicts frame -> Detection
     person='largest',    # 'largest', or a number counted from the left, 0 first
-    n_frames:int=1,      # frames of the clip
 )->tuple:                # the chosen dict, its number from the left, how many people there are
-    "Which of the people in view is meant."
+    "Which of the people in view is meant; who is there less than a third as long as another does not count."
     most = max(map(len, people))
-    seen = [p for p in people if len(p)>=min(most, max(2, .1*n_frames))]
+    seen = [p for p in people if len(p)>=.3*most]
     seen.sort(key=lambda p: np.mean([d.centre[0] for d in p.values()]))
     if person=='largest': i = int(np.argmax([sum(d.size for d in p.values()) for p in seen]))
     elif isinstance(person, (int,np.integer)) and not isinstance(person, bool) and 0<=person<len(seen): i = int(person)
@@ -405,7 +404,7 @@ def find_faces(
     hint = "; the bundle's detector knows only rendered people, try --landmarks face_alignment or dlib" if name=='bundle' else \
            '; check that a face is in view and upright, or try another --landmarks'
     if not any(detections): raise StitchError(f'no face in any of the {T} frames{hint}')
-    faces, index, people = choose_person(join_tracks(link_faces(detections)), person, T)
+    faces, index, people = choose_person(join_tracks(link_faces(detections)), person)
     found = np.isin(np.arange(T), list(faces))
     if (~found).mean()>max_missing:
         raise StitchError(f'the face is missing in {int((~found).sum())} of {T} frames ({say_ranges(frame_ranges(~found))}), more than '
