@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from .core import StitchError, autocast, check_shape, clone_network, to_tensor
 from .generator import compute_dtype, upsample_rgb
+from .pti import tuning_dtype
 
 # %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StitchConfig:
     chain:int = 1                 # frames in a row that start from their predecessor's weights; 1: every frame from G_pti (paper)
     chain_steps:int|None = None   # updates for the warm-started ones; None: `steps`
     tie:float = 1e-5              # L1 differences at or below count as none (see the notebook); 0: plain L1
-    dtype:str = 'float32'         # 'float32' (reference) or 'bfloat16' autocast
+    dtype:str = 'auto'            # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
     workers:int = 0               # frames at once on a CPU, one thread each; 0: as many as torch has threads
 
     def __post_init__(self):
@@ -44,13 +45,13 @@ class StitchConfig:
         check(self.chain_steps is None or (isinstance(self.chain_steps, int) and self.chain_steps >= 0), 'chain_steps', 'use a whole number or None')
         check(0 < self.lr < math.inf, 'lr', 'use a positive number, e.g. 0.001')
         for name in ('lambda_m', 'border_threshold', 'tie'): check(0 <= getattr(self, name) < math.inf, name, 'use zero or a positive number')
-        for name, values in dict(norm=('l1', 'l2'), area=('mask', 'crop'), tune=('generator', 'latent'), dtype=('float32', 'bfloat16')).items():
-            check(getattr(self, name) in values, name, f'use {values[0]!r} or {values[1]!r}')
+        for name, values in dict(norm=('l1', 'l2'), area=('mask', 'crop'), tune=('generator', 'latent'), dtype=('auto', 'float32', 'bfloat16')).items():
+            check(getattr(self, name) in values, name, 'use ' + ' or '.join(map(repr, values)))
 
     @classmethod
     def reference(cls, **changes)->'StitchConfig':
         "The authors' code, for their 1024 px generator; `changes` replace fields."
-        return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', tie=0.), **changes)
+        return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', tie=0., dtype='float32'), **changes)
 
 # %% ../nbs/70_stitch.ipynb #f1abd670
 def masked_error(
@@ -125,14 +126,17 @@ class FrameTuner:
     )->tuple:                     # image (3,R,R) float32 detached; dict(border, content: (evaluations,), updates)
         "Tune from the present weights; the picture that comes out."
         c, device = self.config, w_edit.device
+        dtype = tuning_dtype(c.dtype, device)
         w = w_edit.detach().clone()[None].requires_grad_(c.tune == 'latent')
         optimiser = self.optimiser([w] if c.tune == 'latent' else self.params)
         all_styles, frozen, split = lambda: self.G_st.styles(w) if styles is None else styles, None, c.first_resolution
         if c.tune == 'latent': split = 4
         if split > 4:
-            with torch.no_grad(), autocast(device, c.dtype): frozen = draw_blocks(self.G_st, all_styles(), last=split)
+            with torch.no_grad(), autocast(device, dtype): frozen = draw_blocks(self.G_st, all_styles(), last=split)
         def draw():
-            with autocast(device, c.dtype): return draw_blocks(self.G_st, all_styles(), split, state=frozen)[1][0].float()
+            with autocast(device, dtype): return draw_blocks(self.G_st, all_styles(), split, state=frozen)[1][0].float()
+        @torch.no_grad()
+        def final(): return draw_blocks(self.G_st, all_styles())[1][0]     # always in float32
         if edit is None:
             with torch.no_grad(): edit = draw()
         border_mask, content_mask = (torch.as_tensor(m).to(device, torch.float32) for m in (masks.border, masks.content))
@@ -145,15 +149,14 @@ class FrameTuner:
             loss_content = masked_error(image, edit, content_mask, c.norm, c.area, c.tie)
             history.append(torch.stack([loss_border, loss_content]).detach().double().tolist())
             if not all(map(math.isfinite, history[-1])):
-                raise StitchError(f'stitching diverged at update {step + 1}: the border term is {history[-1][0]}; use a smaller lr than {c.lr:g}' + (', or dtype float32' if c.dtype != 'float32' else ''))
+                raise StitchError(f'stitching diverged at update {step + 1}: the border term is {history[-1][0]}; use a smaller lr than {c.lr:g}' + (", or dtype='float32'" if c.dtype != 'float32' else ''))
             if history[-1][0] < c.border_threshold: break
             optimiser.zero_grad(set_to_none=True)
             (loss_border + c.lambda_m * loss_content).backward()
             for group in optimiser.param_groups: group['lr'] = c.lr * (.5 + .5 * math.cos(math.pi * step / steps) if c.ramp else 1.)
             optimiser.step()
             image = None
-        if image is None:
-            with torch.no_grad(): image = draw()
+        if image is None or dtype != 'float32': image = final()
         terms = np.array(history, dtype=np.float64).reshape(-1, 2)
         stopped_early = len(terms) > 0 and terms[-1, 0] < c.border_threshold
         return image.detach(), dict(border=terms[:, 0], content=terms[:, 1], updates=len(terms) - stopped_early)

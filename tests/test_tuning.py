@@ -137,7 +137,7 @@ def test_divergence_is_an_error_and_keeps_the_last_good_state(G, clip, tmp_path)
 
 
 def test_bfloat16_is_close(G, clip):
-    a, ha = tune_generator(G, *clip, Pooled(), PTIConfig(passes=6, batch=2))
+    a, ha = tune_generator(G, *clip, Pooled(), PTIConfig(passes=6, batch=2, dtype='float32'))
     b, hb = tune_generator(G, *clip, Pooled(), PTIConfig(passes=6, batch=2, dtype='bfloat16'))
     assert abs(ha['psnr'][-1] - hb['psnr'][-1]) < .5 and all(p.dtype == torch.float32 for p in b.parameters())
 
@@ -170,7 +170,7 @@ def make_masks(border=True, content=True):
     return SimpleNamespace(border=b, content=c)
 
 
-quick = StitchConfig(steps=6, lr=3e-3, lambda_m=.1, workers=2)
+quick = StitchConfig(steps=6, lr=3e-3, lambda_m=.1, workers=2, dtype='float32')
 
 
 def test_stitching_moves_the_border_and_touches_nothing_else(G, clip):
@@ -193,6 +193,15 @@ def test_empty_masks(G, clip, norm, area):
     assert image.isfinite().all() and (history['content'] == 0).all() and history['border'][-1] < history['border'][0]
     image, _ = stitch_frame(G, clip[0][0], clip[1][0], None, make_masks(), StitchConfig(steps=3, norm=norm, area=area, lambda_m=0.))
     assert image.isfinite().all()
+
+
+def test_half_precision_ends_with_a_picture_in_full(G, clip):
+    edit, masks = G.synthesis(clip[0][:1])[0].detach(), make_masks()
+    untuned, history = stitch_frame(G, clip[0][0], clip[1][0], None, masks, StitchConfig(steps=20, dtype='bfloat16', border_threshold=99.))
+    assert torch.equal(untuned, edit) and history['updates'] == 0 and history['content'][0] == 0
+    a, _ = stitch_frame(G, clip[0][0], clip[1][0], None, masks, StitchConfig(steps=20, dtype='bfloat16', lr=3e-3))
+    b, _ = stitch_frame(G, clip[0][0], clip[1][0], None, masks, StitchConfig(steps=20, dtype='float32', lr=3e-3))
+    assert (a - b).abs().mean() < .1 * (b - edit).abs().mean()
 
 
 def test_l1_ties_have_no_gradient():
