@@ -22,10 +22,10 @@ from .dataset import ATTRIBUTES, MEAN, STD, background, changed, make_pose, over
 from .renderer import Camera, Light, Person, Studio, load_head
 from ..video import write_video
 
-# %% ../../nbs/people/18_clips.ipynb #77de68da
+# %% ../../nbs/people/18_clips.ipynb #1b645389
 TEXT = "Every face you see here is made of numbers. Now, let us make it smile."
 
-# %% ../../nbs/people/18_clips.ipynb #1b645389
+# %% ../../nbs/people/18_clips.ipynb #ac3478d6
 def speak(
     text:str,
     path:Path,          # .wav to write
@@ -37,7 +37,7 @@ def speak(
     subprocess.run(["espeak-ng", "-v", voice, "-s", str(speed), "-w", str(path), text], check=True)
     return path
 
-# %% ../../nbs/people/18_clips.ipynb #ac3478d6
+# %% ../../nbs/people/18_clips.ipynb #c1dfd96e
 def envelope(
     path:Path,  # .wav, mono 16 bit
     fps:float,  # frames a second
@@ -54,7 +54,7 @@ def envelope(
         bright[t] = (f[len(f) // 8:].sum() / f.sum()) ** .5
     return np.clip(loud / (np.quantile(loud, .92) + 1e-9), 0, 1), np.clip(bright / max(bright.max(), 1e-9), 0, 1)
 
-# %% ../../nbs/people/18_clips.ipynb #c1dfd96e
+# %% ../../nbs/people/18_clips.ipynb #fe5dbbce
 def slow(
     rng:np.random.Generator,
     T:int,
@@ -65,7 +65,7 @@ def slow(
     t = np.arange(T) / period * 2 * np.pi
     return size * sum(rng.normal() * np.sin(t * k + rng.uniform(0, 6.3)) / k for k in (.6, 1., 1.9))
 
-# %% ../../nbs/people/18_clips.ipynb #902ba3cd
+# %% ../../nbs/people/18_clips.ipynb #0ade7c2c
 def blinks(T:int, at:tuple)->np.ndarray:
     "(T,) openness of the eyes: closes over 2 frames, opens over 3, at each frame of `at`."
     out = np.ones(T)
@@ -74,7 +74,7 @@ def blinks(T:int, at:tuple)->np.ndarray:
             if 0 <= f + k < T: out[f + k] = min(out[f + k], v)
     return out
 
-# %% ../../nbs/people/18_clips.ipynb #fe5dbbce
+# %% ../../nbs/people/18_clips.ipynb #b1d57811
 def talking(
     rng:np.random.Generator,
     loud:np.ndarray,    # (T,) in [0,1]
@@ -90,7 +90,7 @@ def talking(
     return [dict(smile=mood + .04 * open_[t], mouth_open=.62 * open_[t], eyes_open=float(eyes[t]), brows=float(.3 * open_[t] + slow(np.random.default_rng(5), T, 50, .12)[t]), yaw=float(yaw[t]), pitch=float(pitch[t]),
                  roll=float(roll[t]), gaze=(float(gx[t]), float(gy[t])), extra=dict(mouthFunnel=.35 * round_[t], mouthPucker=.15 * round_[t], mouthStretchLeft=.25 * bright[t] * loud[t], mouthStretchRight=.25 * bright[t] * loud[t])) for t in range(T)]
 
-# %% ../../nbs/people/18_clips.ipynb #0ade7c2c
+# %% ../../nbs/people/18_clips.ipynb #7b52009b
 def film(
     studio:Studio,
     cast:list,          # of (Person, [T states], [T shifts (3,)])
@@ -113,7 +113,7 @@ def film(
         if progress: progress(t + 1, T, "film")
     return np.array(frames), np.array(labels), np.array(marks)
 
-# %% ../../nbs/people/18_clips.ipynb #b1d57811
+# %% ../../nbs/people/18_clips.ipynb #bd307a3e
 def save_clip(
     out:Path,
     name:str,
@@ -130,23 +130,23 @@ def save_clip(
         if done.returncode: raise RuntimeError(f"ffmpeg could not write {name}.mp4: {done.stderr.strip().splitlines()[-1]}")
     if truth: np.savez_compressed(out / f"{name}.truth.npz", **truth)
 
-# %% ../../nbs/people/18_clips.ipynb #17ba0791
+# %% ../../nbs/people/18_clips.ipynb #fa35e192
 def _truth(labels, marks, cast)->dict:
     "Arrays of NAME.truth.npz for the first person of the cast."
     p, states, _ = cast[0]; raw = [dict(s, age=p.years, gender=p.gender) for s in states]
     return dict(labels=labels, landmarks=(marks[:, 0] if marks.shape[1] == 1 else marks).astype(np.float32),
                 **{f"attribute_{k}": np.array([(r[k] - MEAN[k]) / STD[k] for r in raw], np.float32) for k in ATTRIBUTES})
 
-# %% ../../nbs/people/18_clips.ipynb #7b52009b
+# %% ../../nbs/people/18_clips.ipynb #f1abd670
 CAST = dict(talk=14, turn=30, pan=23, two=(42, 36)) # seeds of `sample_person`
 LIGHT = Light(key=(-.55, -.75, .45), key_colour=(1.9, 1.82, 1.72), fill_colour=(.34, .37, .42), rim_colour=(.5, .5, .52))
 
-# %% ../../nbs/people/18_clips.ipynb #bd307a3e
+# %% ../../nbs/people/18_clips.ipynb #1574bddb
 def talker(who):
     "The speaker of `talk`: a grown-up with a calm face, short hair and room to age."
     return who(CAST["talk"], years=32., hair_style="short", beard=0., recede=.3)
 
-# %% ../../nbs/people/18_clips.ipynb #fa35e192
+# %% ../../nbs/people/18_clips.ipynb #0716d970
 @call_parse
 def make_clips(
     out:Param("Folder to write to", str)="data_samples",
