@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_tensors, pick_device, save_tensors
 
 # %% ../nbs/88_models.ipynb #0ade7c2c
@@ -121,7 +122,7 @@ class Bundle:
 def bundle_folders()->list[Path]:  # where bundles are looked for by name, in this order
     "The package's own bundles, then the user's (STITCH_NB_HOME, else ~/.cache/stitch_nb)."
     home = Path(environ.get("STITCH_NB_HOME") or Path.home()/".cache"/"stitch_nb")
-    return [Path(__file__).parent/"bundles", home/"bundles"]
+    return [Path(stitch_nb.__file__).parent/"bundles", home/"bundles"]
 
 def installed_bundles()->dict[str,Path]:  # name to folder
     "The bundles that `load_models` finds by name."

@@ -1,5 +1,7 @@
 "The default clip with the bundle that comes with the package, in a hurry."
 import socket
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,3 +66,16 @@ def test_the_other_samples(models, tmp_path, name):
     run = edit_clip(clip, "age=1", tmp_path, models, QUICK)
     assert run.metrics["leak"] == 0 and len(read_clip(run.result)) == 3
     if name == "two": assert run.record["stages"]["faces"]["people"] == 2
+
+
+@pytest.mark.parametrize("mask", ["parser", "hull"])
+def test_a_real_clip(models, tmp_path, mask):
+    "Real footage with dlib's landmarks runs to the end; what is outside of the mask stays."
+    path = Path(__file__).resolve().parents[2]/"shared"/"data"/"portrait_640.mp4"
+    if not path.is_file(): pytest.skip("the real clip is not here")
+    pytest.importorskip("dlib")
+    clip = read_clip(path, frames=slice(0, 2))
+    run = edit_clip(clip, "smile=1", tmp_path, models, replace(QUICK, landmarks="dlib", mask=mask))
+    result = read_clip(run.result)
+    assert (len(result), result.fps, result.width, result.height) == (2, clip.fps, clip.width, clip.height)
+    assert run.metrics["outside_identical"] == 1 and run.metrics["psnr"]["pti"]["mean"] > 10 and run.record["landmarks"] == "dlib"

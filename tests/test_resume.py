@@ -18,7 +18,7 @@ from stitch_nb.pipeline import OUTPUTS, RunConfig, edit_clip
 from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
 
-CONFIG = RunConfig(mask="hull", pti=PTIConfig(passes=7), stitch=StitchConfig(steps=3), lossless=True)
+CONFIG = RunConfig(mask="hull", pti=PTIConfig(passes=7, dtype="float32"), stitch=StitchConfig(steps=3, dtype="float32"), lossless=True)
 STAGES = ("faces", "crops", "masks", "pivots", "generator", "recon", "stitched", "result", "compare")
 
 
@@ -126,20 +126,21 @@ def test_a_clip_of_another_content_is_another_clip(tmp_path, monkeypatch, models
 def shell(out, clip, bundle, limit=None, **kwargs):
     "The command as a process of its own, its files no longer than `limit` bytes."
     command = [sys.executable, str(Path(__file__).with_name("tiny.py")), "stitch_edit", str(clip), "--edit", "smile=1", "--models", str(bundle), "--mask", "hull",
-               "--pti_steps", "7", "--stitch_steps", "3", "--lossless", "--device", "cpu", "--out", str(out)]
+               "--pti_steps", "7", "--stitch_steps", "3", "--lossless", "--device", "cpu", "--dtype", "float32", "--out", str(out)]
     at_start = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=at_start, **kwargs)
 
 
 def finish(process):
-    said, errors = process.communicate(timeout=120)
+    said, errors = process.communicate(timeout=600)
     return process.returncode, re.split(r"[\r\n]+", errors.strip())[-1], errors
 
 
 @pytest.fixture(scope="session")
 def shell_whole(folder, clip_path, bundle_path):
     "The bytes of the same run as a process."
-    assert finish(shell(folder/"shell", clip_path, bundle_path))[0] == 0
+    status, _, errors = finish(shell(folder/"shell", clip_path, bundle_path))
+    assert status == 0, errors[-2000:]
     return bytes_of(folder/"shell")
 
 
@@ -170,7 +171,7 @@ def test_ctrl_c_in_a_shell(tmp_path, clip_path, bundle_path, shell_whole, stage)
     "A real SIGINT to the process group, as a terminal sends it, once the stage before has finished."
     process = shell(tmp_path, clip_path, bundle_path, start_new_session=True)
     before = STAGES[STAGES.index(stage) - 1]
-    end = time.time() + 90
+    end = time.time() + 300
     while not list(tmp_path.glob(f"stages/{before}-*.json")) and process.poll() is None and time.time() < end: time.sleep(.002)
     os.killpg(process.pid, signal.SIGINT)
     status, line, errors = finish(process)
