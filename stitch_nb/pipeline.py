@@ -35,7 +35,7 @@ from .metrics import (border_steps, flicker, identity_distance, identity_vectors
                                mouth_width, psnr, tg_id, tl_id, true_edit_psnr)
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
-from .pti import PTIConfig, tune_generator
+from .pti import PTIConfig, tune_generator, tuning_dtype
 from .show import strip
 from .stitch import StitchConfig, stitch_frames
 from .video import Clip, read_clip, write_video
@@ -79,7 +79,7 @@ class RunConfig:
 
 # %% ../nbs/80_pipeline.ipynb #17ba0791
 @contextmanager
-def measured():  # gives a dict that holds 'seconds' and 'peak_mib' (resident memory, highest value seen) after the block
+def measured():  # gives a dict that holds 'seconds', 'cpu_seconds' and 'peak_mib' (resident memory, highest value seen) after the block
     "Time and peak memory of a block."
     process, spent, over, seen = psutil.Process(), {}, threading.Event(), [0]
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
@@ -87,14 +87,14 @@ def measured():  # gives a dict that holds 'seconds' and 'peak_mib' (resident me
     def watch():
         while not over.wait(.02): look()
     look()
-    thread, start = threading.Thread(target=watch, daemon=True), time.perf_counter()
+    thread, start, cpu = threading.Thread(target=watch, daemon=True), time.perf_counter(), time.process_time()
     thread.start()
     try: yield spent
     finally:
         over.set()
         thread.join()
         look()
-        spent |= dict(seconds=round(time.perf_counter() - start, 3), peak_mib=round(seen[0]/2**20, 1))
+        spent |= dict(seconds=round(time.perf_counter() - start, 3), cpu_seconds=round(time.process_time() - cpu, 3), peak_mib=round(seen[0]/2**20, 1))
         if torch.cuda.is_available(): spent["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
 
 @dataclass(frozen=True)
@@ -408,7 +408,8 @@ def run_record(clip, edits, models, config, key, stages, perceptual, landmarks):
     source = dict(path=clip.path, key=clip_key(clip), width=clip.width, height=clip.height, fps=clip.fps, start=clip.start, frames=len(clip), audio=clip.has_audio)
     return dict(key=key, edits=[str(e) for e in edits], source=source, bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
                 landmarks=landmarks, perceptual=perceptual.name, settings=asdict(config), versions=versions,
-                machine=dict(system=platform.platform(), device=models.device, threads=torch.get_num_threads()),
+                machine=dict(system=platform.platform(), device=models.device, threads=torch.get_num_threads(),
+                             dtype=dict(pti=tuning_dtype(config.pti.dtype, models.device), stitch=tuning_dtype(config.stitch.dtype, models.device))),
                 seeds={k: v.seed for k in ("pti", "pivot", "stitch") if hasattr(v := getattr(config, k), "seed")},
                 stages={s.name: dict(key=s.key, reused=s.reused) | s.note for s in stages.values()})
 
