@@ -84,7 +84,7 @@ def stitch_edit(
     pivots:str=DEFAULT.pivots, # where latents come from: encoder, optimise, auto
     perceptual:str=DEFAULT.perceptual, # distance used in tuning: lpips, bundle, auto
     lossless:bool=DEFAULT.lossless, # write result.mp4 without loss, for measuring
-    dtype:str=DEFAULT.pti.dtype, # float32 (reference) or bfloat16, in tuning and stitching
+    dtype:str=DEFAULT.pti.dtype, # of tuning and stitching: float32 (reference), bfloat16, auto (bfloat16 where the hardware has it)
     seed:int=DEFAULT.pti.seed, # of the order of frames in tuning
     truth:str="", # the same clip truly edited, if there is one: measured against
     device:str="auto", # auto, cpu, cuda, mps

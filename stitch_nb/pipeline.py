@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'ARMS', 'RunConfig', 'measured', 'Stage', 'run_stage', 'write_json', 'as_json', 'write_rows', 'clip_key',
-           'faces_stage', 'crops_stage', 'masks_stage', 'choose_perceptual', 'pivots_stage', 'generator_stage',
-           'load_pivots', 'load_generator', 'draw', 'recon_stage', 'FrameMasks', 'first_to_do', 'edited_latents',
-           'stitched_stage', 'nearest_landmarks', 'pasted_frames', 'strip_size', 'summary', 'Run', 'as_edits',
-           'make_way', 'run_record', 'edit_clip', 'check_places', 'finished', 'strip_frames', 'write_outputs', 'ablate']
+           'faces_stage', 'crops_stage', 'masks_stage', 'pivots_stage', 'generator_stage', 'load_pivots',
+           'load_generator', 'draw', 'recon_stage', 'FrameMasks', 'first_to_do', 'edited_latents', 'stitched_stage',
+           'nearest_landmarks', 'pasted_frames', 'strip_size', 'summary', 'Run', 'as_edits', 'make_way', 'run_record',
+           'edit_clip', 'check_places', 'finished', 'strip_frames', 'write_outputs', 'ablate']
 
 # %% ../nbs/80_pipeline.ipynb #77de68da
 import json
@@ -35,6 +35,7 @@ from .metrics import (border_steps, flicker, identity_distance, identity_vectors
                                mouth_width, psnr, tg_id, tl_id, true_edit_psnr)
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
+from .perceptual import choose_perceptual
 from .pti import PTIConfig, tune_generator, tuning_dtype
 from .show import strip
 from .stitch import StitchConfig, stitch_frames
@@ -59,6 +60,7 @@ class RunConfig:
     dilation:int|None = None     # pixels of the crop at R; None: 50 at 1024, in proportion
     inner:int = 0                # pixels of the crop at R by which the face mask is grown first
     whole_image_border:bool = False  # everything outside of the mask is border
+    edge:bool = True             # the rim of the crop is border too where the mask reaches it: a neck does not end with the crop (authors' code: yes; paper's formula: no)
     feather:int = 0              # pixels of the crop at R over which the paste fades out
     keep_detail:bool = False     # paste what changed instead of the crop: keeps detail finer than the crop
     lossless:bool = False        # write RGB without loss, for measuring
@@ -205,19 +207,6 @@ def masks_stage(models, config, faces, crops, quads, folder, progress):
     return run_stage(folder, "masks", (crops.key, config.mask, models.hash), ".npy", make, progress)
 
 # %% ../nbs/80_pipeline.ipynb #91032ad7
-def choose_perceptual(
-    name:str,        # 'auto', 'bundle', 'lpips'
-    models:Bundle,   # its own trunk, if it has one
-)->tuple:            # the perceptual network on the bundle's device, and why it is another than asked for ('')
-    "LPIPS or the bundle's own trunk; never a download unless it is asked for or there is no other."
-    if name == "bundle" and models.perceptual is None: raise StitchError(f"bundle {models.name!r} has no perceptual trunk: use --perceptual lpips")
-    if models.perceptual is not None and name != "lpips": return models.perceptual, ""
-    from stitch_nb.perceptual import lpips_perceptual
-    try: return lpips_perceptual("alex").to(models.device), ""
-    except Exception as error:
-        if models.perceptual is None: raise StitchError(f"LPIPS could not be loaded ({' '.join(str(error).split())[:120]}), and bundle {models.name!r} has no perceptual trunk of its own") from None
-        return models.perceptual, f"LPIPS could not be loaded ({' '.join(str(error).split())[:120]}): the bundle's trunk was used"
-
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (T,L,D), float32."
     if config.pivots == "encoder" and models.encoder is None: raise StitchError(f"bundle {models.name!r} has no encoder: use --pivots optimise")
@@ -287,7 +276,7 @@ class FrameMasks:
     def __getitem__(self, t):
         c = self.config
         return stitch_masks(torch.from_numpy(np.array(self.heads[t])).float(), self.R, dilation=c.dilation, inner=c.inner, variant=c.variant,
-                            whole_image_border=c.whole_image_border, frame=t)
+                            whole_image_border=c.whole_image_border, edge=c.edge, frame=t)
 
 def first_to_do(
     first:int,            # first frame that has no file
@@ -318,7 +307,7 @@ def stitched_stage(clip, models, config, edits, crops, masks, pivots, generator,
                 if t >= first: save_arrays(path/f"{t:06d}.npz", edit=edit, stitched=to_image(stitched) if history else stitched)
                 tick(t + 1, T, f"border {history['border'][-1]:.3f}" if history and len(history["border"]) else "")
     inputs = (crops.key, masks.key, pivots.key, generator.key if generator else models.hash, edits, [models.directions[e.name] for e in edits],
-              config.stitching, config.stitch if config.stitching else "", config.dilation, config.inner, config.variant, config.whole_image_border)
+              config.stitching, config.stitch if config.stitching else "", config.dilation, config.inner, config.variant, config.whole_image_border, config.edge)
     return run_stage(folder, "stitched", inputs, "", make, progress)
 
 # %% ../nbs/80_pipeline.ipynb #4d134bc0
@@ -402,12 +391,12 @@ def make_way(
     shelf.mkdir(parents=True)
     for path in there: path.rename(shelf/path.name)
 
-def run_record(clip, edits, models, config, key, stages, perceptual, landmarks):
+def run_record(clip, edits, models, config, key, stages, distance, landmarks):
     "What run.json says, but for the outcome."
     versions = dict(stitch_nb=stitch_nb.__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
     source = dict(path=clip.path, key=clip_key(clip), width=clip.width, height=clip.height, fps=clip.fps, start=clip.start, frames=len(clip), audio=clip.has_audio)
     return dict(key=key, edits=[str(e) for e in edits], source=source, bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
-                landmarks=landmarks, perceptual=perceptual.name, settings=asdict(config), versions=versions,
+                landmarks=landmarks, perceptual=distance, settings=asdict(config), versions=versions,
                 machine=dict(system=platform.platform(), device=models.device, threads=torch.get_num_threads(),
                              dtype=dict(pti=tuning_dtype(config.pti.dtype, models.device), stitch=tuning_dtype(config.stitch.dtype, models.device))),
                 seeds={k: v.seed for k in ("pti", "pivot", "stitch") if hasattr(v := getattr(config, k), "seed")},
@@ -431,7 +420,7 @@ def edit_clip(
     edits, out = as_edits(edits, models), Path(out)
     check_places(clip, out, truth)
     folder = Path(stages) if stages is not None else out/"stages"
-    perceptual, why = choose_perceptual(config.perceptual, models)
+    perceptual, distance = choose_perceptual(models, config.perceptual)
     faces, backend = faces_stage(clip, models, config, folder, progress)
     crops, quads = crops_stage(clip, models, config, faces, folder, progress)
     masks = masks_stage(models, config, faces, crops, quads, folder, progress)
@@ -442,13 +431,13 @@ def edit_clip(
     done = {s.name: s for s in (faces, crops, masks, pivots, generator, recon, stitched) if s is not None}
     key = hash_of([s.key for s in done.values()], config, clip_key(truth) if truth else "")
     make_way(out, key)
-    record = run_record(clip, edits, models, config, key, done, perceptual, faces.note["landmarks"])
+    record = run_record(clip, edits, models, config, key, done, distance, faces.note["landmarks"])
     if finished(out, key): return Run(out, *(out/n for n in OUTPUTS[:3]), json.loads((out/"metrics.json").read_text()), json.loads((out/"run.json").read_text()), done, quads)
     write_json(out/"run.json", record | dict(finished=False))
     with measured() as spent: metrics, notes = write_outputs(out, clip, models, config, backend, done, quads, truth, progress)
     record["stages"]["result"] = spent | dict(reused=False)
     spends = record["stages"].values()
-    record |= dict(seconds=round(sum(s["seconds"] for s in spends), 3), peak_mib=max(s["peak_mib"] for s in spends), finished=True, notes=[*([why] if why else []), *notes],
+    record |= dict(seconds=round(sum(s["seconds"] for s in spends), 3), peak_mib=max(s["peak_mib"] for s in spends), finished=True, notes=notes,
                    outputs={n: hash_of(out/n) for n in OUTPUTS[:4]})
     write_json(out/"run.json", record)
     return Run(out, *(out/n for n in OUTPUTS[:3]), metrics, as_json(record), done, quads)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def wheel(tmp_path_factory):
     if importlib.util.find_spec("setuptools") is None: pytest.skip("setuptools is needed to build without the network")
     folder = tmp_path_factory.mktemp("wheel")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     names = [n for n in listed.stdout.split("\0") if n] if listed.returncode == 0 else []
     if not names: pytest.skip("the files of the project are known from its repository only")
     for name in names:
