@@ -434,7 +434,7 @@ def train_small(
         save_network(out/f'{name}.safetensors', net)
     return nets
 
-# %% ../../nbs/people/30_train_small.ipynb #f6e1126c
+# %% ../../nbs/people/30_train_small.ipynb #bc33ea4e
 @call_parse
 def main(
     data:str='data',     # folder of shards
