@@ -324,7 +324,7 @@ def pasted_frames(clip, models, config, backend, landmarks, quads, crops, masks,
     truths = truth.frames() if truth is not None else iter(lambda: None, 0)
     for t, (frame, true) in enumerate(zip(clip.frames(), truths)):
         kept, full = load_arrays(stitched.path/f"{t:06d}.npz"), heads[t].full
-        result, blended = (paste(frame, kept[name], quads[t], full, config.feather, residual=pictures[t] if config.keep_detail else None) for name in ("stitched", "edit"))
+        result, blended = (paste(frame, kept[name], quads[t], full, config.feather, residual=np.array(pictures[t]) if config.keep_detail else None) for name in ("stitched", "edit"))
         where = np.asarray(paste_mask(quads[t], full, *frame.shape[:2]))
         row = {f"steps_{k}": border_steps(p, where)[0] for k, p in (("source", frame), ("stitched", result), ("blended", blended))}
         row |= dict(leak=leak(result, frame, where), flicker=flicker([last[0], result], [last[1], frame]) if last else np.nan)
