@@ -129,7 +129,7 @@ class GeneratorTraining:
     w_dim:int=256               # generator, encoder
     channel_base:int=4096       # generator
     channel_max:int=256         # generator
-    mapping_layers:int=2        # generator
+    mapping_layers:int=4        # generator
     seed:int=0                  # of weights and batches
 
     def __post_init__(self):
@@ -544,7 +544,7 @@ def train(
         training.save(checkpoint)
         raise
     index = np.random.default_rng(config.seed).permutation(len(batches.crops))[:6000]
-    fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0], 600)
+    fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0])
     training.G.mapping.load_state_dict(training.G_ema.mapping.state_dict())
     look(last=True)
     return training
