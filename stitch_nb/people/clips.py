@@ -19,7 +19,7 @@ import numpy as np
 from fastcore.script import Param, call_parse
 
 from .dataset import ATTRIBUTES, MEAN, STD, background, changed, make_pose, over, sample_person
-from .renderer import Camera, Light, Person, Studio, load_head
+from .renderer import Camera, Light, Studio, load_head
 from ..video import write_video
 
 # %% ../../nbs/people/18_clips.ipynb #1b645389

@@ -15,20 +15,20 @@ import numpy as np
 from fastcore.script import Param, call_parse
 
 from ..align import crop_frame, quads_from_landmarks
-from .renderer import (FACE_WORDS, HAIR_STYLES, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
+from .renderer import (FACE_WORDS, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
 
-# %% ../../nbs/people/15_dataset.ipynb #1b645389
+# %% ../../nbs/people/15_dataset.ipynb #ac3478d6
 ATTRIBUTES = ("smile", "age", "gender", "yaw", "pitch", "roll", "mouth_open", "eyes_open")
 MEAN = dict(smile=.30, age=46., gender=.5, yaw=0., pitch=0., roll=0., mouth_open=.16, eyes_open=.90) # of the raw attribute
 STD = dict(smile=.38, age=18., gender=.40, yaw=.26, pitch=.13, roll=.08, mouth_open=.20, eyes_open=.24) # raw units of one unit of strength
 SCALE = 1.05  # of the aligned crop, see `stitch_nb.align`
 RESOLUTION = 128
 
-# %% ../../nbs/people/15_dataset.ipynb #c1dfd96e
+# %% ../../nbs/people/15_dataset.ipynb #902ba3cd
 EYES = ((.16, .08, .035), (.10, .05, .022), (.05, .16, .30), (.08, .20, .12), (.16, .19, .20), (.20, .14, .05)) # brown, dark, blue, green, grey, hazel; linear RGB
 HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.20, .10, .045), (.42, .27, .11), (.58, .42, .22), (.26, .065, .02)) # black to blond, red
 
-# %% ../../nbs/people/15_dataset.ipynb #902ba3cd
+# %% ../../nbs/people/15_dataset.ipynb #fe5dbbce
 def sample_person(
     rng:np.random.Generator,
     local_names:tuple, # names of anny's local changes
@@ -55,7 +55,7 @@ def sample_person(
         recede=float(rng.beta(1.2, 1.4)), volume=float(rng.uniform(0, 1)), brow=float(np.clip(.15 + .5 * gender + rng.normal(0, .22), 0, 1)), beard=float(rng.choice((0, .25, .55, .9), p=(.42, .22, .18, .18)) * rng.uniform(.8, 1.1)),
         makeup=float(rng.choice((0, rng.uniform(.2, 1)), p=(.4, .6))), cloth=tuple(map(float, np.clip(rng.uniform(.04, .6) * (1 + .45 * rng.normal(size=3)), .01, .8))), neckline=float(rng.uniform(0, 1)), seed=int(rng.integers(1 << 20)))
 
-# %% ../../nbs/people/15_dataset.ipynb #fe5dbbce
+# %% ../../nbs/people/15_dataset.ipynb #0ade7c2c
 def expression(
     smile:float=0.,       # -.5 (a frown) to 1
     mouth_open:float=0.,  # 0 to 1
@@ -72,7 +72,7 @@ def expression(
     for k, v in more.items(): a[k] = a.get(k, 0.) + v
     return tuple((k, float(v)) for k, v in a.items() if v)
 
-# %% ../../nbs/people/15_dataset.ipynb #0ade7c2c
+# %% ../../nbs/people/15_dataset.ipynb #b1d57811
 def look(
     yaw:float,   # of the eyes against the camera's axis, radians, positive to the picture's right
     pitch:float, # radians, positive up
@@ -81,7 +81,7 @@ def look(
     g = (np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch))
     return tuple(map(float, g)), {f"eyeLook{'Up' if pitch > 0 else 'Down'}{s}": min(abs(pitch) * 1.6, .8) for s in ("Left", "Right")}
 
-# %% ../../nbs/people/15_dataset.ipynb #b1d57811
+# %% ../../nbs/people/15_dataset.ipynb #17ba0791
 def sample_state(
     rng:np.random.Generator,
 )->dict: # raw attributes but age and gender, and the rest of an expression
@@ -97,7 +97,7 @@ def sample_state(
                 brows=float(np.clip(rng.normal(0, .35), -1, 1)), yaw=float(np.clip(rng.normal(0, .28), -.75, .75)), pitch=float(np.clip(rng.normal(0, .13), -.4, .4)), roll=float(np.clip(rng.normal(0, .08), -.3, .3)),
                 gaze=(float(rng.normal(0, .10)), float(rng.normal(0, .06))), extra=extra)
 
-# %% ../../nbs/people/15_dataset.ipynb #17ba0791
+# %% ../../nbs/people/15_dataset.ipynb #7b52009b
 def make_pose(
     state:dict,             # as from `sample_state`
     shift=(0., 0., 0.),     # metres
@@ -109,7 +109,7 @@ def make_pose(
     for k, v in lids.items(): a[k] = a.get(k, 0.) + v * min(1., state["eyes_open"])
     return Pose(tuple(a.items()), state["yaw"], state["pitch"], state["roll"], gaze, tuple(shift))
 
-# %% ../../nbs/people/15_dataset.ipynb #bd307a3e
+# %% ../../nbs/people/15_dataset.ipynb #fa35e192
 def sample_light(rng:np.random.Generator)->Light:
     "A key light from the front half, a weaker fill, a rim, and a sky; warm or cold."
     warm = rng.normal(0, .10); tint = lambda w: np.array([1 + w, 1, 1 - w])
@@ -119,7 +119,7 @@ def sample_light(rng:np.random.Generator)->Light:
                  rim=(float(rng.choice((-1, 1)) * .7), .8, .4), rim_colour=tuple(rng.uniform(0, .9) * tint(rng.normal(0, .1))),
                  sky=tuple(ambient * tint(-warm * .5)), ground=tuple(ambient * rng.uniform(.4, .8) * tint(warm)))
 
-# %% ../../nbs/people/15_dataset.ipynb #fa35e192
+# %% ../../nbs/people/15_dataset.ipynb #f1abd670
 def background(
     rng:np.random.Generator,
     size:int,           # pixels
@@ -144,7 +144,7 @@ def background(
     image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(3, 7)))).resize((size, size), Image.BICUBIC)
     return np.clip(np.asarray(image, np.float32) + rng.normal(0, 1.2, (size, size, 1)), 0, 255).astype(np.uint8)
 
-# %% ../../nbs/people/15_dataset.ipynb #f1abd670
+# %% ../../nbs/people/15_dataset.ipynb #1574bddb
 def over(
     rgba:np.ndarray,       # (S,S,4) uint8, colour premultiplied
     back:np.ndarray,       # (S,S,3) uint8
@@ -152,7 +152,7 @@ def over(
     "Composite a render over a background."
     return np.clip(rgba[..., :3] + back * (1 - rgba[..., 3:] / 255.) + .5, 0, 255).astype(np.uint8)
 
-# %% ../../nbs/people/15_dataset.ipynb #0716d970
+# %% ../../nbs/people/15_dataset.ipynb #9e6a55b6
 def attribute_vector(
     person:Person,
     state:dict,
@@ -161,7 +161,7 @@ def attribute_vector(
     raw = dict(state, age=person.years, gender=person.gender)
     return np.array([(raw[k] - MEAN[k]) / STD[k] for k in ATTRIBUTES], np.float32)
 
-# %% ../../nbs/people/15_dataset.ipynb #9e6a55b6
+# %% ../../nbs/people/15_dataset.ipynb #b3f0c7f6
 def changed(
     person:Person,
     state:dict,
@@ -175,7 +175,7 @@ def changed(
     low, high = dict(smile=(-.6, 1.25), mouth_open=(0, 1.2), eyes_open=(0, 1.45)).get(attribute, (-1.2, 1.2))
     return person, dict(state, **{attribute: float(np.clip(state[attribute] + step, low, high))})
 
-# %% ../../nbs/people/15_dataset.ipynb #91032ad7
+# %% ../../nbs/people/15_dataset.ipynb #472b07b9
 def warp_labels(
     labels:np.ndarray, # (S,S) uint8
     quad:np.ndarray,   # (4,2) corners ul, ll, lr, ur, pixels
@@ -189,7 +189,7 @@ def warp_labels(
     S = labels.shape[0]; inside = (x >= 0) & (y >= 0) & (x < S) & (y < S)
     return np.where(inside, labels[np.clip(y, 0, S - 1), np.clip(x, 0, S - 1)], 0).astype(np.uint8)
 
-# %% ../../nbs/people/15_dataset.ipynb #472b07b9
+# %% ../../nbs/people/15_dataset.ipynb #12c6fc06
 def whole_view(
     rng:np.random.Generator,
     people:list,      # of (rgba (S,S,4) premultiplied, landmarks (68,2)), at most two
@@ -211,7 +211,7 @@ def whole_view(
         points[k] = marks * s + offset
     return np.clip(frame + .5, 0, 255).astype(np.uint8), points
 
-# %% ../../nbs/people/15_dataset.ipynb #12c6fc06
+# %% ../../nbs/people/15_dataset.ipynb #d435a6cd
 def _place(
     rgba:np.ndarray,   # (H,W,4) uint8 premultiplied
     s:float,           # scale
@@ -228,7 +228,7 @@ def _place(
     if x1 > x0 and y1 > y0: out[y0:y1, x0:x1] = small[y0 - y:y1 - y, x0 - x:x1 - x]
     return out
 
-# %% ../../nbs/people/15_dataset.ipynb #d435a6cd
+# %% ../../nbs/people/15_dataset.ipynb #4d134bc0
 def render_shard(
     studio:Studio,
     seed:int,          # of the shard; identities are disjoint between shards
@@ -271,7 +271,7 @@ def render_shard(
                 for k, v in zip(two, (crop, c2, lab, l2, ATTRIBUTES.index(name), real)): two[k].append(v)
     return {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in out.items()}, {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in two.items()}
 
-# %% ../../nbs/people/15_dataset.ipynb #4d134bc0
+# %% ../../nbs/people/15_dataset.ipynb #f6e1126c
 def _to_crop(
     points:np.ndarray, # (P,2) frame pixels
     quad:np.ndarray,   # (4,2)
@@ -281,7 +281,7 @@ def _to_crop(
     ul, ll, lr, ur = quad; ex, ey = ur - ul, ll - ul
     m = np.linalg.inv(np.c_[ex, ey]); return ((points - ul) @ m.T * size - .5).astype(np.float32)
 
-# %% ../../nbs/people/15_dataset.ipynb #f6e1126c
+# %% ../../nbs/people/15_dataset.ipynb #887309d0
 def save_shard(out:Path, name:str, renders:dict, pairs:dict)->None:
     "Write one shard; the metadata last, so that a shard with metadata is complete."
     out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +290,7 @@ def save_shard(out:Path, name:str, renders:dict, pairs:dict)->None:
     for k in ("crops", "labels", "frames"): np.save(out / f"{k}_{name}.npy", renders[k])
     np.savez(out / f"meta_{name}.npz", attribute_names=np.array(ATTRIBUTES), **{k: renders[k] for k in ("identity", "attributes", "crop_landmarks", "frame_faces")})
 
-# %% ../../nbs/people/15_dataset.ipynb #22d200f8
+# %% ../../nbs/people/15_dataset.ipynb #63266754
 @call_parse
 def render_people(
     out:Param("Folder of the shards", str),
