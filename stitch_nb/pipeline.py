@@ -196,8 +196,9 @@ def masks_stage(models, config, faces, crops, quads, folder, progress):
     def make(path, tick):
         pictures, from_hull = np.load(crops.path, mmap_mode="r"), []
         def rows():
-            for t, picture in enumerate(pictures):
-                mask = face_mask(segment(models.parser, picture[None])[0]) if config.mask == "parser" else torch.zeros(1)
+            for t in range(len(pictures)):
+                if t % 8 == 0: heads = face_mask(segment(models.parser, pictures[t:t + 8])) if config.mask == "parser" else torch.zeros(8, 1)
+                mask = heads[t % 8]
                 if not mask.any():
                     from_hull.append(t)
                     mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], R)), R, R)

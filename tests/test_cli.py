@@ -161,7 +161,7 @@ def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle,
     tiny.use_disc(monkeypatch)
     labels = iter([np.ones((32, 32), np.uint8), np.zeros((32, 32), np.uint8), np.ones((32, 32), np.uint8)])
     central = np.pad(np.ones((16, 16), np.uint8), 8)
-    monkeypatch.setattr(pipeline, "segment", lambda S, crops: [next(labels)*central])
+    monkeypatch.setattr(pipeline, "segment", lambda S, crops: np.stack([next(labels)*central for _ in crops]))
     models = replace(load_models(bundle), parser=object())
     config = pipeline.RunConfig(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1))
     run = pipeline.edit_clip(read_clip(disc_clip, frames=slice(0, 3)), "smile=1", tmp_path, models, config)
