@@ -21,15 +21,15 @@ from .pti import tuning_dtype
 @dataclass(frozen=True)
 class StitchConfig:
     "How one frame's generator is tuned. `StitchConfig.reference()` is the authors' code."
-    steps:int = 40                # updates per frame at most; authors: 100
-    lr:float = 1e-3               # Adam; authors: 3e-4 at 1024 px
+    steps:int = 60                # updates per frame at most; authors: 100
+    lr:float = 1.2e-3             # Adam; authors: 3e-4 at 1024 px
     ramp:bool = True              # let the rate fall to zero along a cosine; authors: False
     norm:str = 'l1'               # 'l1' (paper) or 'l2' (authors' code)
-    lambda_m:float = .01          # weight of the content term; authors: 0.01
+    lambda_m:float = .1           # weight of the content term; authors: 0.01, with 100 steps
     area:str = 'mask'             # a term is its sum over pixels and channels divided by: 'mask' the mask's sum (code), 'crop' the crop's pixels (plain norm)
     border_threshold:float = 0.   # stop before an update if the border term is below; authors' README: 0.005 or 0.002 with l2; 0: never
     tune:str = 'generator'        # what is optimised: 'generator' (paper) or 'latent' (W+ only, for comparison)
-    first_resolution:int = 4      # px: blocks from here on are tuned; 4 is all of them (authors)
+    first_resolution:int|None = None  # px: blocks from here on are tuned; 4: all (authors); None: 32, or a quarter of R if that is less
     chain:int = 1                 # frames in a row that start from their predecessor's weights; 1: every frame from G_pti (paper)
     chain_steps:int|None = None   # updates for the warm-started ones; None: `steps`
     tie:float = 1e-5              # L1 differences at or below count as none (see the notebook); 0: plain L1
@@ -39,9 +39,10 @@ class StitchConfig:
     def __post_init__(self):
         def check(ok, name, remedy):
             if not ok: raise StitchError(f'StitchConfig.{name}={getattr(self, name)!r} is not possible; {remedy}')
-        for name, least in dict(steps=0, chain=1, workers=0, first_resolution=4).items():
+        for name, least in dict(steps=0, chain=1, workers=0).items():
             v = getattr(self, name)
             check(isinstance(v, int) and v >= least, name, f'use a whole number of at least {least}')
+        check(self.first_resolution is None or (isinstance(self.first_resolution, int) and self.first_resolution >= 4), 'first_resolution', 'use 4, 8, 16 ... or None')
         check(self.chain_steps is None or (isinstance(self.chain_steps, int) and self.chain_steps >= 0), 'chain_steps', 'use a whole number or None')
         check(0 < self.lr < math.inf, 'lr', 'use a positive number, e.g. 0.001')
         for name in ('lambda_m', 'border_threshold', 'tie'): check(0 <= getattr(self, name) < math.inf, name, 'use zero or a positive number')
@@ -51,7 +52,7 @@ class StitchConfig:
     @classmethod
     def reference(cls, **changes)->'StitchConfig':
         "The authors' code, for their 1024 px generator; `changes` replace fields."
-        return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', tie=0., dtype='float32'), **changes)
+        return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', first_resolution=4, tie=0., dtype='float32'), **changes)
 
 # %% ../nbs/70_stitch.ipynb #f1abd670
 def masked_error(
@@ -99,13 +100,14 @@ class FrameTuner:
     ):
         self.halt = halt or threading.Event()
         self.config, self.G_st, self.home, self.params = config, clone_network(G_pti, trainable=False), [], []
+        self.first = config.first_resolution or min(32, G_pti.resolution // 4)
         theirs = dict(G_pti.named_parameters())
         for name, p in self.G_st.named_parameters():
-            if not name.startswith('synthesis.') or config.tune == 'latent' or int(name.split('.')[1][1:]) < config.first_resolution: continue
+            if not name.startswith('synthesis.') or config.tune == 'latent' or int(name.split('.')[1][1:]) < self.first: continue
             self.params.append(p.requires_grad_(True))
             self.home.append(theirs[name].detach())
         if config.tune == 'generator' and not self.params:
-            raise StitchError(f'first_resolution={config.first_resolution} px leaves nothing to tune; this generator ends at {G_pti.resolution} px')
+            raise StitchError(f'first_resolution={self.first} px leaves nothing to tune; this generator ends at {G_pti.resolution} px')
 
     @torch.no_grad()
     def reset(self):
@@ -129,7 +131,7 @@ class FrameTuner:
         dtype = tuning_dtype(c.dtype, device)
         w = w_edit.detach().clone()[None].requires_grad_(c.tune == 'latent')
         optimiser = self.optimiser([w] if c.tune == 'latent' else self.params)
-        all_styles, frozen, split = lambda: self.G_st.styles(w) if styles is None else styles, None, c.first_resolution
+        all_styles, frozen, split = lambda: self.G_st.styles(w) if styles is None else styles, None, self.first
         if c.tune == 'latent': split = 4
         if split > 4:
             with torch.no_grad(), autocast(device, dtype): frozen = draw_blocks(self.G_st, all_styles(), last=split)
@@ -196,8 +198,8 @@ def stitch_frame(
 # %% ../nbs/70_stitch.ipynb #cb4e5208
 def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, stop, progress):
     "Chains of frames, several at once, given back in order."
-    threads, on_cpu = torch.get_num_threads(), next(G_pti.parameters()).device.type == 'cpu'
-    workers = config.workers or threads if on_cpu else 1
+    threads, device = torch.get_num_threads(), next(G_pti.parameters()).device
+    workers = config.workers or threads if device.type == 'cpu' else 1
     local, halt = threading.local(), threading.Event()
     def one_chain(first):
         if not hasattr(local, 'tuner'):

@@ -149,7 +149,7 @@ def test_pti_settings(field, value):
     with pytest.raises(StitchError, match='nothing is fitted'): PTIConfig(lambda_l2=0, lambda_lpips=0)
 
 
-@pytest.mark.parametrize('field,value', [('steps', -1), ('steps', 1.5), ('chain', 0), ('workers', -1), ('lr', -1), ('lambda_m', float('nan')), ('norm', 'l3'),
+@pytest.mark.parametrize('field,value', [('steps', -1), ('steps', 1.5), ('chain', 0), ('workers', -1), ('first_resolution', 4.5), ('lr', -1), ('lambda_m', float('nan')), ('norm', 'l3'),
                                          ('area', 'all'), ('tune', 'all'), ('dtype', 'half'), ('first_resolution', 2), ('border_threshold', -1), ('chain_steps', -1)])
 def test_stitch_settings(field, value):
     with pytest.raises(StitchError, match=f'{field}=.*; '): StitchConfig(**{field: value})
