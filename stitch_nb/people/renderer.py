@@ -10,7 +10,7 @@ __all__ = ['PHENOTYPES', 'FACE_WORDS', 'SKIP_WORDS', 'JAW', 'DEPTH_VERTEX', 'DEP
            'hair_shells', 'hair_curtain', 'hair_bun', 'Body', 'Studio', 'anny_coefficients', 'skin_colour']
 
 # %% ../../nbs/people/10_renderer.ipynb #da4b9237
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
