@@ -27,7 +27,7 @@ class PTIConfig:
     lambda_l2:float = 10.         # weight of the mean squared error, pixels in [-1,1]; authors: 10
     lambda_r:float = .1           # weight of the locality regulariser; PTI paper: 0.1, authors' runs: 0
     lambda_r_l2:float = 1.        # inside the regulariser, weight of its L2 beside its LPIPS
-    alpha:float|None = None       # distance of the regulariser's latents from a pivot; authors: 30 (FFHQ); None: one spread of W
+    alpha:float|None = None       # distance of the regulariser's latents from a pivot; authors: 30 (FFHQ); None: half the spread of W
     early_stop:float|None = None  # dB: stop after a pass whose mean PSNR reaches this; None: never (authors)
     dtype:str = 'auto'            # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
     channels_last:bool = False    # memory layout of the weights; on CPU the plain one was faster (61 against 64 ms a frame)
@@ -284,7 +284,7 @@ def tune_generator(
         identity = hash_of(G, pivots, [hash_of(crops[t]) for t in range(T)], config, getattr(perceptual, 'name', None), locality_z)
         done = _load_progress(checkpoint, names, params, optimiser, rng, history, identity)
     features = TargetFeatures(perceptual, crops, device, config.batch) if perceptual is not None and done < config.passes else None
-    alpha = config.alpha or (latent_spread(G) if config.lambda_r else None)
+    alpha = config.alpha or (.5 * latent_spread(G) if config.lambda_r else None)
     enough = lambda: config.early_stop is not None and bool(history['psnr']) and history['psnr'][-1] >= config.early_stop
     while done < config.passes and not enough():
         order, record, errors = pass_order(T, config, rng), [], []
