@@ -61,7 +61,7 @@ class RunConfig:
     inner:int = 0                # pixels of the crop at R by which the face mask is grown first
     whole_image_border:bool = False  # everything outside of the mask is border
     edge:bool = True             # the rim of the crop is border too where the mask reaches it: a neck does not end with the crop (authors' code: yes; paper's formula: no)
-    feather:int = 0              # pixels of the crop at R over which the paste fades out
+    feather:int = 1              # pixels of the crop at R over which the paste fades out; 0: the hard edge of the paper and of the code's default
     keep_detail:bool = False     # paste what changed instead of the crop: keeps detail finer than the crop
     lossless:bool = False        # write RGB without loss, for measuring
     crf:int = 16                 # quality of the h264 video otherwise, 0 (best) to 51
