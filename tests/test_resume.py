@@ -127,7 +127,9 @@ def shell(out, clip, bundle, limit=None, **kwargs):
     "The command as a process of its own, its files no longer than `limit` bytes."
     command = [sys.executable, str(Path(__file__).with_name("tiny.py")), "stitch_edit", str(clip), "--edit", "smile=1", "--models", str(bundle), "--mask", "hull",
                "--pti_steps", "7", "--stitch_steps", "3", "--lossless", "--device", "cpu", "--dtype", "float32", "--out", str(out)]
-    at_start = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
+    def at_start():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)     # it is ignored where the tests themselves run in the background
+        if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=at_start, **kwargs)
 
 
