@@ -141,7 +141,7 @@ def test_readme_has_the_two_commands():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
 def test_notebook(path):
     "Small, without warnings and error outputs, and without what differs between two machines."
-    limit = 600_000 if {"figures", "people"} & set(path.parts) or path.stem in ("walkthrough", "index") else 240_000    # the guidance is 200 KB
+    limit = 600_000 if {"figures", "people"} & set(path.parts) or path.stem in ("walkthrough", "index") else 200_000
     assert path.stat().st_size < limit
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
