@@ -436,7 +436,7 @@ SKIN_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + FIELD + """
 in vec3 p, n, t; in vec4 m; flat in float kind; in float o;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 uniform vec3 skin, hair, lip_colour, iris, cloth, eye_l, eye_r, gaze, head_up, sleeve;
-uniform float redness, freckles, shine, wrinkles, brow, beard, makeup, scalp, line, recede, neckline, blink, smile, seed, frown;
+uniform float redness, freckles, shine, wrinkles, brow, beard, makeup, scalp, line, recede, neckline, smile, seed, frown;
 float ridge(float d, float w) { return exp(-d * d / (w * w)); }
 void main() {
   vec3 nn = normalize(n); float ax = abs(t.x), cls = 1.; vec3 v = normalize(eye - p);
@@ -507,9 +507,9 @@ void main() {
   a = mix(a, brow_colour, clamp(br * strands * mix(.65, 1.05, brow), 0., .95));
   // lash line on the lids
   // beard and stubble
-  float bd = smoothstep(-.050, -.062, t.z + .45 * max(0., .0)) * smoothstep(.085, .070, t.y) + smoothstep(.062, .070, t.y) * smoothstep(.084, .078, t.y) * step(t.z, -.01);
+  float bd = smoothstep(-.050, -.062, t.z) * smoothstep(.085, .070, t.y) + smoothstep(.062, .070, t.y) * smoothstep(.084, .078, t.y) * step(t.z, -.01);
   bd = max(bd, ridge(t.z + .058, .0065) * smoothstep(.034, .026, ax)); bd *= smoothstep(-.150, -.125, t.z) * (1. - lips) * step(t.y, .085) * (1. - .8 * m.y);
-  bd *= smoothstep(0., .012, abs(ax - .0) * .35 + .9 * abs(t.z + .088) + .001 + .02 * beard);
+  bd *= smoothstep(0., .012, ax * .35 + .9 * abs(t.z + .088) + .001 + .02 * beard);
   float line_b = smoothstep(.012, .0, (ax - .020) * .55 + (t.z + .070)) ; bd *= mix(line_b, 1., smoothstep(.030, .060, ax) * step(t.z, -.045 - (.075 - ax) * .5) + step(ax, .034));
   float bn = .5 + .8 * noise(s * 800.) ; a = mix(a, hair * .8 + .004, clamp(bd * beard * bn, 0., 1.) * .88);
   // shaved scalp under the hair
@@ -521,7 +521,7 @@ void main() {
   vec3 wrap = mix(vec3(.34, .16, .11), vec3(.18, .10, .08), clamp(1. - skin.r * 1.6, 0., 1.));
   vec3 lit = shade(a, nn, p, ao, wrap, rough, .028 * (.5 + sheen), sh);
   if (t.z < neck_line) cls = 14.;
-  if (ax < .0215 && t.z < -.004 && t.z > -.0545 && t.y < mix(-.005, -.022, smoothstep(-.02, -.045, t.z) * .0) && ax < mix(.008, .0205, smoothstep(-.006, -.045, t.z))) cls = 10.;
+  if (ax < .0215 && t.z < -.004 && t.z > -.0545 && t.y < -.005 && ax < mix(.008, .0205, smoothstep(-.006, -.045, t.z))) cls = 10.;
   if (m.y > .5) cls = t.x > 0. ? 7. : 8.;
   if (br > .5) cls = t.x > 0. ? 2. : 3.;
   if (lips > .5) cls = t.z > -.0745 ? 12. : 13.;
@@ -770,7 +770,7 @@ class Studio:
             cloth=p.cloth, sleeve=(float(p.seed % 5 == 0), .3 + .1 * (p.seed % 7), .5), eye_l=centres[0], eye_r=centres[1], gaze=np.array(pose.gaze) / np.linalg.norm(pose.gaze), head_up=R @ (0, 0, 1),
             redness=p.redness, freckles=p.freckles * (1 - .7 * p.melanin), shine=p.shine, wrinkles=p.wrinkles, brow=p.brow, beard=p.beard * np.clip((p.gender - .5) / .3, 0, 1),
             makeup=p.makeup * np.clip((.55 - p.gender) / .3, 0, 1), scalp=0. if style == "bald" else .92, line=p.hairline - (.020 if style == "fringe" else 0), recede=p.recede * p.wrinkles * p.gender,
-            neckline=p.neckline, smile=actions.get("mouthSmileLeft", 0.), seed=float(p.seed % 97), frown=actions.get("browDownLeft", 0.), blink=actions.get("eyeBlinkLeft", 0.)))
+            neckline=p.neckline, smile=actions.get("mouthSmileLeft", 0.), seed=float(p.seed % 97), frown=actions.get("browDownLeft", 0.)))
         draw(self.skin, [(vbo, "3f 3f", "position", "normal"), (self._static(), "3f 4f 1f 1f", "rest", "mask", "part", "ao")], index)
         if hair:
             self._set(self.hair, dict(common, hair=p.hair_colour, head_up=R @ (0, 0, 1), grey=p.grey, seed=float(p.seed % 97), curl={"curly": 1., "afro": .6, "wavy": .5}.get(style, .08)))
