@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.client import HTTPException
@@ -179,7 +179,7 @@ def say_bytes(n:float)->str:  # e.g. '381.6 MB'
 def ask_server(url:str, have:int, tag:str, timeout:float):
     "Open the URL at byte `have`; HTTP refusals become `SourceFailed`."
     headers = {"User-Agent": "stitch_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}) | ({"If-Range": tag} if have and tag else {})
-    try: answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    try: answer = urllib.request.build_opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         raise SourceFailed(f"answers {error.code} {error.reason}", again=error.code in (408, 416, 429) or error.code >= 500) from None
