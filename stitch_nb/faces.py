@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ALIKE', 'Detection', 'face_patch', 'same_place', 'BundleFaces', 'dlib_model_file', 'DlibFaces', 'first_line',
-           'FaceAlignmentFaces', 'landmark_backend', 'face_signature', 'unlike', 'Track', 'are_alone', 'link_faces',
-           'join_tracks', 'choose_person', 'find_cuts', 'fill_gaps', 'frame_ranges', 'say_ranges', 'FaceTrack',
-           'find_faces']
+           'only_weights', 'FaceAlignmentFaces', 'centre_landmarks', 'CentreFaces', 'landmark_backend',
+           'face_signature', 'unlike', 'Track', 'are_alone', 'link_faces', 'join_tracks', 'choose_person', 'find_cuts',
+           'fill_gaps', 'frame_ranges', 'say_ranges', 'FaceTrack', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
+import os
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,6 +173,15 @@ def first_line(
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 # %% ../nbs/08_faces.ipynb #d435a6cd
+@contextmanager
+def only_weights():
+    "Other libraries load their checkpoints as plain tensors inside of this block, or not at all: nothing in the file is executed."
+    name, before = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
+    os.environ[name] = '1'
+    try: yield
+    finally: os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+# %% ../nbs/08_faces.ipynb #4d134bc0
 class FaceAlignmentFaces:
     "The package face-alignment (1.5): S3FD boxes and the 2D-FAN's 68 points."
     name = 'face_alignment'
@@ -178,7 +189,8 @@ class FaceAlignmentFaces:
         try: from face_alignment import FaceAlignment, LandmarksType
         except ImportError as error:
             raise StitchError(f'face-alignment cannot be imported ({error}): pip install face-alignment, or choose --landmarks dlib') from None
-        try: self.net = FaceAlignment(LandmarksType.TWO_D, device=str(device), flip_input=False, compile=False)
+        try:
+            with only_weights(): self.net = FaceAlignment(LandmarksType.TWO_D, device=str(device), flip_input=False, compile=False)
         except (OSError, RuntimeError) as error:
             folder = Path(torch.hub.get_dir())/'checkpoints'
             raise StitchError(f'the weights of face-alignment cannot be loaded ({first_line(error)}): connect once so that they are fetched, put '
@@ -193,27 +205,55 @@ class FaceAlignmentFaces:
         if points is None: return []
         return [Detection(np.asarray(p, np.float64)[:,:2], float(b[4])) for p,b in zip(points, boxes)]
 
-# %% ../nbs/08_faces.ipynb #f6e1126c
+# %% ../nbs/08_faces.ipynb #bc33ea4e
+def centre_landmarks(
+    H:int, W:int,     # frame, pixels
+    scale:float=1.,   # side of the crop relative to FFHQ's square, as the bundle has it
+)->np.ndarray:        # (68,2) float64, frame pixels
+    "Points of a schematic upright face whose crop is the largest square in the middle of the frame."
+    def arc(n, a, b, x, y, rx, ry): t = np.linspace(a, b, n); return np.stack([x+rx*np.cos(t), y+ry*np.sin(t)], 1)
+    def line(n, p, q): return np.linspace(p, q, n)
+    turn, e = 2*np.pi, .5-.1*.5/1.8   # the eyes' height, from the crop's formula: its half side is 1.8 times eyes to mouth, and twice eye to eye
+    eye = lambda x: arc(7, turn/2, 3*turn/2, x, e, .05, .02)[:6]
+    mouth = e+.5/1.8
+    unit = np.concatenate([arc(17, turn/2, 0, .5, e, .31, .45), line(5, (.3,e-.09), (.45,e-.09)), line(5, (.55,e-.09), (.7,e-.09)), line(4, (.5,e), (.5,e+.15)), line(5, (.45,e+.17), (.55,e+.17)),
+                           eye(.375), eye(.625), arc(13, turn/2, 3*turn/2, .5, mouth, .1, .04)[:12], arc(9, turn/2, 3*turn/2, .5, mouth, .07, .015)[:8]])
+    return (unit-.5)*min(H,W)/scale+np.array([W,H])/2-.5
+
+class CentreFaces:
+    "Nobody is looked for: the crop is the middle of the frame."
+    name = 'none'
+    def __init__(self, scale:float=1.): self.scale = scale
+    def __call__(self,
+        frame:np.ndarray,  # (H,W,3) uint8
+    )->list:               # of Detection
+        return [Detection(centre_landmarks(*check_frame(frame).shape[:2], self.scale))]
+
+# %% ../nbs/08_faces.ipynb #7719a1c7
 def landmark_backend(
-    name:str='auto',   # 'auto', 'bundle', 'dlib' or 'face_alignment'
+    name:str='auto',   # 'auto', 'bundle', 'dlib', 'face_alignment' or 'none' (the centre of the frame)
     models=None,       # a bundle with networks `detector` and `landmarks`, for 'bundle' and 'auto'
     device='cpu',      # where face_alignment runs; the bundle's networks stay where they are
+    scale:float=1.,    # side of the crop relative to FFHQ's square, for 'none'
 ):                     # callable frame (H,W,3) uint8 -> list of Detection, with a `.name`
     "Who finds the faces."
     nets = getattr(models, 'detector', None), getattr(models, 'landmarks', None)
     if name=='bundle':
         if None in nets: raise StitchError('this bundle has no face detector of its own: choose --landmarks face_alignment or dlib')
         return BundleFaces(*nets)
+    if name=='none': return CentreFaces(scale)
     if name=='dlib': return DlibFaces()
     if name=='face_alignment': return FaceAlignmentFaces(device)
-    if name!='auto': raise StitchError(f"landmarks is {name!r}: use 'auto', 'bundle', 'dlib' or 'face_alignment'")
+    if name!='auto': raise StitchError(f"landmarks is {name!r}: use 'auto', 'bundle', 'dlib', 'face_alignment' or 'none'")
+    if getattr(models, 'meta', {}).get('domain')=='animals':
+        raise StitchError(f"bundle {models.name!r} draws no people, so nobody finds landmarks for it: cut the clip to a square around the head and use --landmarks none")
     if None not in nets: return BundleFaces(*nets)
     try: return FaceAlignmentFaces(device)
     except StitchError as error: why = error
     try: return DlibFaces()
     except StitchError as error: raise StitchError(f'no landmark detector can be used. {why}. {error}') from None
 
-# %% ../nbs/08_faces.ipynb #0a57cb53
+# %% ../nbs/08_faces.ipynb #cb4e5208
 def face_signature(
     frame:np.ndarray,      # (H,W,3) uint8
     landmarks:np.ndarray,  # (68,2) frame pixels
@@ -222,7 +262,7 @@ def face_signature(
     try: return crop_frame(frame, quads_from_landmarks(landmarks[None])[0], 16).astype(np.float32)/255
     except StitchError: return None
 
-# %% ../nbs/08_faces.ipynb #7719a1c7
+# %% ../nbs/08_faces.ipynb #b6692ea5
 def unlike(
     a:np.ndarray,  # (16,16,3) signature
     b:np.ndarray,  # (16,16,3) signature
@@ -232,7 +272,7 @@ def unlike(
 
 ALIKE = .1 # signatures closer than this may be one person
 
-# %% ../nbs/08_faces.ipynb #cb4e5208
+# %% ../nbs/08_faces.ipynb #fc074d50
 class Track:
     "One face followed through consecutive frames."
     def __init__(self, t, detection, alone=True):
@@ -266,7 +306,7 @@ class Track:
         self.frames.append(t)
         self.faces.append(detection)
 
-# %% ../nbs/08_faces.ipynb #b6692ea5
+# %% ../nbs/08_faces.ipynb #cb7a1d77
 def are_alone(
     faces:list,  # of Detection, one frame's
 )->list:         # of bool
@@ -274,7 +314,7 @@ def are_alone(
     def near(a, b): return np.linalg.norm(a.centre-b.centre) < .6*(a.size+b.size)
     return [not any(near(a, b) for b in faces if b is not a) for a in faces]
 
-# %% ../nbs/08_faces.ipynb #f1f836cb
+# %% ../nbs/08_faces.ipynb #5b384ce3
 def link_faces(
     detections:list,  # T lists of Detection with signatures
     patience:int=25,  # frames that a face may be away and still be taken up where it was expected
@@ -291,7 +331,7 @@ def link_faces(
         tracks += [Track(t, d, alone[j]) for j,d in enumerate(faces) if j not in taken]
     return tracks
 
-# %% ../nbs/08_faces.ipynb #cb7a1d77
+# %% ../nbs/08_faces.ipynb #761f22b2
 def join_tracks(
     tracks:list,       # of Track
     alike:float=ALIKE, # signatures closer than this are one person
@@ -305,7 +345,7 @@ def join_tracks(
         else: people.append([track])
     return [{t:d for track in p for t,d in zip(track.frames, track.faces)} for p in people]
 
-# %% ../nbs/08_faces.ipynb #5b384ce3
+# %% ../nbs/08_faces.ipynb #92cfceb3
 def choose_person(
     people:list,         # of dicts frame -> Detection
     person='largest',    # 'largest', or a number counted from the left, 0 first
@@ -319,7 +359,7 @@ def choose_person(
     else: raise StitchError(f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number from 0 to {len(seen)-1}, left to right")
     return seen[i], i, len(seen)
 
-# %% ../nbs/08_faces.ipynb #761f22b2
+# %% ../nbs/08_faces.ipynb #fb644351
 def find_cuts(
     faces:dict,  # frame -> Detection
 )->tuple:        # frames
@@ -330,7 +370,7 @@ def find_cuts(
         if moved>min(.4+.1*(b-a), 1.5): cuts.append(b)
     return tuple(cuts)
 
-# %% ../nbs/08_faces.ipynb #92cfceb3
+# %% ../nbs/08_faces.ipynb #fe2ef495
 def fill_gaps(
     faces:dict,    # frame -> Detection
     n_frames:int,  # T
@@ -345,7 +385,7 @@ def fill_gaps(
         for k in range(136): out[a:b,k] = np.interp(np.arange(a,b), frames[here], points[here,k])
     return out.reshape(n_frames, 68, 2)
 
-# %% ../nbs/08_faces.ipynb #0286dd55
+# %% ../nbs/08_faces.ipynb #827bfc45
 def frame_ranges(
     flags:np.ndarray,  # (T,) bool
 )->tuple:              # ((start, stop), ...), stop excluded
@@ -353,7 +393,7 @@ def frame_ranges(
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, int), [0]])))
     return tuple((int(a), int(b)) for a,b in zip(edges[::2], edges[1::2]))
 
-# %% ../nbs/08_faces.ipynb #98fbc42f
+# %% ../nbs/08_faces.ipynb #64e095fe
 def say_ranges(
     ranges:tuple,   # ((start, stop), ...), stop excluded
     most:int=6,     # so many are spelled out
@@ -362,7 +402,7 @@ def say_ranges(
     said = [f'{a}' if b==a+1 else f'{a}-{b-1}' for a,b in ranges[:most]]
     return ', '.join(said)+(f' and {len(ranges)-most} more' if len(ranges)>most else '')
 
-# %% ../nbs/08_faces.ipynb #fe2ef495
+# %% ../nbs/08_faces.ipynb #e1822db4
 @dataclass(frozen=True)
 class FaceTrack:
     "One person through a clip."
@@ -384,7 +424,7 @@ class FaceTrack:
         if self.cuts: said += f'; scene begins at {", ".join(map(str, self.cuts))}'
         return said
 
-# %% ../nbs/08_faces.ipynb #827bfc45
+# %% ../nbs/08_faces.ipynb #b7eb6c68
 def find_faces(
     clip,                    # a Clip, or any iterable of frames (H,W,3) uint8
     backend,                 # callable frame -> list of Detection, see `landmark_backend`
@@ -402,7 +442,7 @@ def find_faces(
     T = len(detections)
     if not T: raise StitchError('the clip has no frames: nothing to look for faces in')
     hint = "; the bundle's detector knows only rendered people, try --landmarks face_alignment or dlib" if name=='bundle' else \
-           '; check that a face is in view and upright, or try another --landmarks'
+           '; check that a face is in view and upright, or try another --landmarks (none: the centre of the frame, for what is no human face)'
     if not any(detections): raise StitchError(f'no face in any of the {T} frames{hint}')
     faces, index, people = choose_person(join_tracks(link_faces(detections)), person)
     found = np.isin(np.arange(T), list(faces))
