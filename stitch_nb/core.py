@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_image', 'check_shape', 'seeded', 'pick_device',
-           'clone_network', 'autocast', 'atomic_path', 'save_arrays', 'load_arrays', 'save_tensors', 'load_tensors',
-           'load_meta', 'hash_of', 'sample', 'bar']
+           'clone_network', 'frames_at_once', 'autocast', 'atomic_path', 'save_arrays', 'load_arrays', 'save_tensors',
+           'load_tensors', 'load_meta', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import contextlib, copy, dataclasses, errno, hashlib, numbers, os, struct, uuid
@@ -96,6 +96,13 @@ def clone_network(
         p.requires_grad_(trainable)
         p.grad = None
     return twin
+
+def frames_at_once(
+    R:int,       # px of the generator
+    most:int,    # frames wanted
+)->int:          # at least 1
+    "How many frames' activations may be in memory together: eight at 256 px, one from 1024 px on."
+    return max(1, min(most, 8 * 256**2 // R**2))
 
 def autocast(
     device,               # a torch.device or its name
