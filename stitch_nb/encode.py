@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import StitchError, autocast, check_shape, to_tensor
+from .core import StitchError, autocast, check_shape, frames_at_once, to_tensor
 from .generator import FullyConnected
 
 # %% ../nbs/30_encode.ipynb #b1d57811
@@ -263,11 +263,11 @@ def optimise_pivots(
     if lambda_lpips==config.lambda_l2==0: raise StitchError('lambda_l2 is 0 and there is no perceptual '
                                                            'distance: nothing is left to optimise')
     start = (G.w_avg if start is None else start).detach().to(device, torch.float32)
-    start = start.expand(T, G.num_ws, G.w_dim)
-    for i in range(0, T, config.batch):
-        target = _batch(crops, i, i+config.batch, device)
+    start,batch = start.expand(T, G.num_ws, G.w_dim),frames_at_once(G.resolution, config.batch)
+    for i in range(0, T, batch):
+        target = _batch(crops, i, i+batch, device)
         check_shape(target, 'N 3 R R', name='crops', R=G.resolution)
-        w = start[i:i+config.batch].clone().requires_grad_()
+        w = start[i:i+batch].clone().requires_grad_()
         adam = torch.optim.Adam([w], lr=config.lr)
         with torch.no_grad(): goal = perceptual.features(target) if lambda_lpips else None
         for step in range(config.steps):
