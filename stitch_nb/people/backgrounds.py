@@ -55,7 +55,7 @@ class Canvas:
 PAINT = ((214, 210, 202), (196, 196, 194), (178, 186, 184), (190, 180, 164), (160, 172, 160), (150, 162, 174), (172, 152, 138), (128, 134, 138), (104, 104, 108), (84, 92, 98), (112, 98, 88), (70, 68, 70)) # walls, sRGB
 WOOD = ((120, 86, 58), (92, 66, 48), (150, 116, 84), (70, 54, 44)) # furniture and doors
 
-def vary(rng, colour, light:float=12., tint:float=5.)->np.ndarray:
+def vary(rng, colour, light:float=12., tint:float=4.)->np.ndarray:
     "(3,) a colour like `colour`: lighter or darker, warmer or colder, hardly ever purple."
     return np.clip(np.asarray(colour, float) + rng.normal(0, light) + rng.normal(0, tint) * np.array([1.3, .2, -1.4]) + rng.normal(0, tint * .35, 3), 4, 250)
 
@@ -223,7 +223,7 @@ def sample_scene(
     kinds = list(SCENES); draw = next((s for s in kinds if s.__name__ == name), None) if name else kinds[rng.choice(len(kinds), p=list(SCENES.values()))]
     if draw is None: raise LookupError(f"scene {name!r} is none of {', '.join(s.__name__ for s in kinds)}")
     canvas, side = draw(rng, detail); canvas.blur(float(rng.uniform(1.6, 5.) if draw is not evening else rng.uniform(.8, 2)))
-    a = np.asarray(canvas.image, np.float32); grey = a @ np.float32((.3, .59, .11)); a = a + .30 * (grey[..., None] - a)
+    a = np.asarray(canvas.image, np.float32); grey = a @ np.float32((.3, .59, .11)); keep = min(.72, 16 / max(float(np.abs(a - grey[..., None]).max(-1).mean()), 1.)); a = grey[..., None] + keep * (a - grey[..., None])
     a = np.clip((a - a.mean((0, 1))) * .85 + a.mean((0, 1)) * rng.uniform(.8, 1.08), 3, 250)
     linear = (a / 255) ** 2.2; half = GRID // 2
     return Scene(draw.__name__, a.astype(np.uint8), tuple(map(float, linear[:half].mean((0, 1)))), tuple(map(float, linear[half:].mean((0, 1)))), float(np.clip(side, -1, 1)))

@@ -9,7 +9,7 @@ __all__ = ['PROPORTIONS', 'ATTRIBUTES', 'MEAN', 'STD', 'RANGE', 'SCALE', 'RESOLU
            'whole_view', 'sample_change', 'render_shard', 'save_shard', 'render_people']
 
 # %% ../../nbs/people/15_dataset.ipynb #da4b9237
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastcore.script import Param, call_parse
 
 from ..align import crop_frame, quads_from_landmarks
 from .backgrounds import Scene, background, sample_scene
-from .renderer import (FACE_WORDS, HAIR_STYLES, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
+from .renderer import (COLLARS, FACE_WORDS, GLASSES, PATTERNS, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
 
 # %% ../../nbs/people/15_dataset.ipynb #1b645389
 PROPORTIONS = ("eye_distance", "eye_eyebrow_distance", "eye_ratio", "lip_ratio", "mouth_ratio", "nose_mouth_distance", "nose_ratio", "nose_tip")
@@ -67,8 +67,8 @@ EYES = ((.16, .08, .035), (.10, .05, .022), (.05, .16, .30), (.08, .20, .12), (.
 HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.20, .10, .045), (.42, .27, .11), (.58, .42, .22), (.26, .065, .02)) # black to blond, red
 
 # %% ../../nbs/people/15_dataset.ipynb #17ba0791
-MEN = dict(bald=.08, buzz=.13, short=.24, quiff=.19, curly=.10, afro=.06, fringe=.11, bob=.03, long=.04, wavy=.03, bun=.02) # share of each style, made to sum to 1
-WOMEN = dict(bald=.012, buzz=.03, short=.10, quiff=.05, curly=.11, afro=.08, fringe=.12, bob=.15, long=.15, wavy=.13, bun=.08)
+MEN = dict(bald=.08, buzz=.12, short=.17, side=.14, quiff=.11, slick=.07, messy=.08, curly=.07, afro=.05, fringe=.05, long=.03, wavy=.02, bob=.01, ponytail=.01) # share of each style, made to sum to 1
+WOMEN = dict(bald=.012, buzz=.03, short=.06, side=.05, messy=.03, fringe=.09, curly=.10, afro=.06, bob=.16, long=.15, wavy=.14, ponytail=.09, bun=.08)
 
 # %% ../../nbs/people/15_dataset.ipynb #7b52009b
 def sample_person(
@@ -78,7 +78,7 @@ def sample_person(
     "Somebody, balanced over age, gender and skin."
     gender = float(np.clip(rng.beta(.35, .35), .02, .98)); male = gender > .5; years = float(rng.uniform(18, 82)); old = (years - 18) / 64
     race = rng.dirichlet((.6, .6, .6)); p = np.array
-    melanin = float(np.clip(race @ (.98, .42, .04) + rng.normal(0, .12), 0, 1))
+    melanin = float(np.clip(race @ (1.04, .44, -.02) + rng.normal(0, .14), .04, .98))
     phenotype = dict(muscle=rng.uniform(.2, .8), weight=rng.beta(3, 3), height=rng.uniform(.35, .65), proportions=rng.uniform(.4, 1.), african=race[0], asian=race[1], caucasian=race[2])
     taken = {name for parts in KNOBS.values() for name, _, _ in parts}; free = {}
     for name in local_names:
@@ -86,34 +86,36 @@ def sample_person(
         if _side(name) not in free: free[_side(name)] = float(np.clip(rng.normal(0, .22), -.6, .6)) * (.4 if any(w in name for w in SHY) else 1.) if rng.random() < .6 else 0.
     local = tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
     knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
-    dark = melanin > .55; grey_years = float(rng.normal(57, 9))
+    dark = melanin > .48; grey_years = float(rng.normal(56 + 8 * melanin, 10))
     colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2, 3) ** .5
-    styles = {k: v * (.5 + 1.2 * old if k == "bald" else 1.) for k, v in (MEN if male else WOMEN).items() if k in HAIR_STYLES}; share = p(list(styles.values())); share = share / share.sum()
+    styles = {k: v * (.5 + 1.2 * old if k == "bald" else 1.) for k, v in (MEN if male else WOMEN).items()}; share = p(list(styles.values())); share = share / share.sum()
     person = Person(
         years=years, gender=gender, phenotype=tuple((k, float(v)) for k, v in phenotype.items()), local=local, melanin=melanin, redness=float(rng.uniform(.1, .8)),
         freckles=float(max(0, rng.normal(-.2, .5))) if melanin < .4 else 0., shine=float(rng.uniform(.1, .7)), eye_colour=EYES[rng.choice(6, p=(.45, .50, .01, .01, .01, .02) if dark else (.26, .12, .24, .13, .14, .11))],
         hair_style=str(rng.choice(list(styles), p=share)), hair_colour=tuple(map(float, colour)), grey_years=grey_years, hairline=float(rng.normal(0, .006)),
-        recede=float(rng.beta(1.2, 1.4)), volume=float(rng.uniform(0, 1)), brow=float(np.clip(.15 + .5 * gender + rng.normal(0, .22), 0, 1)), beard=float(rng.choice((0, .25, .55, .9), p=(.42, .22, .18, .18)) * rng.uniform(.8, 1.1)),
+        recede=float(rng.beta(1.2, 1.4)), volume=float(rng.uniform(0, 1)), brow=float(np.clip(.15 + .5 * gender + rng.normal(0, .22), 0, 1)), beard=float(rng.choice((0, .25, .55, .9), p=(.48, .20, .18, .14)) * rng.uniform(.8, 1.1)),
         makeup=float(rng.choice((0, rng.uniform(.2, 1)), p=(.4, .6))), cloth=sample_cloth(rng), neckline=float(rng.uniform(0, 1)), seed=int(rng.integers(1 << 20)))
     return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
 # %% ../../nbs/people/15_dataset.ipynb #fa35e192
 def sample_cloth(rng:np.random.Generator)->tuple:
-    "(3,) linear RGB: mostly greys, navy, beige and white, sometimes a colour."
-    if rng.random() < .65: c = np.array(((.02, .02, .022), (.05, .05, .055), (.16, .16, .165), (.55, .55, .54), (.03, .045, .09), (.30, .25, .18), (.09, .12, .20))[int(rng.integers(7))]) * rng.uniform(.7, 1.35)
-    else: c = rng.uniform(.05, .4) * (1 + .40 * rng.normal(size=3))
-    return tuple(map(float, np.clip(c, .01, .75)))
+    "(3,) linear RGB: mostly greys, navy, beige and white, sometimes a quiet colour."
+    if rng.random() < .65: c = np.array(((.02, .02, .022), (.05, .05, .055), (.16, .16, .165), (.50, .50, .49), (.03, .045, .09), (.30, .25, .18), (.09, .12, .20))[int(rng.integers(7))]) * rng.uniform(.7, 1.35)
+    else: c = rng.uniform(.04, .4) * (1 + .25 * rng.normal(size=3))
+    return tuple(map(float, np.clip(c, .01, .70)))
 
 def sample_wear(
     rng:np.random.Generator,
     person:Person,
 )->dict: # fields of `Person`
-    "Glasses, collar and jewellery."
-    have = {f.name for f in fields(Person)}; out = {}; female = person.gender < .5; old = (person.years - 18) / 64
-    glasses = str(rng.choice(("round", "square", "aviator"))) if rng.random() < .08 + .15 * old else ""
-    out["glasses"] = glasses; out["glasses_colour"] = ((.015, .015, .015), (.05, .025, .015), (.25, .22, .20), (.02, .03, .06))[int(rng.integers(4))]
-    out["collar"] = str(rng.choice(("crew", "v", "collar", "suit"), p=(.42, .2 , .26, .12))); out["earrings"] = bool(rng.random() < (.45 if female else .05))
-    return {k: v for k, v in out.items() if k in have}
+    "Glasses, clothes, jewellery, lashes, stubble."
+    man = person.gender > .5; old = (person.years - 18) / 64
+    return dict(
+        glasses=str(rng.choice(GLASSES, p=(.30, .38, .14, .18))) if rng.random() < .07 + .17 * old else "",
+        glasses_colour=((.015, .015, .015), (.05, .025, .015), (.22, .20, .18), (.022, .024, .032))[int(rng.integers(4))],
+        collar=str(rng.choice(COLLARS, p=(.30, .13, .20, .19, .11, .07) if man else (.34, .21, .18, .07, .10, .10))), cloth2=sample_cloth(rng), pattern=str(rng.choice(PATTERNS, p=(.75, .16, .09))),
+        earrings=bool(rng.random() < (.04 if man else .35)), lashes=float(rng.uniform(0, .5) if man else rng.uniform(.4, 1)), parting=float(rng.uniform(-1, 1)),
+        stubble=float(rng.uniform(0, 1)) if man and person.beard < .1 and rng.random() < .5 else 0.)
 
 # %% ../../nbs/people/15_dataset.ipynb #f1abd670
 def expression(
@@ -151,7 +153,7 @@ def sample_state(
         if rng.random() < p:
             v = float(rng.uniform(0, top)); extra[name] = v
             if name.endswith("Left") and name != "jawLeft": extra[name[:-4] + "Right"] = v
-    eyes = float(rng.choice((np.clip(rng.normal(1.03, .05), .92, 1.15), rng.uniform(1.08, 1.3), rng.uniform(.45, .88), rng.uniform(0, .45)), p=(.74, .09, .08, .09)))
+    eyes = float(rng.choice((np.clip(rng.normal(1.03, .05), .92, 1.15), rng.uniform(1.08, 1.3), rng.uniform(.45, .88), rng.uniform(0, .45)), p=(.79, .09, .06, .06)))
     away = 3. if rng.random() < .10 else 1.
     return dict(smile=float(np.clip(rng.choice((0, rng.uniform(.3, 1.), rng.uniform(0, .5), rng.uniform(-.5, 0)), p=(.30, .38, .20, .12)), -.5, 1)),
                 mouth_open=float(rng.choice((0., rng.uniform(0, .5), rng.uniform(.3, 1.)), p=(.45, .40, .15))), eyes_open=eyes,
@@ -174,6 +176,7 @@ def make_pose(
 def sample_light(
     rng:np.random.Generator,
     scene:Scene|None=None,   # what is behind; None is a grey room
+    melanin:float=.3,        # of the face the camera is exposed for
 )->Light:
     "A key light from the front half, a weaker fill, a rim, and a sky; in the colours of the scene."
     def hue(colour, much):
@@ -181,11 +184,12 @@ def sample_light(
     above, below, side = (scene.above, scene.below, scene.side) if scene else ((.4, .4, .4), (.3, .3, .3), 0.)
     warm = float(np.clip(rng.normal(.01, .05), -.10, .12)); tint = lambda w: np.array([1 + w, 1, 1 - w])
     a = float(np.clip(.45 * side * rng.choice((1, 0), p=(.7, .3)) + rng.normal(0, .42), -1.15, 1.15)); e = rng.uniform(.15, .95)
-    power, ambient = rng.uniform(1.2, 2.3), rng.uniform(.38, .62)
+    gain = .84 + .50 * melanin; power, ambient = gain * rng.uniform(1.1, 2.0), gain * rng.uniform(.38, .60)
     return Light(key=(float(np.sin(a) * np.cos(e)), float(-np.cos(a) * np.cos(e)), float(np.sin(e))), key_colour=tuple(map(float, power * tint(warm) * hue(above, .15))),
-                 fill=(float(-np.sin(a) * .9), -.6, float(rng.uniform(-.2, .3))), fill_colour=tuple(map(float, rng.uniform(.28, .65) * tint(-warm * .5) * hue(below, .2))),
+                 fill=(float(-np.sin(a) * .9), -.6, float(rng.uniform(-.2, .3))), fill_colour=tuple(map(float, gain * rng.uniform(.28, .65) * tint(-warm * .5) * hue(below, .2))),
                  rim=(float(rng.choice((-1, 1)) * .7), .8, .4), rim_colour=tuple(map(float, rng.uniform(0, .8) * hue(above, .3))),
-                 sky=tuple(map(float, ambient * hue(above, .35))), ground=tuple(map(float, ambient * rng.uniform(.45, .8) * hue(below, .35))))
+                 sky=tuple(map(float, ambient * hue(above, .35))), ground=tuple(map(float, ambient * rng.uniform(.45, .8) * hue(below, .35))),
+                 **{name: tuple(map(float, ambient * (.75 + .18 * sign * side) * hue(above, .25))) for name, sign in (("left", -1), ("right", 1))})
 
 # %% ../../nbs/people/15_dataset.ipynb #472b07b9
 def over(
@@ -308,7 +312,7 @@ def render_shard(
     for i in range(people):
         person = sample_person(rng, names); body = studio.body(person)
         for j in range(each):
-            state, scene = sample_state(rng), sample_scene(rng); light = sample_light(rng, scene)
+            state, scene = sample_state(rng), sample_scene(rng); light = sample_light(rng, scene, person.melanin)
             cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.165, .20) / cam.distance)))
             shift = tuple(rng.normal(0, .012, 3)); back = scene.draw(rng, cam.size)
             r = studio.render(body, make_pose(state, shift), light, cam)
