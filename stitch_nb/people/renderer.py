@@ -352,8 +352,8 @@ class Person:
 
     @property
     def wrinkles(self)->float:
-        "Depth of wrinkles, from 0 at 28 years to 1 at 78."
-        return float(np.clip((self.years - 28) / 50, 0, 1) ** 1.3)
+        "Depth of wrinkles, from 0 at 25 years to 1 at 75."
+        return float(np.clip((self.years - 25) / 50, 0, 1.15))
 
     @property
     def grey(self)->float:
@@ -424,7 +424,7 @@ float lobe(vec3 n, vec3 l, vec3 v, float rough) {
 float specular(vec3 n, vec3 l, vec3 v, float rough, float f0) {
   float f = f0 + (1. - f0) * pow(1. - max(dot(normalize(l + v), v), 0.), 5.); return f * (.72 * lobe(n, l, v, rough) + .28 * lobe(n, l, v, rough * .55)); }
 vec3 shade(vec3 albedo, vec3 n, vec3 ns, vec3 p, float ao, vec3 wrap, float rough, float f0, float sh) {
-  vec3 v = normalize(eye - p), bleed = 1. - vec3(.55, .12, .0) * clamp((wrap.r - wrap.b) * 4., 0., 1.);
+  vec3 v = normalize(eye - p), bleed = 1. - vec3(.36, .10, .0) * clamp((wrap.r - wrap.b) * 4., 0., 1.);
   vec3 s3 = pow(vec3(sh), bleed), ao3 = pow(vec3(ao), mix(vec3(1.), vec3(.72, 1.06, 1.16), clamp((wrap.r - wrap.b) * 4., 0., 1.)));
   if (toon > .5) { float b = dot(n, key) * mix(.35, 1., sh), k = smoothstep(.10, .16, b) * .55 + smoothstep(.62, .68, b) * .12;
     return albedo * (mix(.42, .72, step(.15, ao)) + k) * (.6 + .4 * key_colour / max(key_colour.g, .1)) * 1.5; }
@@ -464,7 +464,7 @@ void main() { p = position; n = normal; t = rest; m = mask; kind = part; o = ao;
 SKIN_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + FIELD + """
 in vec3 p, n, t; in vec4 m; flat in float kind; in float o;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
-uniform vec3 skin, hair, lip_colour, iris, cloth, cloth2, eye_l, eye_r, gaze, head_up;
+uniform vec3 skin, hair, brow_hair, beard_hair, lip_colour, iris, cloth, cloth2, eye_l, eye_r, gaze, head_up;
 uniform float redness, freckles, shine, wrinkles, brow, beard, stubble, makeup, scalp, line, recede, neckline, smile, seed, frown, lashes, collar, pattern, open, buzz;
 float ridge(float d, float w) { return exp(-d * d / (w * w)); }
 void put(vec3 c, float cls) { colour = vec4(tone(c), 1.); label = vec4(cls / 255., 0, 0, 1); }
@@ -476,8 +476,8 @@ void main() {
   if (kind > 4.5) { // lashes: hairs that thin out towards their tips
     vec2 e = vec2(ax - .0312, t.z); float r = length(vec3(e.x, t.y, e.y)), tip = clamp((r - .0157) / .0040, 0., 1.), upper = step(-.0024, t.z);
     float hairs = .5 + .5 * sin(atan(e.y + .004, e.x) * 46. + 2.5 * tip);
-    float a = (1. - smoothstep(.15, .95, tip)) * mix(.55, 1., hairs) * mix(.22, .92, upper) * mix(.55, 1., lashes) * (.6 + .4 * makeup);
-    vec3 c = tone(mix(hair * .12, vec3(.006), .6)); colour = vec4(c * a, a); label = vec4(0.); return; }
+    float a = (1. - smoothstep(.15, .95, tip)) * mix(.55, 1., hairs) * mix(.24, 1., upper) * mix(.72, 1.1, lashes) * (.6 + .4 * makeup);
+    vec3 c = tone(mix(hair * .10, vec3(.004), .6)); colour = vec4(c * a, a); label = vec4(0.); return; }
   float sh = shadow(p, nn);
   if (kind > 3.5) { put(shade(vec3(.50, .17, .16) * (.85 + .3 * noise(t * 500.)), nn, nn, p, .45, vec3(.3, .1, .1), .38, .035, mix(.4, 1., sh) * .8), 11.); return; }
   if (kind > 2.5) {
@@ -489,16 +489,16 @@ void main() {
     vec3 c = kind < 1.5 ? eye_l : eye_r, d = normalize(p - c), up = normalize(head_up - gaze * dot(gaze, head_up)), side = cross(gaze, up);
     float a = acos(clamp(dot(d, gaze), -1., 1.)), angle = atan(dot(d, side), dot(d, up));
     float veins = smoothstep(.55, .8, noise(vec3(d * 22. + seed))) * .5;
-    vec3 white = mix(vec3(.70, .665, .63), vec3(.60, .36, .31), smoothstep(.62, 1.15, a) * (.55 + veins)) * mix(vec3(1.), vec3(.95, .90, .78), wrinkles * .7);
+    vec3 white = mix(vec3(.66, .63, .60), vec3(.60, .36, .31), smoothstep(.62, 1.15, a) * (.55 + veins)) * mix(vec3(1.), vec3(.95, .90, .78), wrinkles * .7);
     float fibre = noise(vec3(angle * 7., a * 5., seed)) * .6 + noise(vec3(angle * 16., a * 9., seed + 4.)) * .4, depth = dot(d, up) * 1.6;
-    vec3 ring = iris * (.30 + .95 * fibre) * (1. - .8 * depth); ring = mix(ring, ring * vec3(1.5, 1.15, .7) + .02, (1. - smoothstep(.18, .30, a)) * .5);
-    vec3 c0 = mix(ring, iris * .10, smoothstep(.335, .415, a)); c0 = mix(c0, vec3(.004), 1. - smoothstep(.150, .190, a)); c0 = mix(c0, white, smoothstep(.405, .465, a));
+    vec3 ring = iris * (.18 + .66 * fibre) * (1. - .8 * depth); ring = mix(ring, ring * vec3(1.5, 1.15, .7) + .02, (1. - smoothstep(.18, .30, a)) * .5);
+    vec3 c0 = mix(ring, iris * .05, smoothstep(.330, .410, a)); c0 = mix(c0, vec3(.003), 1. - smoothstep(.170, .210, a)); c0 = mix(c0, white, smoothstep(.425, .475, a));
     float lid = smoothstep(-.10, .42, dot(d, head_up)), shade_lid = mix(1., .42, lid) * mix(.62, 1., smoothstep(1.15, .5, a));
     vec3 e = normalize(mix(d, gaze, .25));
     vec3 lit = shade(c0, d, d, p, .80 * shade_lid, vec3(.38, .28, .26), .16, .02, max(sh, .35) * shade_lid);
     vec3 rf = reflect(-v, e); float g = max(dot(rf, normalize(key + .15 * v)), 0.);
     float glint = (smoothstep(.955, .985, g) * .85 + pow(g, 40.) * .12) * step(.3, dot(e, v)) + .05 * smoothstep(.97, .99, dot(rf, fill));
-    glint += .10 * smoothstep(.0, .6, rf.z) * smoothstep(.47, .40, a) * (1. - .6 * lid); // the sky in the cornea
+    glint += .045 * smoothstep(.0, .6, rf.z) * smoothstep(.47, .40, a) * (1. - .6 * lid); // the sky in the cornea
     put(lit + vec3(glint) * min(key_colour, 1.6) * .75, kind < 1.5 ? 4. : 5.); return; }
   float neck_line = -.108 + (t.y + .015) * .62;
   // clothes
@@ -529,7 +529,7 @@ void main() {
   vec3 q = t + .0040 * (vec3(noise(s * 75.), noise(s * 75. + 31.), noise(s * 75. + 57.)) - .5); float qx = abs(q.x);
   float cheek = ridge(length((t - vec3(sign(t.x) * .043, -.015, -.040)) * vec3(1., .5, 1.)), .024), nose = ridge(length((t - vec3(0., -.045, -.042)) * vec3(1., .6, 1.)), .017);
   float chin = ridge(length((t - vec3(0., -.025, -.103)) * vec3(1., .5, 1.)), .016), brow_zone = smoothstep(.03, .05, t.z) * front;
-  vec3 a = skin * (1. + .16 * blotch + .12 * mottle + .07 * fine);
+  vec3 a = skin * mix(vec3(1.), vec3(.95, .93, .90), wrinkles) * (1. + (.16 + .16 * wrinkles) * blotch + (.12 + .20 * wrinkles) * mottle + .07 * fine);
   float blood = redness * (.75 * cheek + .80 * nose + .55 * m.y + .30 * chin) + .45 * blotch * (.5 + redness) + .30 * mottle + .10 * wrinkles;
   a *= mix(vec3(1.), vec3(1.06, .76, .70), clamp(blood, -.35, 1.)); a *= mix(vec3(1.), vec3(1.0, .99, .88), brow_zone * .5);
   a *= mix(vec3(1.), vec3(.66, .50, .38), clamp(freckles, 0., 1.) * max(spots(s * 330., .55), spots(s * 210. + 3., .4)) * (.25 + .75 * clamp(cheek + nose + .4 * brow_zone, 0., 1.)));
@@ -539,17 +539,20 @@ void main() {
   a *= mix(vec3(1.), vec3(.80, .69, .70), socket * (.26 + .34 * wrinkles) + .18 * m.z * (1. - makeup));
   a = mix(a, a * vec3(.55, .43, .48), makeup * m.z * .55 * step(-.002, t.z));
   float gap = length(p - (t.x > 0. ? eye_l : eye_r)) / .0168; // the lid's margin lies on the eyeball
-  float rim_up = (1. - smoothstep(1.03, 1.10, gap)) * front * step(ax, .054) * smoothstep(.1, .5, open), upper = smoothstep(-.004, .001, t.z);
-  a = mix(a, a * mix(vec3(1.0, .72, .68), vec3(.36, .27, .25), upper * (.55 + .45 * lashes)), rim_up * .8);
+  float rim_up = (1. - smoothstep(1.04, 1.12, gap)) * front * step(ax, .054) * smoothstep(.1, .5, open), upper = smoothstep(-.004, .001, t.z);
+  a = mix(a, a * mix(vec3(1.0, .72, .68), vec3(.16, .115, .105), upper * (.65 + .35 * lashes)), rim_up * .9);
   // the heights of folds and wrinkles, in units of a millimetre, and their darkness
   float h = 0., w = 0., c; float vary = .35 + 1.1 * noise(vec3(t.x * 45., t.z * 30., seed)), W = wrinkles;
   c = length(ec * vec2(.58, 1.) + vec2(.001, .001)); float lidfold = ridge(c - .0098, .0010) * smoothstep(.001, .004, t.z) * front * open; h -= .45 * lidfold; w += .42 * lidfold;
   float old = smoothstep(.05, .35, W);
-  float bag = ridge(length(eq * vec2(.70, 1.)) - .0135, .0036) * smoothstep(-.003, -.006, t.z) * front; h += 1.1 * W * bag;
+  float bag = ridge(length(eq * vec2(.70, 1.)) - .0135, .0036) * smoothstep(-.003, -.006, t.z) * front; h += 1.4 * W * bag; w += .10 * W * bag;
   c = ridge(length(eq * vec2(.66, 1.)) - .0176, .0022) * smoothstep(-.007, -.013, t.z) * smoothstep(.013, .019, ax) * smoothstep(.047, .038, ax) * front; h -= .7 * W * c; w += (.10 + .55 * W) * c * vary;
   for (int i = 0; i < 4; i++) { float z0 = .0375 + .0085 * float(i) + .0012 * sin(q.x * 90. + float(i) * 2. + seed) + .0016 * cos(q.x * 50.); c = ridge(q.z - z0, .0013) * smoothstep(.052, .026, qx) * front * (1. - .2 * float(i)) * mix(.35, 1.2, noise(vec3(t.x * 34., float(i) * 5., seed))); h -= .55 * W * c; w += .62 * W * c; }
   vec2 cf = vec2(qx - .0495, q.z + .001); float ca = atan(cf.y, cf.x); c = ridge(length(cf) - .010, .0075) * pow(.5 + .5 * cos(ca * 8. + .6 * sin(seed)), 3.) * smoothstep(1.15, .7, abs(ca)) * (1. + .5 * smile); h -= .5 * (W + .15 * smile) * c; w += (.70 * W + .08 * smile) * c * vary;
   c = ridge(qx - .0062 - .06 * abs(t.z - .014), .0013) * ridge(t.z - .016, .010) * front; h -= .6 * (W + .4 * frown) * c; w += (.65 * W + .45 * frown) * c;
+  float droop = ridge(length(ec * vec2(.55, 1.) - vec2(.004, .001)) - .0105, .0022) * smoothstep(.0, .004, t.z) * smoothstep(.028, .042, ax) * front; h -= .6 * W * droop; w += .40 * W * droop;
+  c = ridge(length(vec2(ax - .050, t.z + .072) * vec2(1., .55)), .010) * front; h -= 1.6 * W * c; w += .16 * W * c; // hollow cheeks
+  c = ridge(length(vec2(ax - .032, t.z + .100) * vec2(1., 1.2)), .009) * front; h += 1.6 * W * c; // jowls
   float fold = qx - (.0185 + (-.046 - t.z) * .52 + 4. * (t.z + .046) * (t.z + .046)), along = smoothstep(-.088, -.070, t.z) * smoothstep(-.039, -.050, t.z) * step(t.y, .0), deep = .10 + .9 * W + .55 * smile;
   h += deep * (1.1 * smoothstep(-.001, .006, fold) - 1.1) * along * smoothstep(.030, .006, fold); c = ridge(fold, .0022) * along; h -= .6 * deep * c; w += deep * (.62 * c + .20 * ridge(fold, .006) * along);
   c = ridge(qx - .0262 - (-.076 - t.z) * .20, .0018) * smoothstep(-.079, -.085, t.z) * smoothstep(-.106, -.094, t.z) * front; h -= .8 * W * c; w += .68 * W * c * vary;
@@ -557,13 +560,13 @@ void main() {
   c = smoothstep(.50, .85, noise(vec3(q.x * 330., q.z * 26., seed))) * ridge(t.z + .0615, .0055) * smoothstep(.022, .012, ax) * front; h -= .4 * old * W * c; w += .55 * old * W * c;
   c = smoothstep(.45, .8, noise(vec3(q.x * 30., q.y * 30., q.z * 130. + seed))) * smoothstep(-.112, -.13, t.z); h -= .5 * W * c; w += .45 * W * c;
   c = smoothstep(.48, .85, noise(vec3(q.x * 90., q.y * 90., q.z * 210.) + vec3(seed, q.x * 60., 0.))) * smoothstep(.035, .050, ax) * step(t.y, .06) * step(-.1, t.z); h -= .3 * W * c; w += .26 * W * old * c;
-  w = clamp(w, 0., 1.); a *= mix(vec3(1.), vec3(.60, .44, .38), w * .78);
+  w = clamp(w, 0., 1.); a *= mix(vec3(1.), vec3(.55, .39, .33), w * .88);
   h += (.10 + .12 * W) * fine + .28 * (W + .2) * mottle;
   // lips
   float lips = smoothstep(.30, .80, m.x + .10 * mottle) * (1. - smoothstep(.3, .7, m.w));
   float crack = noise(vec3(t.x * 520., t.z * 90., seed));
   vec3 lip = mix(a * vec3(.92, .60, .60), lip_colour, .55 + .4 * makeup) * (.86 + .28 * crack); h += .25 * lips * (crack - .5);
-  a = mix(a, lip, lips * mix(.85, .62, W)); w *= 1. - lips;
+  a = mix(a, lip, lips * mix(.85, .52, min(W, 1.))); w *= 1. - lips;
   bool inside = m.w > .5; a = mix(a, vec3(.20, .050, .045), smoothstep(.35, .7, m.w));
   // brows
   float bt = clamp((ax - .012) / .042, 0., 1.);
@@ -572,7 +575,7 @@ void main() {
   float strokes = noise(vec3((ax - t.z * -.25 * lean + .35 * t.z) * 620., (t.z + ax * .4 * lean) * 110., seed)) * .65 + .35 * noise(s * 500.);
   float br = exp(-across * across * 1.15) * smoothstep(.0085, .019, ax + .002 * strokes) * smoothstep(.059, .049, ax) * step(t.y, .04);
   float bd0 = clamp(br * 1.4 * (.45 + .90 * strokes) * mix(.62, 1.15, brow), 0., 1.);
-  vec3 brow_colour = mix(hair * .55, vec3(.20, .19, .18), W * .25); a = mix(a, brow_colour, bd0 * .90);
+  vec3 brow_colour = brow_hair * .5; a = mix(a, brow_colour, bd0 * .90);
   // beard and stubble
   float wob = .008 * (fbm(s * 70.) - .5);
   float bd = smoothstep(-.046, -.064, t.z + wob) * smoothstep(.086, .066, t.y + wob) + smoothstep(.058, .068, t.y) * smoothstep(.084, .078, t.y) * step(t.z, -.01);
@@ -580,12 +583,12 @@ void main() {
   bd *= smoothstep(0., .014, ax * .35 + .9 * abs(t.z + .088) + .001 + .02 * beard);
   float line_b = smoothstep(.016, -.002, (ax - .020) * .55 + (t.z + .070) + wob); bd *= mix(line_b, 1., smoothstep(.030, .060, ax) * smoothstep(.004, -.004, t.z + .045 + (.075 - ax) * .5 + wob) + smoothstep(.037, .031, ax));
   bd = clamp(bd, 0., 1.); float bn = .35 + .9 * noise(vec3(q.x * 420., q.y * 420., q.z * 120.) + seed) + .35 * fine;
-  a = mix(a, mix(a * vec3(.60, .57, .57), hair, .30), bd * stubble * (.62 + .9 * fine) * .8);
-  a = mix(a, hair * (.45 + .7 * bn) + .003, clamp(bd * bd * beard * 1.7 * (.35 + bn), 0., 1.) * .92); h += bd * beard * 2.2 * (bn - .5);
+  a = mix(a, mix(a * vec3(.60, .57, .57), beard_hair, .30), bd * stubble * (.62 + .9 * fine) * .8);
+  a = mix(a, beard_hair * (.40 + .8 * bn) + .003, clamp(bd * bd * beard * 1.7 * (.35 + bn), 0., 1.) * .92); h += bd * beard * 2.2 * (bn - .5);
   // the scalp under the hair
   float root = smoothstep(-.008, .016 , ff + .010 * (noise(vec3(t.x * 260., t.y * 140., t.z * 60.)) - .5)) * (1. - m.y);
   float crop = .55 * noise(s * 520.) + .45 * noise(s * 260.); a = mix(a, hair * mix(.55, .50 + .9 * crop, buzz), root * scalp * mix(1., .70 + .45 * crop, buzz)); h += buzz * root * 1.2 * (crop - .5);
-  float limit = clamp(h, -3., 3.); vec3 nb = bumped(nn, limit * .00085);
+  float limit = clamp(h, -3., 3.); vec3 nb = bumped(nn, limit * .00105);
   float ao = mix(.26, 1., pow(o, .85)) * (1. - .35 * w); if (inside) { ao = .16; sh *= .3; }
   float sheen = shine * (1. - .5 * lips) + .5 * lips + .35 * nose + .2 * brow_zone; float rough = mix(.60, .42, clamp(shine + .3 * nose, 0., 1.)); rough = mix(rough, .34, lips * .8);
   vec3 wrap = mix(vec3(.40, .17, .11), vec3(.24, .12, .09), clamp(1. - skin.r * 1.6, 0., 1.)); wrap = mix(wrap, vec3(.2), root * scalp);
@@ -611,10 +614,10 @@ layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { // a lock is soft at its sides and frayed at its tip
   float id = s.z, u = s.x, along = s.y, strands, alpha;
   strands = .6 * noise(vec3(u * 2.2 + id * 17., along * 1.5, id * 91.)) + .4 * noise(vec3(u * 5.5 + id * 31., along * 2.5, id * 57.));
-  alpha = smoothstep(.0, .45, 1. - abs(u) + .7 * (strands - .55)) * smoothstep(.0, .30, 1. - along + .35 * (strands - .45)) * smoothstep(-.03, .02, along);
+  alpha = smoothstep(.0, .45, 1. - abs(u) + .7 * (strands - .55)) * smoothstep(.0, .30, 1. - along + .35 * (strands - .45)) * smoothstep(-.05, .06, along - .05 * strands);
   if (alpha < .07) discard;
   vec3 nn = normalize(n), v = normalize(eye - p), tg = normalize(g); if (dot(nn, v) < -.2) nn = -nn;
-  float deep = mix(.42, 1., q.x), tone_id = .84 + .30 * fract(id * 7.31);
+  float deep = mix(.58, 1., q.x), tone_id = .84 + .30 * fract(id * 7.31);
   float white = clamp(smoothstep(1. - grey * 1.25 - .25, 1. - grey * 1.25 + .25, .30 * strands + .80 * fract(id * 3.77)) * .34 + grey * .72, 0., 1.);
   vec3 a = mix(hair, vec3(.46, .455, .45), white * .95) * tone_id * (.68 + .60 * strands) * mix(.85, 1.12, along);
   float sh = shadow(p, nn); sh = mix(sh, 1., .12);
@@ -819,8 +822,8 @@ THING_FRAGMENT = "#version 330\n" + LIGHTING + """
 in vec3 p, n; in float k; uniform vec3 frame, metal;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { vec3 nn = normalize(n), v = normalize(eye - p); if (dot(nn, v) < 0.) nn = -nn;
-  if (k > .5 && k < 1.5) { vec3 r = reflect(-v, nn); float f = .05 + .5 * pow(1. - max(dot(nn, v), 0.), 4.); vec3 e = ambient(r) * f + key_colour * pow(max(dot(r, key), 0.), 60.) * .5; vec3 c = tone(e);
-    float a = .06; colour = vec4(c * .6 + .02 * a, clamp(a + dot(c, vec3(.2)), 0., 1.)); label = vec4(0.); return; }
+  if (k > .5 && k < 1.5) { vec3 r = reflect(-v, nn); float f = .05 + .5 * pow(1. - max(dot(nn, v), 0.), 4.); vec3 e = ambient(r) * f + key_colour * pow(max(dot(r, key), 0.), 60.) * .2; vec3 c = tone(e);
+    float a = .06; colour = vec4(c * .45 + .02 * a, clamp(a + dot(c, vec3(.15)), 0., .45)); label = vec4(0.); return; }
   vec3 a = k > 1.5 ? metal : frame; vec3 c = shade(a, nn, nn, p, .9, vec3(.05), .32, k > 1.5 ? .5 : .07, shadow(p, nn));
   colour = vec4(tone(c), 1.); label = vec4((k > 1.5 ? 9. : 6.) / 255., 0, 0, 1); }"""
 
@@ -924,10 +927,10 @@ class Studio:
         style = p.hair_style; unit = lambda a: np.array(a) / np.linalg.norm(a)
         common = dict(camera=P.T, light_camera=L.T, eye=eye, key=key, key_colour=light.key_colour, fill=unit(light.fill), fill_colour=light.fill_colour, rim=unit(light.rim), rim_colour=light.rim_colour,
                       sky=light.sky, ground=light.ground, side_left=light.left, side_right=light.right, toon=float(toon), head_up=R @ (0, 0, 1), seed=float(p.seed % 97))
-        white = np.array([.42, .41, .40]); hair_colour = np.array(p.hair_colour) * (1 - p.grey) + white * p.grey
+        white = np.array([.42, .41, .40]); greyed = lambda share: np.array(p.hair_colour) * (1 - share * p.grey) + white * share * p.grey; hair_colour = greyed(1.)
         centres = [v[self.head.part == k].mean(0) for k in (1, 2)]; man = np.clip((p.gender - .5) / .3, 0, 1)
         blink = max(actions.get("eyeBlinkLeft", 0.), actions.get("eyeBlinkRight", 0.))
-        self._set(self.skin, dict(common, skin=skin, hair=hair_colour, lip_colour=skin * (.98, .50, .50) * (1 - .35 * p.makeup) + np.array([.36, .05, .07]) * .35 * p.makeup, iris=p.eye_colour,
+        self._set(self.skin, dict(common, skin=skin, hair=hair_colour, brow_hair=greyed(.5), beard_hair=greyed(.65), lip_colour=skin * (.98, .50, .50) * (1 - .35 * p.makeup) + np.array([.36, .05, .07]) * .35 * p.makeup, iris=p.eye_colour,
             cloth=p.cloth, cloth2=p.cloth2, collar=float(COLLARS.index(p.collar)), pattern=float(PATTERNS.index(p.pattern)), eye_l=centres[0], eye_r=centres[1], gaze=unit(pose.gaze),
             redness=p.redness, freckles=p.freckles * (1 - .7 * p.melanin), shine=p.shine, wrinkles=p.wrinkles, brow=p.brow, beard=p.beard * man, stubble=p.stubble * man,
             makeup=p.makeup * np.clip((.55 - p.gender) / .3, 0, 1), scalp=dict(bald=.0, buzz=.85).get(style, .95), buzz=float(style == "buzz"), line=p.hairline, recede=p.recede * p.wrinkles * p.gender,
