@@ -78,7 +78,7 @@ def sample_person(
     "Somebody, balanced over age, gender and skin."
     gender = float(np.clip(rng.beta(.35, .35), .02, .98)); male = gender > .5; years = float(rng.uniform(18, 82)); old = (years - 18) / 64
     race = rng.dirichlet((.6, .6, .6)); p = np.array
-    melanin = float(np.clip(race @ (1.04, .44, -.02) + rng.normal(0, .14), .04, .98))
+    melanin = float(np.clip(race @ (1.04, .44, -.02) + rng.normal(0, .14), .04, .93))
     phenotype = dict(muscle=rng.uniform(.2, .8), weight=rng.beta(3, 3), height=rng.uniform(.35, .65), proportions=rng.uniform(.4, 1.), african=race[0], asian=race[1], caucasian=race[2])
     taken = {name for parts in KNOBS.values() for name, _, _ in parts}; free = {}
     for name in local_names:
@@ -95,6 +95,7 @@ def sample_person(
         hair_style=str(rng.choice(list(styles), p=share)), hair_colour=tuple(map(float, colour)), grey_years=grey_years, hairline=float(rng.normal(0, .006)),
         recede=float(rng.beta(1.2, 1.4)), volume=float(rng.uniform(0, 1)), brow=float(np.clip(.15 + .5 * gender + rng.normal(0, .22), 0, 1)), beard=float(rng.choice((0, .25, .55, .9), p=(.48, .20, .18, .14)) * rng.uniform(.8, 1.1)),
         makeup=float(rng.choice((0, rng.uniform(.2, 1)), p=(.4, .6))), cloth=sample_cloth(rng), neckline=float(rng.uniform(0, 1)), seed=int(rng.integers(1 << 20)))
+    person = replace(person, beard=person.beard * (1 - .5 * person.grey * melanin)) # white on dark hides the chin from every detector
     return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
 # %% ../../nbs/people/15_dataset.ipynb #fa35e192
