@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
-from .core import StitchError, autocast, check_shape, clone_network, hash_of, load_meta, load_tensors, save_tensors, seeded, to_tensor
+from .core import StitchError, autocast, check_shape, clone_network, frames_at_once, hash_of, load_meta, load_tensors, save_tensors, seeded, to_tensor
 
 # %% ../nbs/40_pti.ipynb #17ba0791
 @dataclass(frozen=True)
@@ -215,18 +215,28 @@ def _diverged(what:str, done:int, u:int, config, checkpoint)->StitchError:
     return StitchError(f'tuning diverged: {what} in pass {done + 1}, update {u + 1}; use a smaller lr than {config.lr:g}'
                        + (", or dtype='float32'" if config.dtype != 'float32' else '') + kept)
 
-def _fit(G, G_pti, params, optimiser, index, w, target, features, perceptual, config, w_r):
+def _fit(G, G_pti, params, optimiser, index, pivots, crops, features, perceptual, config, w_r):
     "One update: losses, gradient, step. The numbers worth recording, and each frame's squared error."
     optimiser.zero_grad(set_to_none=True)
-    with autocast(w.device, tuning_dtype(config.dtype, w.device)):
-        l2, lpips = pti_losses(G_pti.synthesis(w), target, perceptual, features)
-        local = l2.new_zeros(()) if w_r is None else locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2)
-    loss = config.lambda_lpips * lpips.mean() + config.lambda_l2 * l2.mean() + config.lambda_r * local
-    values = torch.stack([loss, l2.mean(), lpips.mean(), local]).detach().double().tolist()
-    if math.isfinite(values[0]):
+    parts, device = torch.tensor(index).split(frames_at_once(G.resolution, len(index))), pivots.device
+    done, totals = [], torch.zeros(4, dtype=torch.float64)
+    for i, part in enumerate(parts):
+        at, first = part.tolist(), i == 0 and w_r is not None
+        with autocast(device, tuning_dtype(config.dtype, device)):
+            l2, lpips = pti_losses(G_pti.synthesis(pivots[at]), take_crops(crops, at, device), perceptual, features and features(at))
+            local = locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2) if first and len(parts) == 1 else l2.new_zeros(())
+        share = len(at) / len(index)
+        loss = share * (config.lambda_lpips * lpips.mean() + config.lambda_l2 * l2.mean()) + config.lambda_r * local
+        done.append(l2.detach().double().cpu())
+        totals += torch.stack([loss, share * l2.mean(), share * lpips.mean(), local]).detach().double().cpu()
+        if not math.isfinite(totals[0]): return totals.tolist(), torch.cat(done)
         loss.backward()
-        optimiser.step()
-    return values, l2.detach().double().cpu()
+    if w_r is not None and len(parts) > 1:      # its graph alone, after those of the frames
+        with autocast(device, tuning_dtype(config.dtype, device)): local = locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2)
+        totals += torch.stack([config.lambda_r * local, 0*local, 0*local, local]).detach().double().cpu()
+        if math.isfinite(totals[0]): (config.lambda_r * local).backward()
+    if math.isfinite(totals[0]): optimiser.step()
+    return totals.tolist(), torch.cat(done)
 
 # %% ../nbs/40_pti.ipynb #cb4e5208
 def tune_generator(
@@ -251,18 +261,18 @@ def tune_generator(
     if checkpoint is not None:
         identity = hash_of(G, pivots, [hash_of(crops[t]) for t in range(T)], config, getattr(perceptual, 'name', None), locality_z)
         done = _load_progress(checkpoint, names, params, optimiser, rng, history, identity)
-    features = TargetFeatures(perceptual, crops, device, config.batch) if perceptual is not None and done < config.passes else None
+    features = TargetFeatures(perceptual, crops, device, frames_at_once(G.resolution, config.batch)) if perceptual is not None and done < config.passes else None
     alpha = config.alpha or (.5 * latent_spread(G) if config.lambda_r else None)
     enough = lambda: config.early_stop is not None and bool(history['psnr']) and history['psnr'][-1] >= config.early_stop
     while done < config.passes and not enough():
         order, record, errors = pass_order(T, config, rng), [], []
         for u, index in enumerate(order):
-            w, w_r, rate = pivots[index], None, learning_rate(config, done, u, len(order))
+            w_r, rate = None, learning_rate(config, done, u, len(order))
             if config.lambda_r:
                 z = torch.randn(1, G.z_dim, generator=rng) if locality_z is None else locality_z[done * len(order) + u][None]
-                with torch.no_grad(): w_r = morph(G.mapping(z.to(device, torch.float32), truncation=.5), w[:1], alpha)
+                with torch.no_grad(): w_r = morph(G.mapping(z.to(device, torch.float32), truncation=.5), pivots[index[:1]], alpha)
             for group in optimiser.param_groups: group['lr'] = rate
-            values, l2 = _fit(G, G_pti, params, optimiser, index, w, take_crops(crops, index, device), features and features(index), perceptual, config, w_r)
+            values, l2 = _fit(G, G_pti, params, optimiser, index, pivots, crops, features, perceptual, config, w_r)
             if not math.isfinite(values[0]): raise _diverged(f'the loss is {values[0]}', done, u, config, checkpoint)
             record.append([*values, rate])
             errors.append(10 * torch.log10(4 / l2.clamp_min(1e-12)))
