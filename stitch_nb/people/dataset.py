@@ -64,7 +64,7 @@ def with_knobs(
 
 # %% ../../nbs/people/15_dataset.ipynb #b1d57811
 EYES = ((.16, .08, .035), (.10, .05, .022), (.05, .16, .30), (.08, .20, .12), (.16, .19, .20), (.20, .14, .05)) # brown, dark, blue, green, grey, hazel; linear RGB
-HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.20, .10, .045), (.42, .27, .11), (.58, .42, .22), (.26, .065, .02)) # black to blond, red
+HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.18, .10, .055), (.36, .235, .125), (.50, .375, .24), (.24, .075, .028)) # black to blond, red
 
 # %% ../../nbs/people/15_dataset.ipynb #17ba0791
 MEN = dict(bald=.08, buzz=.12, short=.17, side=.14, quiff=.11, slick=.07, messy=.08, curly=.07, afro=.05, fringe=.05, long=.03, wavy=.02, bob=.01, ponytail=.01) # share of each style, made to sum to 1
@@ -87,7 +87,7 @@ def sample_person(
     local = tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
     knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
     dark = melanin > .48; grey_years = float(rng.normal(56 + 8 * melanin, 10))
-    colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2, 3) ** .5
+    colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2) * rng.uniform(.95, 1.05, 3)
     styles = {k: v * (.5 + 1.2 * old if k == "bald" else 1.) for k, v in (MEN if male else WOMEN).items()}; share = p(list(styles.values())); share = share / share.sum()
     person = Person(
         years=years, gender=gender, phenotype=tuple((k, float(v)) for k, v in phenotype.items()), local=local, melanin=melanin, redness=float(rng.uniform(.1, .8)),
@@ -314,7 +314,7 @@ def render_shard(
         person = sample_person(rng, names); body = studio.body(person)
         for j in range(each):
             state, scene = sample_state(rng), sample_scene(rng); light = sample_light(rng, scene, person.melanin)
-            cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.165, .20) / cam.distance)))
+            cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.178, .208) / cam.distance)))
             shift = tuple(rng.normal(0, .012, 3)); back = scene.draw(rng, cam.size)
             r = studio.render(body, make_pose(state, shift), light, cam)
             quad = quads_from_landmarks(r["landmarks"][None], scale=SCALE)[0]
