@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OKABE_ITO', 'COLUMNS', 'PREVIEW', 'ZOOMS', 'STYLE', 'Sheet', 'smooth_resize', 'paint', 'paint_pdf', 'lay_out_grid',
-           'draw_grid', 'save_grid', 'Stopped', 'stoppable', 'Cache', 'ClipState', 'default_folder', 'sample_clips',
-           'open_clip', 'prepare', 'tune_state', 'thinned', 'Settings', 'settings_for', 'frame_masks', 'edited_latent',
-           'first_look', 'depends_on', 'crop_of', 'cell_of', 'zoom_names', 'zoom_boxes', 'Asked', 'in_order',
-           'workers_for', 'Grid', 'is_stitched', 'grid_of', 'grids', 'figure_3', 'waiting', 'grid_sheet', 'describe',
-           'jpeg', 'display_grid', 'column_frames', 'video_rows', 'figure_3_video', 'img_tag', 'film_strip',
+           'draw_grid', 'save_grid', 'Stopped', 'stoppable', 'Cache', 'ClipState', 'default_folder', 'tidy',
+           'sample_clips', 'open_clip', 'prepare', 'tune_state', 'thinned', 'Settings', 'settings_for', 'frame_masks',
+           'edited_latent', 'first_look', 'depends_on', 'crop_of', 'cell_of', 'zoom_names', 'zoom_boxes', 'Asked',
+           'in_order', 'workers_for', 'Grid', 'is_stitched', 'grid_of', 'grids', 'figure_3', 'waiting', 'grid_sheet',
+           'describe', 'jpeg', 'display_grid', 'column_frames', 'video_rows', 'figure_3_video', 'img_tag', 'film_strip',
            'numbers_table', 'Figure3App', 'write_figure_3', 'as_rows', 'stitch_figure']
 
 # %% ../nbs/93_panels.ipynb #77de68da
@@ -36,7 +36,8 @@ from .cli import told
 from .core import (StitchError, atomic_path, bar, hash_of, load_arrays, sample, save_arrays,
                             to_image)
 from .edit import Edit, apply_edit
-from .metrics import border_steps
+from .masks import boundary
+from .metrics import border_steps, psnr
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
 from .perceptual import choose_perceptual
@@ -260,6 +261,19 @@ def default_folder()->Path:
     "Where prepared clips are kept if nobody says where: STITCH_NB_HOME, else ~/.cache/stitch_nb."
     return Path(environ.get("STITCH_NB_HOME") or Path.home()/".cache"/"stitch_nb")/"panels"
 
+def tidy(
+    folder:Path,
+    budget:float=4e9,   # bytes
+)->int:                 # how many files went
+    "Delete what was not written lately until the folder is within its budget."
+    files = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime)
+    over, gone = sum(p.stat().st_size for p in files) - budget, 0
+    for path in files:
+        if over <= 0: break
+        over, gone = over - path.stat().st_size, gone + 1
+        path.unlink(missing_ok=True)
+    return gone
+
 def sample_clips()->list:
     "Names of the clips that come with the package, true edits left out."
     names = sorted(p.stem for p in sample("talk").parent.glob("*.mp4"))
@@ -288,6 +302,7 @@ def prepare(
     "Landmarks, crops, masks, pivots and PTI of a clip, each found on disk or made now."
     if every < 1: raise StitchError(f"every={every} is not possible; use 1 for all frames, 2 for every second")
     clip, models = open_clip(clip), models if isinstance(models, Bundle) else load_models(models) if models else load_models()
+    if folder is None: tidy(default_folder())
     folder, progress = Path(folder) if folder is not None else default_folder(), stoppable(progress, halt)
     perceptual, _ = choose_perceptual(models, config.perceptual)
     faces, _ = faces_stage(clip, models, config, folder, progress)
@@ -326,7 +341,7 @@ def thinned(stage, every, folder):
             write_rows(path, rows, len(rows))
     return run_stage(folder, f"{stage.name}-thinned", (stage.key, every), stage.path.suffix, make)
 
-# %% ../nbs/93_panels.ipynb #0716d970
+# %% ../nbs/93_panels.ipynb #12c6fc06
 COLUMNS = dict(source="source", inversion="encoder inversion", pti="PTI", blended="edit, mask-blended", stitched="after stitching")
 PREVIEW = 12   # updates of a first look at the stitching
 
@@ -363,7 +378,7 @@ def edited_latent(state, settings, t):
 
 def first_look(config): return replace(config, steps=min(config.steps, PREVIEW))
 
-# %% ../nbs/93_panels.ipynb #9e6a55b6
+# %% ../nbs/93_panels.ipynb #d435a6cd
 def depends_on(state, settings, column, t, quality="full")->tuple:
     "Everything that a cell depends on, for the cache."
     edited = column in ("blended", "stitched")
@@ -391,7 +406,7 @@ def crop_of(state, settings, column, t, quality="full", halt=None)->np.ndarray: 
         return dict(crop=to_image(image))
     return state.cache.get(key, make, keep=column == "stitched" and quality == "full")["crop"]
 
-def cell_of(state, settings, column, t, quality="full")->dict:  # picture (H,W,3) uint8; steps: colour steps at the outline, its own and the source's; border: grey levels
+def cell_of(state, settings, column, t, quality="full")->dict:  # picture (H,W,3) uint8; steps: colour steps at the outline, its own and the source's; border: grey levels; psnr: dB
     "One cell of the figure, and what was measured of it."
     def make():
         frame, quad, masks = state.frame(t), state.quads[t], frame_masks(state, settings)[t]
@@ -399,15 +414,15 @@ def cell_of(state, settings, column, t, quality="full")->dict:  # picture (H,W,3
         outline = None if square else masks.full
         where = paste_mask(quad, torch.ones_like(masks.full) if square else masks.full, *frame.shape[:2])
         source = border_steps(frame, where)[0]
-        if column == "source": return dict(picture=frame, steps=np.array([source, source]), border=np.zeros(()))
+        if column == "source": return dict(picture=frame, steps=np.array([source, source]), border=np.zeros(()), psnr=np.array(np.inf))
         crop, real = crop_of(state, settings, column, t, quality), np.array(state.crops[t])
         kept = real if state.config.keep_detail and not square else None
         picture = paste(frame, crop, quad, outline, state.config.feather, residual=kept)
         off = np.abs(crop.astype(np.float32) - real).mean(-1)[np.asarray(masks.border) > .5].mean()
-        return dict(picture=picture, steps=np.array([border_steps(picture, where)[0], source]), border=np.asarray(off, np.float64))
+        return dict(picture=picture, steps=np.array([border_steps(picture, where)[0], source]), border=np.asarray(off, np.float64), psnr=psnr(crop, real))
     return state.cache.get(("cell",) + depends_on(state, settings, column, t, quality), make)
 
-# %% ../nbs/93_panels.ipynb #91032ad7
+# %% ../nbs/93_panels.ipynb #bc33ea4e
 ZOOMS = ("hair", "neck", "mouth")
 
 def zoom_names(names)->tuple:
@@ -443,14 +458,15 @@ def _worst_border(state, settings, name, t, place, width):
     moderate = replace(settings, edits=tuple(Edit(e.name, ((0, 2.),)) for e in settings.edits))
     change = np.abs(crop_of(state, moderate, "blended", t).astype(np.float32) - state.crops[t]).mean(-1)
     change = change*np.asarray(frame_masks(state, settings)[t].border)
-    rows = np.arange(len(change))
-    allowed = rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]
+    head, rows = torch.from_numpy(np.array(state.heads[t])).float(), np.arange(len(change))[:, None]
+    allowed = (rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]) & np.ones_like(change, bool)
+    outline = allowed & (boundary(head, 1).numpy() > 0)     # a window half inside and half outside shows the seam
     k = width//2*2 + 1
-    total = F.avg_pool2d(torch.from_numpy(change*allowed[:, None])[None, None].float(), k, 1, k//2)[0, 0].numpy()
-    y, x = np.unravel_index(int(np.where(allowed[:, None], total, -1).argmax()), total.shape)
+    total = F.avg_pool2d(torch.from_numpy(change*allowed)[None, None].float(), k, 1, k//2)[0, 0].numpy()
+    y, x = np.unravel_index(int(np.where(outline if outline.any() else allowed, total, -1).argmax()), total.shape)
     return np.array([x, y], np.float64)
 
-# %% ../nbs/93_panels.ipynb #12c6fc06
+# %% ../nbs/93_panels.ipynb #22d200f8
 class Asked(threading.Event):
     "An event that counts how often it was looked at: a stitching looks before every update."
     def __init__(self, halt=None, tick=None):
@@ -493,7 +509,7 @@ class Grid:
     name:str         # of the clip
     numbers_of:tuple # frame numbers as the video counts
     pictures:dict    # column to a list of (H,W,3) uint8, one per row; None where it is not there yet
-    measured:dict    # column to dict(seam, border), over the rows
+    measured:dict    # column to dict(seam, border, psnr), over the rows
     quality:str      # 'inverted', 'blended', 'preview', 'full'
 
 def is_stitched(state, settings, t)->bool: return ("crop",) + depends_on(state, settings, "stitched", t) in state.cache
@@ -503,7 +519,7 @@ def grid_of(state, settings, quality)->Grid:
     have = list(COLUMNS)[:dict(inverted=2, blended=4).get(quality, 5)]
     best = lambda t: "full" if quality == "preview" and is_stitched(state, settings, t) else quality
     cells = {c: [cell_of(state, settings, c, t, best(t)) for t in settings.frames] for c in have}
-    numbers = {c: dict(seam=float(np.divide(*sum(x["steps"] for x in found))), border=float(np.mean([x["border"] for x in found]))) for c, found in cells.items()}
+    numbers = {c: dict(seam=float(np.divide(*sum(x["steps"] for x in found))), **{k: float(np.mean([x[k] for x in found])) for k in ("border", "psnr")}) for c, found in cells.items()}
     pictures = {c: [x["picture"] for x in cells[c]] if c in cells else None for c in COLUMNS}
     return Grid(settings, Path(state.clip.path).name, tuple(map(state.number, settings.frames)), pictures, numbers, quality)
 
@@ -548,7 +564,7 @@ def figure_3(
     *_, last = grids(state, settings_for(state, frames, edit, strength, dilation, stitch), progress, halt)
     return last
 
-# %% ../nbs/93_panels.ipynb #d435a6cd
+# %% ../nbs/93_panels.ipynb #fc074d50
 def waiting(picture, size=20)->np.ndarray:
     "A pale copy that says that something better is coming."
     pale = Image.fromarray((255 - (255 - picture.astype(np.float32))*.25).round().astype(np.uint8))
@@ -594,7 +610,7 @@ def display_grid(
     from IPython.display import Image as Picture, display
     display(Picture(data=jpeg(paint(grid_sheet(grid, boxes, cell=cell)), quality), format="jpeg", alt=describe(grid)))
 
-# %% ../nbs/93_panels.ipynb #f6e1126c
+# %% ../nbs/93_panels.ipynb #af3e1334
 def column_frames(
     rows,                 # iterable of lists of pictures (H,W,3) uint8, one per column
     titles,               # one per column
@@ -645,7 +661,7 @@ def figure_3_video(
     rows = video_rows(state, settings, part, quality, progress, halt)
     return write_video(column_frames(rows, COLUMNS.values(), height), path, state.clip.fps, crf=crf)
 
-# %% ../nbs/93_panels.ipynb #bc33ea4e
+# %% ../nbs/93_panels.ipynb #0286dd55
 STYLE = """<style>
 .stitch-figure3 img {width:100%; height:auto; display:block}
 .stitch-figure3 table {border-collapse:collapse; font-size:90%}
@@ -684,10 +700,12 @@ def film_strip(
 def numbers_table(grid:Grid)->str:
     "The figure's numbers as an HTML table."
     head = "".join(f"<th scope=col>{html.escape(COLUMNS[c])}</th>" for c in grid.measured)
-    row = lambda name, key, form: f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{form.format(v[key])}</td>" for v in grid.measured.values()) + "</tr>"
-    return (f"<table><tr><td></td>{head}</tr>" + row("seam (1: as filmed)", "seam", "{:.2f}") + row("off the source in the border, grey levels", "border", "{:.1f}") + "</table>")
+    said = lambda value, form: form.format(value) if np.isfinite(value) else "the same"
+    row = lambda name, key, form: f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{said(v[key], form)}</td>" for v in grid.measured.values()) + "</tr>"
+    return (f"<table><tr><td></td>{head}</tr>" + row("seam (1: as filmed)", "seam", "{:.2f}") + row("off the source in the border, grey levels", "border", "{:.1f}")
+            + row("like the source in the whole crop, dB", "psnr", "{:.1f}") + "</table>")
 
-# %% ../nbs/93_panels.ipynb #0a57cb53
+# %% ../nbs/93_panels.ipynb #98fbc42f
 class Figure3App:
     "Figure 3 with its knobs, for a notebook."
     def __init__(self,
@@ -889,7 +907,7 @@ class Figure3App:
         data = dict(self.root._repr_mimebundle_())
         return data | {"text/plain": "Figure 3 with its knobs: run this cell to move them; the picture above is what it draws."}
 
-# %% ../nbs/93_panels.ipynb #22d200f8
+# %% ../nbs/93_panels.ipynb #e1822db4
 def write_figure_3(
     clip:Clip,
     edits,               # texts: 'smile=2'
