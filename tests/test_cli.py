@@ -29,6 +29,7 @@ def disc_clip(tmp_path_factory): return tiny.face_clip(tmp_path_factory.mktemp("
 def call(monkeypatch, bundle, tmp_path, capsys):
     "`call(video, **options)` runs stitch_edit on discs; (status, last line of stderr, everything on stdout)."
     tiny.use_disc(monkeypatch)
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path/"cache"))
 
     def run(video, **options):
         capsys.readouterr()
@@ -73,7 +74,8 @@ def test_wrong_outside_is_noticed(disc_clip):
     (dict(edit=["smile=wide"]), ["wide", "number"]),
     (dict(edit=["smile"]), ["no strength", "smile=2"]),
     (dict(edit=None), ["no edit is given", "smile"]),
-    (dict(models="ffhq"), ["'ffhq' is not installed", "bundle.json"]),
+    (dict(models="ffhq"), ["'ffhq' is not complete", "ffhq.pkl", "stitch_weights download ffhq"]),
+    (dict(models="ffhg"), ["'ffhg' is not installed", "bundle.json"]),
     (dict(models="/nowhere/bundle"), ["/nowhere/bundle", "not installed"]),
     (dict(mask="parser"), ["has no parser", "--mask hull"]),
     (dict(mask="halo"), ["halo", "parser", "hull"]),
