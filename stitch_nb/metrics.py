@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'MOVES', 'psnr', 'ssim', 'perceptual_distances', 'local_similarity', 'global_similarity', 'tl_id', 'tg_id',
            'similarity_curves', 'identity_vectors', 'identity_distance', 'flicker', 'bend', 'optical_flow',
-           'known_motion', 'warp_errors', 'border_steps', 'seam', 'gap', 'leak', 'mouth_width', 'face_measures',
-           'attribute_change', 'true_edit_psnr']
+           'known_motion', 'warp_errors', 'edit_flicker', 'border_steps', 'seam', 'gap', 'leak', 'mouth_width',
+           'face_measures', 'attribute_change', 'true_edit_psnr']
 
 # %% ../nbs/85_metrics.ipynb #77de68da
 import numpy as np
@@ -196,6 +196,19 @@ def warp_errors(
     return {name: mean(x) for name, x in carried.items()} | dict(trembling={name: mean(x - carried["source"]) for name, x in carried.items()})
 
 # %% ../nbs/85_metrics.ipynb #cb7a1d77
+def edit_flicker(
+    crops,      # two (R,R,3) uint8: neighbouring source crops
+    changes,    # two (R,R,3) float, levels: edit minus reconstruction, not rounded
+    mask=None,  # (R,R) in [0,1], where it is measured (above 1/2); None: everywhere
+)->float:       # 0: the edit moves with the face; about 1: it has nothing to do with that of the frame before; NaN without an edit
+    "How much of an edit changes from one frame to the next, its motion taken out."
+    flow, back = optical_flow(*crops), optical_flow(*crops[::-1])
+    where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > .5)
+    before, now = (np.asarray(c, np.float32) for c in changes)
+    size = (np.abs(before) + np.abs(now))[where].mean(dtype=np.float64)/2 if where.any() else 0.
+    return float(np.abs(bend(now, flow) - before)[where].mean(dtype=np.float64)/size) if size > 1e-3 else np.nan
+
+# %% ../nbs/85_metrics.ipynb #761f22b2
 def border_steps(
     frame,       # (H,W,3) uint8
     mask,        # (H,W) in [0,1]; inside is where it is above 1/2
@@ -219,7 +232,7 @@ def seam(
     top, bottom = sums.sum(0)
     return float(top/bottom) if bottom else (1. if top == 0 else float("inf"))
 
-# %% ../nbs/85_metrics.ipynb #761f22b2
+# %% ../nbs/85_metrics.ipynb #fb644351
 def gap(
     result,   # (H,W,3) uint8
     source,   # (H,W,3) uint8
@@ -232,7 +245,7 @@ def gap(
     apart = np.abs(np.asarray(result, np.float32) - np.asarray(source, np.float32)).mean(-1)
     return float((apart[contour]/alpha[contour]).mean(dtype=np.float64))
 
-# %% ../nbs/85_metrics.ipynb #fb644351
+# %% ../nbs/85_metrics.ipynb #2e01e174
 def leak(
     result,   # (...,H,W,3) uint8
     source,   # same shape
@@ -243,7 +256,7 @@ def leak(
     changed = (np.asarray(result) != np.asarray(source)).any(-1)
     return float((changed & outside).sum()/max(outside.sum(), 1))
 
-# %% ../nbs/85_metrics.ipynb #64e095fe
+# %% ../nbs/85_metrics.ipynb #a9334987
 def mouth_width(
     landmarks,   # (T,68,2) pixels
 )->np.ndarray:   # (T,) distance of the mouth's corners, in distances of the eyes
@@ -253,7 +266,7 @@ def mouth_width(
     eyes = np.linalg.norm(p[:, 36:42].mean(1) - p[:, 42:48].mean(1), axis=1)
     return np.linalg.norm(p[:, 54] - p[:, 48], axis=1)/np.maximum(eyes, 1e-9)
 
-# %% ../nbs/85_metrics.ipynb #b7eb6c68
+# %% ../nbs/85_metrics.ipynb #8effee40
 MEASURES = {   # name to what the landmarks say about it
     "mouth_width": "distance of the mouth's corners",
     "mouth_lift": "height of the corners above the middle of the lips",
@@ -292,7 +305,7 @@ def face_measures(
                 eye_width=(far(36, 39) + far(42, 45))/2, brow_height=down(*range(36, 48)) - down(*range(17, 27)), nose_width=far(31, 35), nose_tip=down(33) - down(30),
                 nose_to_mouth=down(51) - down(33), face_height=down(8) - down(*range(17, 27)), turn=q[:, 30, 0])
 
-# %% ../nbs/85_metrics.ipynb #80e28a51
+# %% ../nbs/85_metrics.ipynb #667be543
 def attribute_change(
     source,       # (T,68,2) landmarks of the source, pixels
     result,       # (T,68,2) landmarks of the result; NaN where no face was found
@@ -310,7 +323,7 @@ def attribute_change(
     size = lambda names: 100*float(np.sqrt(np.mean([table[k]["change"]**2 for k in names]))) if names else np.nan
     return dict(measures=table, target=size(sorted(meant)), off_target=size([k for k in MEASURES if k not in meant]), meant=sorted(meant), missed=len(seen) - n)
 
-# %% ../nbs/85_metrics.ipynb #9109c85a
+# %% ../nbs/85_metrics.ipynb #6c1e671f
 def true_edit_psnr(
     results,      # (T,H,W,3) uint8, or any iterable of pictures
     sources,      # the untouched pictures

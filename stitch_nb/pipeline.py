@@ -6,8 +6,9 @@
 __all__ = ['MEASURED', 'OUTPUTS', 'ARMS', 'RunConfig', 'measured', 'Stage', 'run_stage', 'write_json', 'as_json', 'write_rows',
            'clip_key', 'faces_stage', 'crops_stage', 'masks_stage', 'pivots_stage', 'generator_stage', 'load_pivots',
            'load_generator', 'draw', 'recon_stage', 'FrameMasks', 'first_to_do', 'edited_latents', 'stitched_stage',
-           'nearest_landmarks', 'pasted_frames', 'strip_size', 'summary', 'curves', 'Run', 'as_edits', 'make_way',
-           'run_record', 'edit_clip', 'check_places', 'finished', 'strip_frames', 'write_outputs', 'ablate']
+           'nearest_landmarks', 'edit_changes', 'pasted_frames', 'strip_size', 'summary', 'curves', 'Run', 'as_edits',
+           'make_way', 'run_record', 'edit_clip', 'stand_ins', 'check_places', 'finished', 'strip_frames',
+           'write_outputs', 'ablate']
 
 # %% ../nbs/80_pipeline.ipynb #77de68da
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import stitch_nb
@@ -31,21 +33,21 @@ from .edit import Edit, apply_edit, parse_edit
 from .encode import PivotConfig, invert, optimise_pivots
 from .faces import find_faces, landmark_backend
 from .masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
-from .metrics import (attribute_change, border_steps, face_measures, flicker, gap, identity_distance, identity_vectors, leak, local_similarity,
+from .metrics import (attribute_change, border_steps, edit_flicker, face_measures, flicker, gap, identity_distance, identity_vectors, leak, local_similarity,
                                global_similarity, mouth_width, perceptual_distances, psnr, similarity_curves, ssim, tg_id, tl_id, true_edit_psnr, warp_errors)
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
 from .perceptual import choose_perceptual
 from .pti import PTIConfig, tune_generator, tuning_dtype
-from .show import strip
-from .stitch import StitchConfig, stitch_frames
+from .show import resize_image, strip
+from .stitch import StitchConfig, stitch_frames, worker_count
 from .video import Clip, read_clip, write_video
 
 # %% ../nbs/80_pipeline.ipynb #c1dfd96e
 @dataclass(frozen=True)
 class RunConfig:
     "Everything about a run that is not the clip, the edits or the networks."
-    landmarks:str = "auto"       # who finds faces: 'auto' (the bundle's own, else face_alignment), 'bundle', 'face_alignment', 'dlib'
+    landmarks:str = "auto"       # who finds faces: 'auto' (the bundle's own, else face_alignment), 'bundle', 'face_alignment', 'dlib'; 'none': the centre of the frame
     person:int|str = "largest"   # 'largest', or 0, 1, ... from left to right where they first appear
     max_missing:float = .5       # part of the frames that may lack a face and are interpolated
     scale:float|None = None      # side of the crop relative to FFHQ's square; None: the bundle's
@@ -55,7 +57,7 @@ class RunConfig:
     perceptual:str = "auto"      # 'lpips' (falls back to the bundle's if it cannot be fetched), 'bundle'; 'auto': the bundle's if it has one
     tune:bool = True             # False leaves PTI out (an arm of Figure 9)
     stitching:bool = True        # False pastes the edit by its mask alone (an arm of Figure 9)
-    mask:str = "parser"          # 'parser' (labels), 'hull' (landmarks only)
+    mask:str = "auto"            # 'parser' (labels), 'hull' (landmarks only); 'auto': the parser if the bundle has one
     variant:str = "paper"        # masks of the 'paper' or of its 'code'
     dilation:int|None = None     # pixels of the crop at R; None: 50 at 1024, in proportion
     inner:int = 0                # pixels of the crop at R by which the face mask is grown first
@@ -69,9 +71,14 @@ class RunConfig:
     pivot:PivotConfig = field(default_factory=PivotConfig)
     stitch:StitchConfig = field(default_factory=StitchConfig)
 
+    @classmethod
+    def for_models(cls, models, **changes)->"RunConfig":
+        "The settings that suit a bundle: this project's for the small one, the authors' schedule for published generators; `changes` replace fields."
+        return replace(cls() if models.meta.get("recipe") != "reference" else cls(pti=PTIConfig.reference(dtype="auto"), stitch=StitchConfig.reference(dtype="auto")), **changes)
+
     def __post_init__(self):
-        choices = dict(landmarks=("auto", "bundle", "face_alignment", "dlib"), pivots=("auto", "encoder", "optimise"),
-                       perceptual=("auto", "lpips", "bundle"), mask=("parser", "hull"), variant=("paper", "code"))
+        choices = dict(landmarks=("auto", "bundle", "face_alignment", "dlib", "none"), pivots=("auto", "encoder", "optimise"),
+                       perceptual=("auto", "lpips", "bundle"), mask=("auto", "parser", "hull"), variant=("paper", "code"))
         for name, known in choices.items():
             if getattr(self, name) not in known: raise StitchError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
         for name in ("sigma_centre", "sigma_axes", "feather", "inner"):
@@ -171,13 +178,14 @@ def clip_key(
 
 def faces_stage(clip, models, config, folder, progress):
     "Landmarks (T,68,2) and whether each frame had a face of its own (T,)."
-    backend = landmark_backend(config.landmarks, models=models, device=models.device)
+    scale = models.scale if config.scale is None else config.scale
+    backend = landmark_backend(config.landmarks, models=models, device=models.device, **(dict(scale=scale) if config.landmarks == "none" else {}))
     name = getattr(backend, "name", config.landmarks)
     def make(path, tick):
         track = find_faces(clip, backend, person=config.person, max_missing=config.max_missing, progress=tick)
         save_arrays(path, landmarks=track.landmarks, found=track.found, segments=track.segments)
         return dict(landmarks=name, found=int(track.found.sum()), interpolated=np.flatnonzero(~track.found), cuts=track.cuts, people=track.people, person=track.person)
-    inputs = (clip_key(clip), name, models.hash if name == "bundle" else "", config.person, config.max_missing)
+    inputs = (clip_key(clip), name, models.hash if name == "bundle" else scale if name == "none" else "", config.person, config.max_missing)
     return run_stage(folder, "faces", inputs, ".npz", make, progress), backend
 
 def crops_stage(clip, models, config, faces, folder, progress):
@@ -192,20 +200,21 @@ def crops_stage(clip, models, config, faces, folder, progress):
 def masks_stage(models, config, faces, crops, quads, folder, progress):
     "Face masks (T,R,R) uint8 as .npy, 1 = head. A frame in which the parser sees no face gets the hull of its landmarks."
     R, landmarks = models.resolution, load_arrays(faces.path)["landmarks"]
+    parsed = config.mask == "parser" or config.mask == "auto" and models.parser is not None
     if config.mask == "parser" and models.parser is None: raise StitchError(f"bundle {models.name!r} has no parser: use the landmarks' hull (--mask hull)")
     def make(path, tick):
         pictures, from_hull = np.load(crops.path, mmap_mode="r"), []
         def rows():
             for t in range(len(pictures)):
-                if t % 8 == 0: heads = face_mask(segment(models.parser, pictures[t:t + 8])) if config.mask == "parser" else torch.zeros(8, 1)
-                mask = heads[t % 8]
+                if t % 8 == 0: heads = face_mask(segment(models.parser, pictures[t:t + 8])) if parsed else torch.zeros(8, R, R)
+                mask, S = heads[t % 8], heads.shape[-1]          # a parser may work at a resolution of its own
                 if not mask.any():
                     from_hull.append(t)
-                    mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], R)), R, R)
+                    mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], S)), S, S)
                 yield mask.numpy().astype(np.uint8)
         write_rows(path, rows(), len(pictures), tick)
-        return dict(hull_frames=from_hull if config.mask == "parser" else [])
-    return run_stage(folder, "masks", (crops.key, config.mask, models.hash), ".npy", make, progress)
+        return dict(mask="parser" if parsed else "hull", hull_frames=from_hull if parsed else [])
+    return run_stage(folder, "masks", (crops.key, "parser" if parsed else "hull", models.hash), ".npy", make, progress)
 
 # %% ../nbs/80_pipeline.ipynb #91032ad7
 def pivots_stage(models, config, crops, perceptual, folder, progress):
@@ -283,10 +292,10 @@ class FrameMasks:
 def first_to_do(
     first:int,            # first frame that has no file
     T:int,                # frames
-    config:StitchConfig,  # says how many are stitched at once
+    at_once:int,          # frames that are stitched together
 )->int:                   # frame to begin at
     "Leave work for as many workers as the whole clip would have: another number of threads rounds differently, and a resumed run is to give the same bits."
-    return min(first, max(0, T - (config.workers or torch.get_num_threads())))
+    return min(first, max(0, T - at_once))
 
 def edited_latents(clip, models, pivots, edits):
     "(T,L,D): the pivots after the edits; keyframes count frames of the video, also where a run begins later."
@@ -300,7 +309,7 @@ def stitched_stage(clip, models, config, edits, crops, masks, pivots, generator,
         G_pti, w_edit = load_generator(generator, models), edited_latents(clip, models, pivots, edits)
         pictures, T = np.load(crops.path, mmap_mode="r"), len(w_edit)
         first = next((t for t in range(T) if not (path/f"{t:06d}.npz").is_file()), T)
-        start = first_to_do(first, T, config.stitch)
+        start = first_to_do(first, T, worker_count(config.stitch, R, models.device))
         results = ((t, edit, None) for t, edit in enumerate(draw(G_pti, w_edit[first:]), first)) if not config.stitching else stitch_frames(
             G_pti, w_edit, pictures, FrameMasks(np.load(masks.path, mmap_mode="r"), R, config), config=config.stitch, start=start)
         with closing(results):
@@ -319,7 +328,19 @@ def nearest_landmarks(backend, frame, near):
     if not found: return np.full((68, 2), np.nan)
     return min((np.asarray(d.landmarks, np.float64) for d in found), key=lambda p: np.square(p.mean(0) - near.mean(0)).sum())
 
-def pasted_frames(clip, models, config, backend, landmarks, quads, crops, masks, stitched, chosen, truth=None):
+def edit_changes(
+    G,         # the run's generator
+    w,         # (T,L,D) pivots
+    w_edit,    # (T,L,D)
+    size:int,  # pixels of the side
+):             # iterator of (size,size,3) float32 levels, not rounded
+    "What the edit adds to the reconstruction, frame by frame."
+    for pair in zip(w, w_edit):
+        with torch.no_grad(): before, after = G.synthesis(torch.stack(pair)).float()
+        change = F.interpolate(((after - before)*127.5)[None], (size, size), mode="area")[0]
+        yield change.permute(1, 2, 0).cpu().numpy()
+
+def pasted_frames(clip, models, config, backend, landmarks, quads, crops, masks, stitched, chosen, truth=None, changes=None):
     "Yield each frame of the result, (H,W,3) uint8, and a dict of what was measured of it; of the `chosen` frames also three pictures."
     R, size, before = models.resolution, strip_size(models.resolution), None
     small = min(R, 256)              # pixels of the crops in which motion is followed
@@ -337,6 +358,11 @@ def pasted_frames(clip, models, config, backend, landmarks, quads, crops, masks,
             found = warp_errors(there, here, resize_mask(full, small))
             row |= dict(warp_source=found["source"], warp_result=found["stitched"], trembling=found["trembling"]["stitched"])
         else: row |= dict(warp_source=np.nan, warp_result=np.nan, trembling=np.nan)
+        now["change"] = next(changes) if changes is not None else None
+        row["edit_flicker"] = np.nan
+        if before and changes is not None:
+            pair = [resize_image(np.array(pictures[i]), small) for i in (t - 1, t)]
+            row["edit_flicker"] = edit_flicker(pair, (before["change"], now["change"]), resize_mask(full, small))
         if models.identity is not None:
             persons = dict(source=frame, result=result) | (dict(truth=true) if true is not None else {})
             row |= {f"{k}_id": v for k, v in zip(persons, identity_vectors(np.stack([crop_frame(p, quads[t], R) for p in persons.values()]), models.identity))}
@@ -362,7 +388,7 @@ def summary(rows, recon, landmarks, edits=()):
                  gap={k: mean(f"gap_{k}") for k in ("stitched", "blended")},
                  flicker=mean("flicker") if len(rows) > 1 else 0.,
                  warp_error=dict(result=mean("warp_result"), source=mean("warp_source"), ratio=mean("warp_result")/max(mean("warp_source"), 1e-9)),
-                 trembling=mean("trembling"),
+                 trembling=mean("trembling"), edit_flicker=mean("edit_flicker"),
                  psnr={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("").items()},
                  ssim={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("_ssim").items()},
                  perceptual={k: dict(mean=v.mean(), worst=v.max()) for k, v in kinds("_perceptual").items()},
@@ -380,7 +406,7 @@ def summary(rows, recon, landmarks, edits=()):
 
 def curves(rows, recon, landmarks):
     "The numbers of frames.json: for each measure one value a frame, null where there is none."
-    names = ("leak", "flicker", "gap_stitched", "gap_blended", "warp_source", "warp_result", "trembling")
+    names = ("leak", "flicker", "gap_stitched", "gap_blended", "warp_source", "warp_result", "trembling", "edit_flicker")
     found = {k: [row[k] for row in rows] for k in names} | {k if "_" in k else f"{k}_psnr": v for k, v in recon.items()}
     landmark_sets = dict(source=landmarks, result=np.stack([row["landmarks"] for row in rows]))
     for who, points in landmark_sets.items(): found |= {f"{who}_{k}": v for k, v in face_measures(points).items()}
@@ -409,6 +435,8 @@ class Run:
 def as_edits(edits, models):
     "A text, an Edit or several of them, as a tuple of Edits that this bundle knows."
     edits = [edits] if isinstance(edits, (str, Edit)) else list(edits)
+    if not models.directions and not all(isinstance(e, Edit) for e in edits):
+        raise StitchError(f"bundle {models.name!r} has no directions: put NAME.npy, of shape ({models.generator.w_dim},) or ({models.generator.num_ws},{models.generator.w_dim}), beside the generator, or fit one with models.fit_direction")
     if not edits: raise StitchError(f"no edit is given: name at least one, such as smile=2 (there are {', '.join(models.directions)})")
     return tuple(e if isinstance(e, Edit) else parse_edit(e, list(models.directions)) for e in edits)
 
@@ -472,6 +500,7 @@ def edit_clip(
     write_json(out/"run.json", record | dict(finished=False))
     with measured() as spent: metrics, notes = write_outputs(out, clip, models, config, edits, backend, done, quads, truth, progress)
     record["stages"]["result"] = spent | dict(reused=False)
+    notes = stand_ins(config, models, done) + notes
     spends = record["stages"].values()
     record |= dict(seconds=round(sum(s["seconds"] for s in spends), 3), peak_mib=max(s["peak_mib"] for s in spends), finished=True, notes=notes,
                    outputs={n: hash_of(out/n) for n in OUTPUTS[:-1]})
@@ -479,6 +508,15 @@ def edit_clip(
     return Run(out, *(out/n for n in OUTPUTS[:3]), metrics, as_json(record), done, quads)
 
 # %% ../nbs/80_pipeline.ipynb #bc33ea4e
+def stand_ins(config, models, done)->list:  # of lines
+    "What the run did without, and what it did instead."
+    said = []
+    if done["pivots"].note.get("pivots") == "optimised" and config.pivots == "auto":
+        said.append(f"bundle {models.name} has no encoder: pivots were found by optimisation, {config.pivot.steps} steps a frame")
+    if done["masks"].note.get("mask") == "hull" and config.mask == "auto": said.append(f"bundle {models.name} has no parser: the mask is the outline of the landmarks (hair and neck stay the source's)")
+    if done["faces"].note.get("landmarks") == "none": said.append("no landmarks: the crop is the centre square of the frame")
+    return said
+
 def check_places(clip, out, truth):
     "Refuse what could only go wrong after the work is done."
     if Path(clip.path).resolve() in [(out/n).resolve() for n in OUTPUTS]: raise StitchError(f"{clip.path} would be overwritten by its own edit: choose another run folder (--out)")
@@ -500,7 +538,9 @@ def write_outputs(out, clip, models, config, edits, backend, done, quads, truth,
     "Paste, measure, and write the two videos, the strip and metrics.json; the metrics, and what is worth saying about the videos."
     landmarks, recon = load_arrays(done["faces"].path)["landmarks"], load_arrays(done["recon"].path)
     rows, chosen, bar = [], strip_frames(len(clip)), progress or (lambda name: nullcontext(lambda *_: None))
-    parts = pasted_frames(clip, models, config, backend, landmarks, quads, done["crops"], done["masks"], done["stitched"], chosen, truth)
+    w, G_pti = load_pivots(done["pivots"], models), load_generator(done.get("generator"), models)
+    changes = edit_changes(G_pti, w, edited_latents(clip, models, done["pivots"], edits), min(models.resolution, 256))
+    parts = pasted_frames(clip, models, config, backend, landmarks, quads, done["crops"], done["masks"], done["stitched"], chosen, truth, changes)
     frames = (rows.append(row) or frame for frame, row in parts)
     notes = list(clip.notes)
     with bar("result") as tick:
@@ -508,9 +548,8 @@ def write_outputs(out, clip, models, config, edits, backend, done, quads, truth,
     metrics = summary(rows, recon, landmarks, edits)
     pairs = (np.concatenate([a, b], 1) for a, b in zip(clip.frames(), read_clip(out/"result.mp4").frames()))
     with bar("compare") as tick: write_video(pairs, out/"compare.mp4", clip.fps, audio_from=clip, progress=tick)
-    w, G_pti = load_pivots(done["pivots"], models)[chosen], load_generator(done.get("generator"), models)
     table = [[source, inversion, pti, blended, stitched] for (source, blended, stitched), inversion, pti in
-             zip((rows[t]["pictures"] for t in chosen), draw(models.generator, w), draw(G_pti, w))]
+             zip((rows[t]["pictures"] for t in chosen), draw(models.generator, w[chosen]), draw(G_pti, w[chosen]))]
     picture = strip(table, titles=["source", "inversion", "PTI", "edit, blended", "stitched"], size=strip_size(models.resolution),
                     row_titles=[f"frame {clip.start + t}" for t in chosen])
     with atomic_path(out/"strip.png") as part: Image.fromarray(picture).save(part)
