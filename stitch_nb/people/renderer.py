@@ -8,7 +8,7 @@ __all__ = ['PHENOTYPES', 'FACE_WORDS', 'SKIP_WORDS', 'JAW', 'DEPTH_VERTEX', 'DEP
            'THICKNESS', 'LENGTH', 'ENDS', 'LOCKS', 'THING_VERTEX', 'THING_FRAGMENT', 'NEUTRAL', 'HeadMesh',
            'brow_height', 'anny_model', 'load_head', 'vertex_normals', 'gl_context', 'look_at', 'orthographic',
            'perspective', 'sky_visibility', 'Person', 'Pose', 'Light', 'Camera', 'hair_field', 'join_hair',
-           'hair_locks', 'hair_tail', 'tube', 'wearables', 'Body', 'Studio', 'anny_coefficients', 'skin_colour']
+           'hair_locks', 'hair_tail', 'tube', 'wearables', 'Body', 'Studio', 'ink', 'anny_coefficients', 'skin_colour']
 
 # %% ../../nbs/people/10_renderer.ipynb #da4b9237
 from dataclasses import dataclass, replace
@@ -426,8 +426,8 @@ float specular(vec3 n, vec3 l, vec3 v, float rough, float f0) {
 vec3 shade(vec3 albedo, vec3 n, vec3 ns, vec3 p, float ao, vec3 wrap, float rough, float f0, float sh) {
   vec3 v = normalize(eye - p), bleed = 1. - vec3(.36, .10, .0) * clamp((wrap.r - wrap.b) * 4., 0., 1.);
   vec3 s3 = pow(vec3(sh), bleed), ao3 = pow(vec3(ao), mix(vec3(1.), vec3(.72, 1.06, 1.16), clamp((wrap.r - wrap.b) * 4., 0., 1.)));
-  if (toon > .5) { float b = dot(n, key) * mix(.35, 1., sh), k = smoothstep(.10, .16, b) * .55 + smoothstep(.62, .68, b) * .12;
-    return albedo * (mix(.42, .72, step(.15, ao)) + k) * (.6 + .4 * key_colour / max(key_colour.g, .1)) * 1.5; }
+  if (toon > .5) { float b = dot(ns, key), k = smoothstep(.05, .09, b) * smoothstep(.40, .60, sh); // two tones, the dark one warm
+    return albedo * mix(vec3(.74, .62, .64), vec3(1.18), k) * (.75 + .25 * key_colour / max(key_colour.g, .1)) * 1.25; }
   vec3 d = key_colour * diffuse(toward(n, ns, key, wrap), wrap) * s3 + fill_colour * diffuse(toward(n, ns, fill, wrap), wrap) * mix(ao3, vec3(1.), .3)
          + rim_colour * diffuse(toward(n, ns, rim, wrap * .3), wrap * .3) * ao3 + ambient(ns) * ao3;
   vec3 sp = key_colour * specular(n, key, v, rough, f0) * sh + fill_colour * specular(n, fill, v, rough, f0) * ao + rim_colour * specular(n, rim, v, rough, f0) * ao
@@ -507,7 +507,7 @@ void main() {
   if (collar > 4.5) hemz = -.128 + .35 * max(t.y - .01, 0.);
   if (t.z < hemz && t.y > -.3) {
     float below = hemz - t.z, tuck = 0., width = collar > 4.5 ? .05 : collar > 3.5 ? .026 : .008; vec3 a = cloth; float ao = 1.;
-    float weave = .93 + .14 * fbm(t * 160.);
+    float weave = toon > .5 ? 1. : .93 + .14 * fbm(t * 160.);
     if (pattern > .5 && collar < 2.9) { float q = pattern < 1.5 ? step(.5, fract(t.z * 38.)) : .5 * step(.5, fract(t.z * 45.)) + .5 * step(.5, fract(t.x * 45.)); a = mix(cloth, cloth2, q); }
     float band = smoothstep(width, width * .75, below); tuck = ridge(below - width, .0018);
     if (collar < 1.5 || collar > 4.5) a = mix(a, cloth * .82, band * .8);
@@ -525,7 +525,7 @@ void main() {
     put(shade(a * weave * (1. - .36 * tuck), ns, nn, p, max(o, .3) * mix(.7, 1., smoothstep(.0, .03, below)), vec3(.12), .78, .02, sh), 16.); return; }
   // skin
   vec3 s = t + seed * .37; float ff = hair_field(t, line, recede), front = step(t.y, .03);
-  float blotch = fbm(s * 42.) - .5, mottle = fbm(s * 150. + 5.) - .5, fine = noise(s * 850.) - .5;
+  float blotch = fbm(s * 42.) - .5, mottle = fbm(s * 150. + 5.) - .5, fine = noise(s * 850.) - .5; if (toon > .5) blotch = mottle = fine = 0.;
   vec3 q = t + .0040 * (vec3(noise(s * 75.), noise(s * 75. + 31.), noise(s * 75. + 57.)) - .5); float qx = abs(q.x);
   float cheek = ridge(length((t - vec3(sign(t.x) * .043, -.015, -.040)) * vec3(1., .5, 1.)), .024), nose = ridge(length((t - vec3(0., -.045, -.042)) * vec3(1., .6, 1.)), .017);
   float chin = ridge(length((t - vec3(0., -.025, -.103)) * vec3(1., .5, 1.)), .016), brow_zone = smoothstep(.03, .05, t.z) * front;
@@ -588,7 +588,7 @@ void main() {
   // the scalp under the hair
   float root = smoothstep(-.008, .016 , ff + .010 * (noise(vec3(t.x * 260., t.y * 140., t.z * 60.)) - .5)) * (1. - m.y);
   float crop = .55 * noise(s * 520.) + .45 * noise(s * 260.); a = mix(a, hair * mix(.55, .50 + .9 * crop, buzz), root * scalp * mix(1., .70 + .45 * crop, buzz)); h += buzz * root * 1.2 * (crop - .5);
-  float limit = clamp(h, -3., 3.); vec3 nb = bumped(nn, limit * .00105);
+  float limit = clamp(h, -3., 3.) * (1. - toon); vec3 nb = bumped(nn, limit * .00105);
   float ao = mix(.26, 1., pow(o, .85)) * (1. - .35 * w); if (inside) { ao = .16; sh *= .3; }
   float sheen = shine * (1. - .5 * lips) + .5 * lips + .35 * nose + .2 * brow_zone; float rough = mix(.60, .42, clamp(shine + .3 * nose, 0., 1.)); rough = mix(rough, .34, lips * .8);
   vec3 wrap = mix(vec3(.40, .17, .11), vec3(.24, .12, .09), clamp(1. - skin.r * 1.6, 0., 1.)); wrap = mix(wrap, vec3(.2), root * scalp);
@@ -615,11 +615,13 @@ void main() { // a lock is soft at its sides and frayed at its tip
   float id = s.z, u = s.x, along = s.y, strands, alpha;
   strands = .6 * noise(vec3(u * 2.2 + id * 17., along * 1.5, id * 91.)) + .4 * noise(vec3(u * 5.5 + id * 31., along * 2.5, id * 57.));
   alpha = smoothstep(.0, .45, 1. - abs(u) + .7 * (strands - .55)) * smoothstep(.0, .30, 1. - along + .35 * (strands - .45)) * smoothstep(-.05, .06, along - .05 * strands);
+  if (toon > .5) alpha = step(.30, alpha);
   if (alpha < .07) discard;
   vec3 nn = normalize(n), v = normalize(eye - p), tg = normalize(g); if (dot(nn, v) < -.2) nn = -nn;
   float deep = mix(.58, 1., q.x), tone_id = .84 + .30 * fract(id * 7.31);
   float white = clamp(smoothstep(1. - grey * 1.25 - .25, 1. - grey * 1.25 + .25, .30 * strands + .80 * fract(id * 3.77)) * .34 + grey * .72, 0., 1.);
   vec3 a = mix(hair, vec3(.46, .455, .45), white * .95) * tone_id * (.68 + .60 * strands) * mix(.85, 1.12, along);
+  if (toon > .5) { deep = 1.; a = mix(hair, vec3(.46, .455, .45), grey * .9) * (.80 + .40 * step(.52, fract(id * 7.31))) + .012; }
   float sh = shadow(p, nn); sh = mix(sh, 1., .12);
   vec3 l = shade(a, nn, nn, p, deep, vec3(.38), .8, .004, sh * deep);
   float t1 = dot(normalize(tg + nn * (-.08 + .12 * (strands - .5))), normalize(key + v)), t2 = dot(normalize(tg + nn * (.14 + .25 * (strands - .5))), normalize(key + v));
@@ -949,10 +951,16 @@ class Studio:
         rgba = np.frombuffer(fbo.read(components=4, attachment=0), np.uint8).reshape(S, S, 4)[::-1]
         label = np.frombuffer(fbo.read(components=4, attachment=1), np.uint8).reshape(S, S, 4)[::-1, :, 0]
         for b in made: b.release()
+        if toon: rgba = ink(rgba, label, self._depth(fbo, S))
         k = self.ss; small = rgba.reshape(S // k, k, S // k, k, 4).astype(np.float32).mean((1, 3))
         q = np.c_[v[self.head.landmarks], np.ones(68)] @ P.T
         points = (q[:, :2] / q[:, 3:] * (.5, -.5) + .5) * camera.size - .5
         return dict(rgba=(small + .5).astype(np.uint8), labels=np.ascontiguousarray(label[k // 2::k, k // 2::k]), landmarks=points)
+
+    def _depth(self, fbo, S):
+        "(S,S) metres from the camera."
+        z = np.frombuffer(fbo.read(attachment=-1, components=1, dtype="f4"), np.float32).reshape(S, S)[::-1] * 2. - 1; near, far = .1, 5.
+        return 2 * far * near / (far + near - z * (far - near))
 
     def _faces(self):
         if not hasattr(self, "_index"):
@@ -970,22 +978,43 @@ class Studio:
             if name in program: program[name].write(np.asarray(value, "f4").tobytes())
 
 # %% ../../nbs/people/10_renderer.ipynb #b7eb6c68
-NEUTRAL = dict(gender=.5, age=.72, muscle=.5, weight=.5, height=.5, proportions=.5, african=1 / 3, asian=1 / 3, caucasian=1 / 3)
+def ink(
+    rgba:np.ndarray,   # (S,S,4) uint8 premultiplied
+    labels:np.ndarray, # (S,S) uint8
+    depth:np.ndarray,  # (S,S) metres
+)->np.ndarray:         # (S,S,4) uint8
+    "Dark outlines where the class changes or the surface breaks off, as in a drawn film."
+    from scipy.ndimage import gaussian_filter, maximum_filter
+    group = np.zeros(256, np.uint8); group[[1, 2, 3, 10, 6, 9]] = 1; group[[4, 5]] = 2; group[[7, 8]] = 3; group[11] = 4; group[[12, 13]] = 5; group[14] = 1; group[16] = 6; group[17] = 7
+    g, line = group[labels], np.zeros(labels.shape, bool); ragged = g == 7
+    step = np.where(ragged, .050, .0045)
+    for axis in (0, 1):
+        for way in (1, -1):
+            other, deeper = np.roll(g, way, axis), np.roll(depth, way, axis)
+            bend = deeper - depth - (depth - np.roll(depth, -way, axis))
+            line |= (g > 0) & ((g != other) & (deeper > depth - .002) & ~((g == 5) & ((other == 1) | (other == 4))) | (bend > step) & (deeper - depth > step))
+    line[:1] = line[-1:] = line[:, :1] = line[:, -1:] = False
+    size = max(1, round(labels.shape[0] / 300)); soft = gaussian_filter(maximum_filter(line, size + 1).astype(np.float32), .45 * size)[..., None] * (rgba[..., 3:] / 255.)
+    out = rgba.astype(np.float32); out[..., :3] = out[..., :3] * (1 - .88 * soft) + .88 * soft * np.array([26, 18, 22])
+    return (out + .5).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/people/10_renderer.ipynb #a9334987
+NEUTRAL = dict(gender=.5, age=.72, muscle=.5, weight=.5, height=.5, proportions=.5, african=1 / 3, asian=1 / 3, caucasian=1 / 3)
+
+# %% ../../nbs/people/10_renderer.ipynb #c5b76da3
 def _rotate(x:np.ndarray, axis:np.ndarray, angle:np.ndarray)->np.ndarray:
     "Rodrigues' formula, one angle for each point."
     c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
     return x * c + np.cross(axis, x) * s + axis * (x @ axis)[:, None] * (1 - c)
 
-# %% ../../nbs/people/10_renderer.ipynb #c5b76da3
+# %% ../../nbs/people/10_renderer.ipynb #80e28a51
 def anny_coefficients():
     "Function (phenotype dict, local dict) -> (B,) blend-shape coefficients, and the names of the local changes."
     model = anny_model()
     keep = np.array([not str(l).startswith("facial_action") for l in model.blendshape_labels])
     return (lambda phenotype, local: _coefficients(model, phenotype, local)[keep]), tuple(map(str, model.local_change_labels))
 
-# %% ../../nbs/people/10_renderer.ipynb #80e28a51
+# %% ../../nbs/people/10_renderer.ipynb #8effee40
 def skin_colour(
     melanin:float, # 0 to 1
     redness:float, # 0 to 1
