@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROPORTIONS', 'ATTRIBUTES', 'MEAN', 'STD', 'RANGE', 'SCALE', 'RESOLUTION', 'KNOBS', 'SHY', 'EYES', 'HAIR', 'MEN',
-           'WOMEN', 'SHARE', 'knob_changes', 'with_knobs', 'sample_person', 'sample_cloth', 'sample_wear', 'expression',
-           'look', 'sample_state', 'make_pose', 'sample_light', 'over', 'attribute_vector', 'changed', 'warp_labels',
-           'whole_view', 'sample_change', 'render_shard', 'save_shard', 'render_people']
+           'WOMEN', 'SHARE', 'measure_proportions', 'knob_changes', 'with_knobs', 'sample_person', 'sample_cloth',
+           'sample_wear', 'expression', 'look', 'sample_state', 'make_pose', 'sample_light', 'over', 'attribute_vector',
+           'changed', 'warp_labels', 'whole_view', 'sample_change', 'render_shard', 'save_shard', 'render_people']
 
 # %% ../../nbs/people/15_dataset.ipynb #da4b9237
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ..align import crop_frame, quads_from_landmarks
 from .backgrounds import Scene, background, sample_scene
 from .renderer import (COLLARS, FACE_WORDS, GLASSES, PATTERNS, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
 
-# %% ../../nbs/people/15_dataset.ipynb #1b645389
+# %% ../../nbs/people/15_dataset.ipynb #ac3478d6
 PROPORTIONS = ("eye_distance", "eye_eyebrow_distance", "eye_ratio", "lip_ratio", "mouth_ratio", "nose_mouth_distance", "nose_ratio", "nose_tip")
 ATTRIBUTES = ("smile", "age", "gender", "yaw", "pitch", "roll", "mouth_open", "eyes_open") + PROPORTIONS
 MEAN = dict(smile=.27, age=50., gender=.5, yaw=0., pitch=0., roll=0., mouth_open=.20, eyes_open=.95) | dict.fromkeys(PROPORTIONS, 0.) # of the raw attribute
@@ -28,7 +28,18 @@ RANGE = dict(smile=(-.6, 1.25), age=(15., 92.), gender=(0., 1.), mouth_open=(0.,
 SCALE = 1.05  # of the aligned crop, see `stitch_nb.align`
 RESOLUTION = 128
 
-# %% ../../nbs/people/15_dataset.ipynb #c1dfd96e
+# %% ../../nbs/people/15_dataset.ipynb #902ba3cd
+def measure_proportions(
+    landmarks:np.ndarray, # (68,2) pixels, y downwards, of a frontal face
+)->dict:                  # proportion -> ratio
+    "The eight ratios of a face."
+    x, y = np.asarray(landmarks, float).T; D = lambda a, b: np.hypot(x[a] - x[b], y[a] - y[b])
+    width, height, nose = x[15] - x[1], y[8] - y[27], y[33] - y[27]
+    lids = [(D(k + 1, k + 5) + D(k + 2, k + 4)) / 2 / D(k, k + 3) for k in (36, 42)]
+    return dict(eye_distance=(x[42:48].mean() - x[36:42].mean()) / width, eye_eyebrow_distance=(y[36:48].mean() - y[17:27].mean()) / height, eye_ratio=sum(lids) / 2,
+                lip_ratio=D(51, 57) / D(48, 54), mouth_ratio=D(48, 54) / width, nose_mouth_distance=(y[51] - y[33]) / height, nose_ratio=D(31, 35) / nose, nose_tip=(y[33] - y[30]) / nose)
+
+# %% ../../nbs/people/15_dataset.ipynb #0ade7c2c
 KNOBS = dict(
     eye_distance=(("eye-trans-out", .42, .52),),
     eye_eyebrow_distance=(("eyebrows-trans-up", .60, .33),),
@@ -62,15 +73,15 @@ def with_knobs(
     local = tuple((n, v) for n, v in person.local if _side(n) not in moved) + tuple((n, float(v)) for name, v in moved.items() for n in sides(name))
     return replace(person, local=local, knobs=tuple((k, float(v)) for k, v in knobs.items()))
 
-# %% ../../nbs/people/15_dataset.ipynb #b1d57811
+# %% ../../nbs/people/15_dataset.ipynb #bd307a3e
 EYES = ((.16, .08, .035), (.10, .05, .022), (.05, .16, .30), (.08, .20, .12), (.16, .19, .20), (.20, .14, .05)) # brown, dark, blue, green, grey, hazel; linear RGB
-HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.18, .10, .055), (.36, .235, .125), (.50, .375, .24), (.24, .075, .028)) # black to blond, red
+HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.20, .10, .045), (.42, .27, .11), (.58, .42, .22), (.26, .065, .02)) # black to blond, red
 
-# %% ../../nbs/people/15_dataset.ipynb #17ba0791
+# %% ../../nbs/people/15_dataset.ipynb #fa35e192
 MEN = dict(bald=.08, buzz=.12, short=.17, side=.14, quiff=.11, slick=.07, messy=.08, curly=.07, afro=.05, fringe=.05, long=.03, wavy=.02, bob=.01, ponytail=.01) # share of each style, made to sum to 1
 WOMEN = dict(bald=.012, buzz=.03, short=.06, side=.05, messy=.03, fringe=.09, curly=.10, afro=.06, bob=.16, long=.15, wavy=.14, ponytail=.09, bun=.08)
 
-# %% ../../nbs/people/15_dataset.ipynb #7b52009b
+# %% ../../nbs/people/15_dataset.ipynb #f1abd670
 def sample_person(
     rng:np.random.Generator,
     local_names:tuple, # names of anny's local changes
@@ -87,7 +98,7 @@ def sample_person(
     local = tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
     knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
     dark = melanin > .48; grey_years = float(rng.normal(56 + 8 * melanin, 10))
-    colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2) * rng.uniform(.95, 1.05, 3)
+    colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2, 3) ** .5
     styles = {k: v * (.5 + 1.2 * old if k == "bald" else 1.) for k, v in (MEN if male else WOMEN).items()}; share = p(list(styles.values())); share = share / share.sum()
     person = Person(
         years=years, gender=gender, phenotype=tuple((k, float(v)) for k, v in phenotype.items()), local=local, melanin=melanin, redness=float(rng.uniform(.1, .8)),
@@ -98,7 +109,7 @@ def sample_person(
     person = replace(person, beard=person.beard * (1 - .5 * person.grey * melanin)) # white on dark hides the chin from every detector
     return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
-# %% ../../nbs/people/15_dataset.ipynb #fa35e192
+# %% ../../nbs/people/15_dataset.ipynb #0716d970
 def sample_cloth(rng:np.random.Generator)->tuple:
     "(3,) linear RGB: mostly greys, navy, beige and white, sometimes a quiet colour."
     if rng.random() < .65: c = np.array(((.02, .02, .022), (.05, .05, .055), (.16, .16, .165), (.50, .50, .49), (.03, .045, .09), (.30, .25, .18), (.09, .12, .20))[int(rng.integers(7))]) * rng.uniform(.7, 1.35)
@@ -118,7 +129,7 @@ def sample_wear(
         earrings=bool(rng.random() < (.04 if man else .35)), lashes=float(rng.uniform(0, .5) if man else rng.uniform(.4, 1)), parting=float(rng.uniform(-1, 1)),
         stubble=float(rng.uniform(0, 1)) if man and person.beard < .1 and rng.random() < .5 else 0.)
 
-# %% ../../nbs/people/15_dataset.ipynb #f1abd670
+# %% ../../nbs/people/15_dataset.ipynb #9e6a55b6
 def expression(
     smile:float=0.,       # -.5 (a frown) to 1
     mouth_open:float=0.,  # 0 to 1
@@ -135,7 +146,7 @@ def expression(
     for k, v in more.items(): a[k] = a.get(k, 0.) + v
     return tuple((k, float(v)) for k, v in a.items() if v)
 
-# %% ../../nbs/people/15_dataset.ipynb #1574bddb
+# %% ../../nbs/people/15_dataset.ipynb #b3f0c7f6
 def look(
     yaw:float,   # of the eyes against the camera's axis, radians, positive to the picture's right
     pitch:float, # radians, positive up
@@ -144,7 +155,7 @@ def look(
     g = (np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch))
     return tuple(map(float, g)), {f"eyeLook{'Up' if pitch > 0 else 'Down'}{s}": min(abs(pitch) * 1.6, .8) for s in ("Left", "Right")}
 
-# %% ../../nbs/people/15_dataset.ipynb #0716d970
+# %% ../../nbs/people/15_dataset.ipynb #91032ad7
 def sample_state(
     rng:np.random.Generator,
 )->dict: # raw attributes but age and gender, and the rest of an expression
@@ -161,7 +172,7 @@ def sample_state(
                 brows=float(np.clip(rng.normal(0, .30), -1, 1)), yaw=float(np.clip(rng.normal(0, .22), -.75, .75)), pitch=float(np.clip(rng.normal(0, .12), -.4, .4)), roll=float(np.clip(rng.normal(0, .08), -.3, .3)),
                 gaze=(float(rng.normal(0, .05 * away)), float(rng.normal(0, .03 * away))), extra=extra)
 
-# %% ../../nbs/people/15_dataset.ipynb #9e6a55b6
+# %% ../../nbs/people/15_dataset.ipynb #472b07b9
 def make_pose(
     state:dict,             # as from `sample_state`
     shift=(0., 0., 0.),     # metres
@@ -173,7 +184,7 @@ def make_pose(
     for k, v in lids.items(): a[k] = a.get(k, 0.) + v * min(1., state["eyes_open"])
     return Pose(tuple(a.items()), state["yaw"], state["pitch"], state["roll"], gaze, tuple(shift))
 
-# %% ../../nbs/people/15_dataset.ipynb #91032ad7
+# %% ../../nbs/people/15_dataset.ipynb #d435a6cd
 def sample_light(
     rng:np.random.Generator,
     scene:Scene|None=None,   # what is behind; None is a grey room
@@ -192,7 +203,7 @@ def sample_light(
                  sky=tuple(map(float, ambient * hue(above, .35))), ground=tuple(map(float, ambient * rng.uniform(.45, .8) * hue(below, .35))),
                  **{name: tuple(map(float, ambient * (.75 + .18 * sign * side) * hue(above, .25))) for name, sign in (("left", -1), ("right", 1))})
 
-# %% ../../nbs/people/15_dataset.ipynb #472b07b9
+# %% ../../nbs/people/15_dataset.ipynb #4d134bc0
 def over(
     rgba:np.ndarray,       # (S,S,4) uint8, colour premultiplied
     back:np.ndarray,       # (S,S,3) uint8
@@ -200,7 +211,7 @@ def over(
     "Composite a render over a background."
     return np.clip(rgba[..., :3] + back * (1 - rgba[..., 3:] / 255.) + .5, 0, 255).astype(np.uint8)
 
-# %% ../../nbs/people/15_dataset.ipynb #d435a6cd
+# %% ../../nbs/people/15_dataset.ipynb #887309d0
 def attribute_vector(
     person:Person,
     state:dict,
@@ -209,7 +220,7 @@ def attribute_vector(
     raw = dict.fromkeys(PROPORTIONS, 0.) | dict(person.knobs) | dict(state, age=person.years, gender=person.gender)
     return np.array([(raw[k] - MEAN[k]) / STD[k] for k in ATTRIBUTES], np.float32)
 
-# %% ../../nbs/people/15_dataset.ipynb #4d134bc0
+# %% ../../nbs/people/15_dataset.ipynb #bc33ea4e
 def changed(
     person:Person,
     state:dict,
@@ -223,7 +234,7 @@ def changed(
     if attribute in ("age", "gender"): return replace(person, **{dict(age="years").get(attribute, attribute): value}), state
     return person, dict(state, **{attribute: value})
 
-# %% ../../nbs/people/15_dataset.ipynb #887309d0
+# %% ../../nbs/people/15_dataset.ipynb #5b384ce3
 def warp_labels(
     labels:np.ndarray, # (S,S) uint8
     quad:np.ndarray,   # (4,2) corners ul, ll, lr, ur, pixels
@@ -237,7 +248,7 @@ def warp_labels(
     S = labels.shape[0]; inside = (x >= 0) & (y >= 0) & (x < S) & (y < S)
     return np.where(inside, labels[np.clip(y, 0, S - 1), np.clip(x, 0, S - 1)], 0).astype(np.uint8)
 
-# %% ../../nbs/people/15_dataset.ipynb #bc33ea4e
+# %% ../../nbs/people/15_dataset.ipynb #ca3512f4
 def whole_view(
     rng:np.random.Generator,
     people:list,      # of (rgba (S,S,4) premultiplied, landmarks (68,2)), at most two
@@ -259,7 +270,7 @@ def whole_view(
         points[k] = marks * s + offset
     return np.clip(frame + .5, 0, 255).astype(np.uint8), points
 
-# %% ../../nbs/people/15_dataset.ipynb #0a57cb53
+# %% ../../nbs/people/15_dataset.ipynb #af3e1334
 def _place(
     rgba:np.ndarray,   # (H,W,4) uint8 premultiplied
     s:float,           # scale
@@ -276,7 +287,7 @@ def _place(
     if x1 > x0 and y1 > y0: out[y0:y1, x0:x1] = small[y0 - y:y1 - y, x0 - x:x1 - x]
     return out
 
-# %% ../../nbs/people/15_dataset.ipynb #22d200f8
+# %% ../../nbs/people/15_dataset.ipynb #92cfceb3
 SHARE = dict(smile=.20, age=.16, gender=.08, yaw=.08, pitch=.05, roll=.03, mouth_open=.09, eyes_open=.06) | dict.fromkeys(PROPORTIONS, .03) # of the pairs, made to sum to 1
 
 def sample_change(
@@ -294,7 +305,7 @@ def sample_change(
         if abs(real) >= max(.5, .6 * abs(delta)): break
     return best
 
-# %% ../../nbs/people/15_dataset.ipynb #63266754
+# %% ../../nbs/people/15_dataset.ipynb #0286dd55
 def render_shard(
     studio:Studio,
     seed:int,          # of the shard; identities are disjoint between shards
@@ -314,7 +325,7 @@ def render_shard(
         person = sample_person(rng, names); body = studio.body(person)
         for j in range(each):
             state, scene = sample_state(rng), sample_scene(rng); light = sample_light(rng, scene, person.melanin)
-            cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.178, .208) / cam.distance)))
+            cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.165, .20) / cam.distance)))
             shift = tuple(rng.normal(0, .012, 3)); back = scene.draw(rng, cam.size)
             r = studio.render(body, make_pose(state, shift), light, cam)
             quad = quads_from_landmarks(r["landmarks"][None], scale=SCALE)[0]
@@ -333,7 +344,7 @@ def render_shard(
     stack = lambda d: {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in d.items()}
     return stack(out), stack(two)
 
-# %% ../../nbs/people/15_dataset.ipynb #cb4e5208
+# %% ../../nbs/people/15_dataset.ipynb #98fbc42f
 def _to_crop(
     points:np.ndarray, # (P,2) frame pixels
     quad:np.ndarray,   # (4,2)
@@ -343,7 +354,7 @@ def _to_crop(
     ul, ll, lr, ur = quad; ex, ey = ur - ul, ll - ul
     m = np.linalg.inv(np.c_[ex, ey]); return ((points - ul) @ m.T * size - .5).astype(np.float32)
 
-# %% ../../nbs/people/15_dataset.ipynb #b6692ea5
+# %% ../../nbs/people/15_dataset.ipynb #fb644351
 def save_shard(out:Path, name:str, renders:dict, pairs:dict)->None:
     "Write one shard; the metadata last, so that a shard with metadata is complete."
     out.mkdir(parents=True, exist_ok=True)
@@ -352,7 +363,7 @@ def save_shard(out:Path, name:str, renders:dict, pairs:dict)->None:
     for k in ("crops", "labels", "frames"): np.save(out / f"{k}_{name}.npy", renders[k])
     np.savez(out / f"meta_{name}.npz", attribute_names=np.array(ATTRIBUTES), **{k: renders[k] for k in ("identity", "attributes", "crop_landmarks", "frame_faces")})
 
-# %% ../../nbs/people/15_dataset.ipynb #5b384ce3
+# %% ../../nbs/people/15_dataset.ipynb #fe2ef495
 @call_parse
 def render_people(
     out:Param("Folder of the shards", str),
