@@ -1,4 +1,4 @@
-"What holds for the project as a whole: nothing executable is loaded, modules stand alone, settings say what the code needs."
+"What holds for the project as a whole: modules stand alone, settings say what the code needs (test_safety: nothing executable is loaded)."
 import ast
 import json
 import os
@@ -32,21 +32,6 @@ def code_of(path: Path):
     if path.suffix == ".py": return [ast.parse(path.read_text(encoding="utf-8"))]
     cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     return [ast.parse(c) for c in cells if not re.search(r"^[%!]", c, re.M)]
-
-
-def test_nothing_executable_is_loaded():
-    "No pickle anywhere: not imported, not through torch.load, not through numpy."
-    bad = []
-    for path in [*SOURCES, *NOTEBOOKS, *sorted((ROOT/"tests").glob("*.py")), *sorted((ROOT/"tools").glob("*.py"))]:
-        for node in (n for tree in code_of(path) for n in ast.walk(tree)):
-            where = f"{path.relative_to(ROOT)}: {ast.unparse(node)[:80]}" if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom)) else ""
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if {n.split(".")[0] for n in names} & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}: bad.append(where)
-            if not isinstance(node, ast.Call): continue
-            called, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-            if called.endswith("torch.load") and keywords.get("weights_only") != "True": bad.append(where)
-            if keywords.get("allow_pickle") == "True" or called in ("eval", "exec", "__import__"): bad.append(where)
-    assert not bad
 
 
 def test_no_star_imports():
