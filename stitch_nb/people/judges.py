@@ -317,7 +317,7 @@ def movement(
     slope = float((own*s0).mean()/np.square(s0).mean())
     spread = float(own.std()*s0.std())
     steps, flat = np.diff(r, axis=1)*np.sign(slope or 1.), np.ptp(r.mean(0))*FLAT
-    return dict(monotonic=bool((steps.mean(0) > -flat).all() and flat > 0), correlation=float((own*s0).mean()/spread) if spread > 1e-12 else 0., slope=slope, people_monotonic=float((steps > -flat).all(1).mean()))
+    return dict(monotonic=bool((steps.mean(0) > -flat).all() and flat > 0), correlation=float((own*s0).mean()/spread) if spread > 1e-12 else 0., slope=slope, people_monotonic=float(((steps > -flat).all(1) & (steps.sum(1) > 0)).mean()))
 
 def off_target(
     slopes:dict,          # attribute -> slope, standard deviations a unit of strength
@@ -408,8 +408,9 @@ def as_row(
     **more,          # settings, key, seconds
 )->dict:             # JSON types
     "A row of judges.json."
+    note = f" [{measured['note']}]" if measured.get("note") else ""
     row = dict(name=name, asked=asked, measured=measured, checks=[dict(what=c.what, value=c.value, sign=c.sign, goal=c.goal, unit=c.unit) for c in checks],
-               ok=all(c.ok for c in checks) if checks else None, said="; ".join(map(str, checks)) or "; ".join(f"{k} {v}" for k, v in measured.items()))
+               ok=all(c.ok for c in checks) if checks else None, said=("; ".join(map(str, checks)) or "; ".join(f"{k} {v}" for k, v in measured.items() if k != "note")) + note)
     return as_json(row | more)
 
 # %% ../../nbs/people/60_judges.ipynb #af3e1334
@@ -421,8 +422,8 @@ class Sizes:
     held:int=300         # held-out renders and frames for encoder, parser and landmarks
     people:int=50        # held-out people for each direction
     passes:int=80        # of PTI in its row
-    pti_frames:int=24    # frames of each clip for PTI, evenly spread; 0: all
-    frames:int=24        # frames of `talk` that are stitched and judged, evenly spread; 0: all
+    pti_frames:int=16    # frames of each clip for PTI, evenly spread; 0: all
+    frames:int=16        # frames of `talk` that are stitched and judged, evenly spread; 0: all
 
 QUICK = Sizes(20, 60, 12, 3, 2, 3, 2)
 
@@ -555,7 +556,8 @@ def fid_row(room):
     left, right = halves(identity)
     floor, distance = fid(a[left], a[right]), fid(a, b)
     same = (fid(a[left], b[:len(left)]) + fid(a[right], b[:len(right)]))/2
-    return dict(fid=distance, floor=floor, ratio=distance/floor, fid_at_size_of_floor=same, ratio_at_size_of_floor=same/floor, pictures=kept, held_out=held), [Check("of the floor", distance/floor, "<=", 3, "x")]
+    return dict(fid=distance, floor=floor, ratio=distance/floor, fid_at_size_of_floor=same, ratio_at_size_of_floor=same/floor, pictures=kept, held_out=held,
+                 note=f"FID {short(distance)}, floor {short(floor)}; {kept} samples and renders, {held} of them held out"), [Check("of the floor", distance/floor, "<=", 3, "x")]
 
 def encoder_row(room):
     "Inversion of held-out renders."
@@ -695,7 +697,7 @@ def pti_row(room, clips=("talk", "turn", "pan")):
         out |= {f"{name}_mean": db.mean(), f"{name}_worst": db.min()}
         every.append(db)
     every = np.concatenate(every)
-    return (dict(mean=every.mean(), worst=every.min(), **out, passes=room.sizes.passes, frames=len(every)),
+    return (dict(mean=every.mean(), worst=every.min(), **out, passes=room.sizes.passes, frames=len(every), note=f"{len(every)} frames"),
             [Check("mean", every.mean(), ">=", 36, "dB"), Check("worst", every.min(), ">=", 33, "dB")])
 
 def edited(room, clip:Prepared, text, index):
@@ -724,7 +726,8 @@ def smile_row(room):
     with np.load(sample("talk.truth.npz")) as file: labels = file["labels"][index]
     found = true_edit_psnr(edited(room, clip, "smile=2", index), clip.frames[index], truth, np.isin(labels, FACE))
     head = true_edit_psnr(edited(room, clip, "smile=2", index), clip.frames[index], truth, np.isin(labels, (0, 16), invert=True))
-    return dict(found, gain_head=head["gain"], frames=len(index)), [Check("gain", found["gain"], ">=", 3, "dB")]
+    note = f"inside the face: result {found['result']:.1f} dB, source {found['source']:.1f} dB; whole head: {head['gain']:+.1f} dB; {len(index)} frames"
+    return dict(found, gain_head=head["gain"], frames=len(index), note=note), [Check("gain", found["gain"], ">=", 3, "dB")]
 
 def age_row(room):
     "Years that the age judge sees: between the two edits, and between the renderer's two versions."
@@ -745,7 +748,8 @@ def age_row(room):
     share = (years["older"] - years[low])/true if true else np.nan
     edits = [k for k in ("older", "younger") if k in apart]
     one = {f"share_{k}": (years[k] - years["source"])/d for k in edits if (d := years[f"true_{k}"] - years["source"])}
-    return (dict(share=share, **one, **{f"years_{k}": v for k, v in years.items()}, **{f"identity_{k}": v for k, v in apart.items()}, frames=len(index)),
+    note = "years: " + ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in years.items()) + ("" if low == "younger" else "; there is no true younger version to compare with") + f"; {len(index)} frames"
+    return (dict(share=share, note=note, **one, **{f"years_{k}": v for k, v in years.items()}, **{f"identity_{k}": v for k, v in apart.items()}, frames=len(index)),
             [Check("share of the years", 100*share, ">=", 60, "%"), Check("identity distance", max(apart[k] for k in edits), "<=", .6)])
 
 def sizes_row(room):
@@ -867,8 +871,8 @@ def main(
     held:int=300,         # held-out renders and frames for encoder, parser and landmarks
     people:int=50,        # held-out people for each direction
     passes:int=80,        # of PTI in its row
-    pti_frames:int=24,    # frames of each clip for PTI; 0: all
-    frames:int=24,        # frames of talk that are stitched and judged; 0: all
+    pti_frames:int=16,    # frames of each clip for PTI; 0: all
+    frames:int=16,        # frames of talk that are stitched and judged; 0: all
     threads:int=2,        # of the CPU
     demo_seconds:float=0.,# time of the demo, measured by hand
     demo_before:float=0., # and what it was before
