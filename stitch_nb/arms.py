@@ -7,7 +7,7 @@ __all__ = ['ALL_ARMS', 'PAPER_ARMS', 'NUMBERS', 'CLAIMS', 'CURVES', 'Arm', 'chec
            'arm_table', 'best_arm', 'table_html', 'Claim', 'check_claims', 'claims_html', 'frame_values', 'plot_curves',
            'plot_png', 'arm_frames', 'figure_9', 'describe_arms', 'arm_video', 'write_figure_9', 'Figure9App']
 
-# %% ../nbs/94_arms.ipynb #da4b9237
+# %% ../nbs/94_arms.ipynb #77de68da
 import base64
 import html
 import io
@@ -28,7 +28,7 @@ from .pipeline import RunConfig, as_edits, clip_key, edit_clip, strip_frames, wr
 from .show import inline_video
 from .video import read_clip, write_video
 
-# %% ../nbs/94_arms.ipynb #77de68da
+# %% ../nbs/94_arms.ipynb #c1dfd96e
 @dataclass(frozen=True)
 class Arm:
     "One way to do it: the full method with one thing changed."
@@ -63,7 +63,7 @@ def check_arms(
     if not names: raise StitchError(f"no arm is chosen; take some of {', '.join(ALL_ARMS)}")
     return tuple(n for n in ALL_ARMS if n in names)
 
-# %% ../nbs/94_arms.ipynb #1b645389
+# %% ../nbs/94_arms.ipynb #fe5dbbce
 def run_arms(
     clip,                         # a `Clip`, the name of a sample, or a path
     edits,                        # 'smile=2', an `Edit`, or several
@@ -80,7 +80,7 @@ def run_arms(
     edits, out = as_edits(edits, models), Path(out)
     return {a: edit_clip(clip, edits, out/a, models, ALL_ARMS[a].change(config), progress, stages=out/"stages", **kwargs) for a in check_arms(arms)}
 
-# %% ../nbs/94_arms.ipynb #ac3478d6
+# %% ../nbs/94_arms.ipynb #bd307a3e
 @dataclass(frozen=True)
 class Number:
     "A number of metrics.json, as tables show it."
@@ -128,7 +128,7 @@ def arm_table(
     table = {n: {a: look_up(m, NUMBERS[n].path) for a, m in metrics.items()} for n in numbers}
     return {n: row for n, row in table.items() if any(v is not None for v in row.values())}
 
-# %% ../nbs/94_arms.ipynb #c1dfd96e
+# %% ../nbs/94_arms.ipynb #f1abd670
 def best_arm(
     number:str,   # of `NUMBERS`
     row:dict,     # arm to value
@@ -161,7 +161,7 @@ def table_html(
         rows.append(f'<tr><th scope="row" title="{html.escape(NUMBERS[n].means, quote=True)}">{html.escape(NUMBERS[n].title)}{arrow}</th>{"".join(cells)}</tr>')
     return f"<table><caption>{html.escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
-# %% ../nbs/94_arms.ipynb #902ba3cd
+# %% ../nbs/94_arms.ipynb #9e6a55b6
 @dataclass(frozen=True)
 class Claim:
     "A sentence of Figure 9's caption, as a comparison of one number between two arms."
@@ -199,7 +199,7 @@ def claims_html(
     why = "".join(f"<p><b>{html.escape(c['claim'])}: not on this clip.</b> Perhaps {html.escape(c['why'])}.</p>" for c in claims if not c["holds"])
     return f'<table><caption>The claims of the caption, measured</caption><thead><tr><th scope="col">claim</th><th scope="col">measured</th><th scope="col">holds?</th></tr></thead><tbody>{"".join(cells)}</tbody></table>{why}'
 
-# %% ../nbs/94_arms.ipynb #fe5dbbce
+# %% ../nbs/94_arms.ipynb #472b07b9
 CURVES = dict(   # key in frames.json to what the axis says, and the source's own curve
     edit_flicker=("flicker of the edit, relative to its size", None), trembling=("trembling of the result against the source, grey levels", None), gap_stitched=("gap at the contour, grey levels", None), identity_distance=("distance to the source's identity", None),
     warp_result=("warping error, grey levels", "warp_source"), result_id_local=("identity: cosine with the frame before", "source_id_local"),
@@ -252,15 +252,20 @@ def plot_png(
     page.savefig(out, format="png", dpi=dpi, metadata=dict(Software=None))
     return out.getvalue()
 
-# %% ../nbs/94_arms.ipynb #0ade7c2c
+# %% ../nbs/94_arms.ipynb #4d134bc0
 def arm_frames(
     clip,                # `Clip`
     runs:dict,           # arm to `Run`
     rows,                # frame numbers within the clip
+    kept:dict|None=None, # decoded frames that the caller keeps from one call to the next
 )->dict:                 # title to list of (H,W,3) uint8
     "The source's frames and each arm's."
-    videos = {"source": clip} | {ALL_ARMS[a].title: read_clip(run.result) for a, run in runs.items()}
-    return {title: [video[t] for t in rows] for title, video in videos.items()}
+    videos = {"source": (clip.path, clip.start, lambda: clip)} | {ALL_ARMS[a].title: (run.out, run.record["key"], lambda run=run: read_clip(run.result)) for a, run in runs.items()}
+    def frames(where, which, video):
+        if kept is None: return [video()[t] for t in rows]
+        if (where, which) not in kept: kept[where, which] = list(video().frames())
+        return [kept[where, which][t] for t in rows]
+    return {title: frames(*v) for title, v in videos.items()}
 
 def figure_9(
     clip,                         # `Clip`
@@ -268,6 +273,7 @@ def figure_9(
     rows=None,                    # frame numbers within the clip; None: three, spread over it
     state=None,                   # `panels.ClipState` of the clip, for `zoom`
     zoom=(),                      # regions to enlarge: hair, neck, mouth
+    kept=None,                    # as in `arm_frames`
 ):                                # `panels.Sheet`
     "Source and arms side by side, each with its gap, its flicker and its distance from the person."
     rows = list(rows) if rows is not None else strip_frames(len(clip))
@@ -278,7 +284,7 @@ def figure_9(
     short = dict(gap="gap {:.1f}", edit_flicker="flicker {:.2f}", identity="id {:.2f}")
     say = lambda a: ", ".join(short[n].format(row[a]) for n, row in table.items() if row[a] is not None)
     notes = {"source": "as filmed"} | {ALL_ARMS[a].title: say(a) for a in runs}
-    return lay_out_grid(arm_frames(clip, runs, rows), [f"frame {clip.start + t}" for t in rows], boxes, notes)
+    return lay_out_grid(arm_frames(clip, runs, rows, kept), [f"frame {clip.start + t}" for t in rows], boxes, notes)
 
 def describe_arms(
     clip, runs:dict, rows=None,
@@ -309,7 +315,7 @@ def arm_video(
             yield page
     return write_video(counted(), path, clip.fps, crf=crf)
 
-# %% ../nbs/94_arms.ipynb #b1d57811
+# %% ../nbs/94_arms.ipynb #bc33ea4e
 def write_figure_9(
     clip,                # `Clip`
     edits,               # texts: 'smile=2'
@@ -341,7 +347,7 @@ def write_figure_9(
         with (progress or (lambda _: nullcontext(None)))("video") as tick: made["mp4"] = arm_video(clip, runs, out/"figure_9.mp4", video, progress=tick)
     return made
 
-# %% ../nbs/94_arms.ipynb #17ba0791
+# %% ../nbs/94_arms.ipynb #63266754
 class Figure9App(Figure3App):
     "Figure 9 with its knobs, for a notebook; how it works and waits is Figure 3's."
     def __init__(self,
@@ -355,7 +361,7 @@ class Figure9App(Figure3App):
         arms=PAPER_ARMS,              # which are on at first
         start:bool=True,              # begin to work at once
     ):
-        self.arms_on, self.part_wanted, self.runs = check_arms(arms), part, {}
+        self.arms_on, self.part_wanted, self.runs, self.kept = check_arms(arms), part, {}, {}
         super().__init__(clip, edit, strength, models, config, folder, start=start)
 
     def _build(self, clip, edit, strength):
@@ -431,7 +437,8 @@ class Figure9App(Figure3App):
     def _draw(self):
         clip, runs, t = self.clip_open, self.runs, self.frame.value - self.clip_open.start
         if not 0 <= t < len(clip): return
-        self.picture = paint(figure_9(clip, runs, [t]))
+        if len(self.kept) > 24: self.kept.clear()                # a new strength is a new run
+        self.picture = paint(figure_9(clip, runs, [t], kept=self.kept))
         self.image.value = img_tag(self.picture, describe_arms(clip, runs, [t]))
         page = plot_curves(runs, (self.curve.value,), clip.start, marked=self.frame.value)
         said = f"{CURVES[self.curve.value][0]}, frame by frame, for {', '.join(ALL_ARMS[a].title for a in runs)}"
