@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PHENOTYPES', 'FACE_WORDS', 'SKIP_WORDS', 'JAW', 'DEPTH_VERTEX', 'DEPTH_FRAGMENT', 'HAIR_STYLES', 'GLASSES', 'COLLARS',
-           'PATTERNS', 'NOISE', 'LIGHTING', 'FIELD', 'SKIN_VERTEX', 'SKIN_FRAGMENT', 'HAIR_VERTEX', 'HAIR_FRAGMENT',
-           'THICKNESS', 'LENGTH', 'ENDS', 'LOCKS', 'THING_VERTEX', 'THING_FRAGMENT', 'NEUTRAL', 'HeadMesh',
-           'brow_height', 'anny_model', 'load_head', 'vertex_normals', 'gl_context', 'look_at', 'orthographic',
-           'perspective', 'sky_visibility', 'Person', 'Pose', 'Light', 'Camera', 'hair_field', 'join_hair',
-           'hair_locks', 'hair_tail', 'tube', 'wearables', 'Body', 'Studio', 'ink', 'anny_coefficients', 'skin_colour']
+           'PATTERNS', 'NOISE', 'LIGHTING', 'FIELD', 'SKIN_VERTEX', 'PAINT_HEAD', 'PAINT_EYES', 'PAINT_CLOTHES',
+           'PAINT_SKIN', 'PAINT_AGE', 'PAINT_FACE', 'SKIN_FRAGMENT', 'HAIR_VERTEX', 'HAIR_FRAGMENT', 'THICKNESS',
+           'LENGTH', 'ENDS', 'LOCKS', 'THING_VERTEX', 'THING_FRAGMENT', 'NEUTRAL', 'HeadMesh', 'brow_height',
+           'anny_model', 'load_head', 'vertex_normals', 'gl_context', 'look_at', 'orthographic', 'perspective',
+           'sky_visibility', 'Person', 'Pose', 'Light', 'Camera', 'hair_field', 'join_hair', 'Comb', 'comb_hair',
+           'grow_locks', 'ribbons', 'hair_locks', 'hair_tail', 'tube', 'wearables', 'Body', 'Studio', 'ink',
+           'anny_coefficients', 'skin_colour']
 
 # %% ../../nbs/people/10_renderer.ipynb #da4b9237
 from dataclasses import dataclass, replace
@@ -162,9 +164,17 @@ def brow_height(
     return eye_z + .0200 + .0062 * np.sin(np.pi * np.minimum(t / 1.3, 1)) - .0085 * np.maximum(t - .62, 0) / .38
 
 # %% ../../nbs/people/10_renderer.ipynb #bd307a3e
+def _anny():
+    "The package, with its compiler quiet."
+    try:
+        import warp
+        warp.config.quiet, warp.config.log_level = True, 30 # older and newer versions
+    except ImportError: pass
+    import anny; return anny
+
 def anny_model():
     "anny's person with its helper geometry (teeth, lashes); 30 seconds to build."
-    import anny
+    anny = _anny()
     from anny.models.model_data import TopologyConfig
     topology = TopologyConfig("makehuman", remove_unattached_vertices=False, nudity_edits=False)
     return anny.Anny(local_changes="all", facial_actions="all", phenotypes="all", topology=topology)
@@ -177,9 +187,8 @@ def load_head(
     if cache is not None and Path(cache).exists():
         with np.load(cache, allow_pickle=False) as f:
             return HeadMesh(**{k: (tuple(map(str, f[k])) if k == "action_names" else f[k]) for k in f.files})
-    import anny
     model = anny_model()
-    root = Path(anny.__file__).parent / "data"
+    root = Path(_anny().__file__).parent / "data"
     groups = _obj_groups(root / "mpfb2/3dobjs/base.obj")
     labels = model.blendshape_labels
     is_action = np.array([str(name).startswith("facial_action") for name in labels])
@@ -415,26 +424,33 @@ float shadow(vec3 p, vec3 n) {
   vec4 q = light_camera * vec4(p + n * .004, 1.); vec3 c = q.xyz * .5 + .5; c.z -= .0022; float s = 0.;
   for (int i = -1; i <= 1; i++) for (int j = -1; j <= 1; j++) s += texture(shadow_map, vec3(c.xy + vec2(i, j) * .0066, c.z));
   return s / 9.; }
-vec3 ambient(vec3 n) { vec3 q = n * n; return q.z * (n.z > 0. ? sky : ground) + q.x * (n.x > 0. ? side_right : side_left) + q.y * .25 * (sky + ground + side_left + side_right); }
+vec3 ambient(vec3 n) { vec3 q = n * n;
+return q.z * (n.z > 0. ? sky : ground) + q.x * (n.x > 0. ? side_right : side_left) + q.y * .25 * (sky + ground + side_left
+  + side_right); }
 vec3 diffuse(vec3 nl, vec3 wrap) { return max((nl + wrap) / ((1. + wrap) * (1. + wrap)), 0.); }
-vec3 toward(vec3 n, vec3 ns, vec3 l, vec3 wrap) { float a = dot(n, l), b = dot(ns, l); return mix(vec3(a), vec3(b), min(wrap * vec3(2., 2.4, 1.2), 1.)); }
+vec3 toward(vec3 n, vec3 ns, vec3 l, vec3 wrap) { float a = dot(n, l), b = dot(ns, l);
+return mix(vec3(a), vec3(b), min(wrap * vec3(2., 2.4, 1.2), 1.)); }
 float lobe(vec3 n, vec3 l, vec3 v, float rough) {
   vec3 h = normalize(l + v); float a = rough * rough, nh = max(dot(n, h), 0.), nl = max(dot(n, l), 0.), nv = max(dot(n, v), .05);
   float d = nh * nh * (a * a - 1.) + 1.; return nl * a * a / (3.14 * d * d) * .25 / mix(nl * nv + .05, 1., .5); }
 float specular(vec3 n, vec3 l, vec3 v, float rough, float f0) {
-  float f = f0 + (1. - f0) * pow(1. - max(dot(normalize(l + v), v), 0.), 5.); return f * (.72 * lobe(n, l, v, rough) + .28 * lobe(n, l, v, rough * .55)); }
+  float f = f0 + (1. - f0) * pow(1. - max(dot(normalize(l + v), v), 0.), 5.);
+  return f * (.72 * lobe(n, l, v, rough) + .28 * lobe(n, l, v, rough * .55)); }
 vec3 shade(vec3 albedo, vec3 n, vec3 ns, vec3 p, float ao, vec3 wrap, float rough, float f0, float sh) {
   vec3 v = normalize(eye - p), bleed = 1. - vec3(.36, .10, .0) * clamp((wrap.r - wrap.b) * 4., 0., 1.);
   vec3 s3 = pow(vec3(sh), bleed), ao3 = pow(vec3(ao), mix(vec3(1.), vec3(.72, 1.06, 1.16), clamp((wrap.r - wrap.b) * 4., 0., 1.)));
   if (toon > .5) { float b = dot(ns, key), k = smoothstep(.05, .09, b) * smoothstep(.40, .60, sh); // two tones, the dark one warm
     return albedo * mix(vec3(.74, .62, .64), vec3(1.18), k) * (.75 + .25 * key_colour / max(key_colour.g, .1)) * 1.25; }
-  vec3 d = key_colour * diffuse(toward(n, ns, key, wrap), wrap) * s3 + fill_colour * diffuse(toward(n, ns, fill, wrap), wrap) * mix(ao3, vec3(1.), .3)
+  vec3 d = key_colour * diffuse(toward(n, ns, key, wrap), wrap) * s3 + fill_colour * diffuse(toward(n, ns, fill, wrap), wrap)
+    * mix(ao3, vec3(1.), .3)
          + rim_colour * diffuse(toward(n, ns, rim, wrap * .3), wrap * .3) * ao3 + ambient(ns) * ao3;
-  vec3 sp = key_colour * specular(n, key, v, rough, f0) * sh + fill_colour * specular(n, fill, v, rough, f0) * ao + rim_colour * specular(n, rim, v, rough, f0) * ao
+  vec3 sp = key_colour * specular(n, key, v, rough, f0) * sh + fill_colour * specular(n, fill, v, rough, f0) * ao + rim_colour
+    * specular(n, rim, v, rough, f0) * ao
          + ambient(reflect(-v, n)) * (f0 + .14 * pow(1. - max(dot(n, v), 0.), 4.)) * ao * ao * (1.1 - rough);
   return albedo * d + sp; }
 vec3 tone(vec3 c) { if (toon > .5) return pow(clip01(c * .8), vec3(1. / 2.2));
-  c = max(c, 0.) * vec3(.45, .442, .432); c = (c * (2.51 * c + .03)) / (c * (2.38 * c + .59) + .14); return pow(clip01(c), vec3(1. / 2.2)); }
+  c = max(c, 0.) * vec3(.45, .442, .432); c = (c * (2.51 * c + .03)) / (c * (2.38 * c + .59) + .14);
+  return pow(clip01(c), vec3(1. / 2.2)); }
 """
 
 # %% ../../nbs/people/10_renderer.ipynb #b6692ea5
@@ -461,11 +477,12 @@ void main() { p = position; n = normal; t = rest; m = mask; kind = part; o = ao;
   gl_Position = camera * vec4(p, 1.0); }"""
 
 # %% ../../nbs/people/10_renderer.ipynb #972a67c4
-SKIN_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + FIELD + """
+PAINT_HEAD = """
 in vec3 p, n, t; in vec4 m; flat in float kind; in float o;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 uniform vec3 skin, hair, brow_hair, beard_hair, lip_colour, iris, cloth, cloth2, eye_l, eye_r, gaze, head_up;
-uniform float redness, freckles, shine, wrinkles, brow, beard, stubble, makeup, scalp, line, recede, neckline, smile, seed, frown, lashes, collar, pattern, open, buzz;
+uniform float redness, freckles, shine, wrinkles, brow, beard, stubble, makeup, scalp, line, recede, neckline, smile, seed, frown,
+  lashes, collar, pattern, open, buzz;
 float ridge(float d, float w) { return exp(-d * d / (w * w)); }
 void put(vec3 c, float cls) { colour = vec4(tone(c), 1.); label = vec4(cls / 255., 0, 0, 1); }
 vec3 bumped(vec3 n, float h) { vec3 px = dFdx(p), py = dFdy(p), a = cross(py, n), b = cross(n, px); float det = dot(px, a);
@@ -473,95 +490,164 @@ vec3 bumped(vec3 n, float h) { vec3 px = dFdx(p), py = dFdy(p), a = cross(py, n)
 void main() {
   vec3 nn = normalize(n), v = normalize(eye - p); float ax = abs(t.x), cls = 1.;
   if (dot(nn, v) < 0. && kind > 2.5) nn = -nn;
+"""
+
+# %% ../../nbs/people/10_renderer.ipynb #cb7a1d77
+PAINT_EYES = """
   if (kind > 4.5) { // lashes: hairs that thin out towards their tips
-    vec2 e = vec2(ax - .0312, t.z); float r = length(vec3(e.x, t.y, e.y)), tip = clamp((r - .0157) / .0040, 0., 1.), upper = step(-.0024, t.z);
+    vec2 e = vec2(ax - .0312, t.z);
+    float r = length(vec3(e.x, t.y, e.y)), tip = clamp((r - .0157) / .0040, 0., 1.), upper = step(-.0024, t.z);
     float hairs = .5 + .5 * sin(atan(e.y + .004, e.x) * 46. + 2.5 * tip);
-    float a = (1. - smoothstep(.15, .95, tip)) * mix(.55, 1., hairs) * mix(.24, 1., upper) * mix(.72, 1.1, lashes) * (.6 + .4 * makeup);
+    float a = (1. - smoothstep(.15, .95, tip)) * mix(.55, 1., hairs) * mix(.24, 1., upper) * mix(.72, 1.1, lashes) * (.6 + .4
+      * makeup);
     vec3 c = tone(mix(hair * .10, vec3(.004), .6)); colour = vec4(c * a, a); label = vec4(0.); return; }
   float sh = shadow(p, nn);
-  if (kind > 3.5) { put(shade(vec3(.50, .17, .16) * (.85 + .3 * noise(t * 500.)), nn, nn, p, .45, vec3(.3, .1, .1), .38, .035, mix(.4, 1., sh) * .8), 11.); return; }
+  if (kind > 3.5) { put(shade(vec3(.50, .17, .16) * (.85 + .3 * noise(t * 500.)), nn, nn, p, .45, vec3(.3, .1, .1), .38, .035,
+    mix(.4, 1., sh) * .8), 11.); return; }
   if (kind > 2.5) {
-    float cell = t.x / .0076 + .5, gap = smoothstep(.0, .20, .5 - abs(fract(cell) - .5)), gum = smoothstep(.0082, .0105, abs(t.z + .0725));
-    vec3 a = mix(vec3(.80, .755, .66) * mix(vec3(.84, .80, .76), vec3(1.), gap), vec3(.50, .20, .19), gum * .85) * mix(vec3(1.), vec3(.88, .82, .70), wrinkles);
+    float cell = t.x / .0076 + .5, gap = smoothstep(.0, .20, .5 - abs(fract(cell) - .5)), gum = smoothstep(.0082, .0105, abs(t.z
+      + .0725));
+    vec3 a = mix(vec3(.80, .755, .66) * mix(vec3(.84, .80, .76), vec3(1.), gap), vec3(.50, .20, .19), gum * .85) * mix(vec3(1.),
+      vec3(.88, .82, .70), wrinkles);
     float deep = smoothstep(.020, -.012, -t.y - .006 - ax * .25);
     put(shade(a, nn, nn, p, mix(.70, .14, deep), vec3(.25, .2, .2), .28, .03, max(sh, .55) * mix(.9, .2, deep)), 11.); return; }
   if (kind > .5) {
-    vec3 c = kind < 1.5 ? eye_l : eye_r, d = normalize(p - c), up = normalize(head_up - gaze * dot(gaze, head_up)), side = cross(gaze, up);
+    vec3 c = kind < 1.5 ? eye_l : eye_r, d = normalize(p - c), up = normalize(head_up - gaze * dot(gaze, head_up)),
+      side = cross(gaze, up);
     float a = acos(clamp(dot(d, gaze), -1., 1.)), angle = atan(dot(d, side), dot(d, up));
     float veins = smoothstep(.55, .8, noise(vec3(d * 22. + seed))) * .5;
-    vec3 white = mix(vec3(.66, .63, .60), vec3(.60, .36, .31), smoothstep(.62, 1.15, a) * (.55 + veins)) * mix(vec3(1.), vec3(.95, .90, .78), wrinkles * .7);
-    float fibre = noise(vec3(angle * 7., a * 5., seed)) * .6 + noise(vec3(angle * 16., a * 9., seed + 4.)) * .4, depth = dot(d, up) * 1.6;
-    vec3 ring = iris * (.18 + .66 * fibre) * (1. - .8 * depth); ring = mix(ring, ring * vec3(1.5, 1.15, .7) + .02, (1. - smoothstep(.18, .30, a)) * .5);
-    vec3 c0 = mix(ring, iris * .05, smoothstep(.330, .410, a)); c0 = mix(c0, vec3(.003), 1. - smoothstep(.170, .210, a)); c0 = mix(c0, white, smoothstep(.425, .475, a));
+    vec3 white = mix(vec3(.66, .63, .60), vec3(.60, .36, .31), smoothstep(.62, 1.15, a) * (.55 + veins)) * mix(vec3(1.), vec3(.95,
+      .90, .78), wrinkles * .7);
+    float fibre = noise(vec3(angle * 7., a * 5., seed)) * .6 + noise(vec3(angle * 16., a * 9., seed + 4.)) * .4, depth = dot(d,
+      up) * 1.6;
+    vec3 ring = iris * (.18 + .66 * fibre) * (1. - .8 * depth);
+    ring = mix(ring, ring * vec3(1.5, 1.15, .7) + .02, (1. - smoothstep(.18, .30, a)) * .5);
+    vec3 c0 = mix(ring, iris * .05, smoothstep(.330, .410, a)); c0 = mix(c0, vec3(.003), 1. - smoothstep(.170, .210, a));
+    c0 = mix(c0, white, smoothstep(.425, .475, a));
     float lid = smoothstep(-.10, .42, dot(d, head_up)), shade_lid = mix(1., .42, lid) * mix(.62, 1., smoothstep(1.15, .5, a));
     vec3 e = normalize(mix(d, gaze, .25));
     vec3 lit = shade(c0, d, d, p, .80 * shade_lid, vec3(.38, .28, .26), .16, .02, max(sh, .35) * shade_lid);
     vec3 rf = reflect(-v, e); float g = max(dot(rf, normalize(key + .15 * v)), 0.);
-    float glint = (smoothstep(.955, .985, g) * .85 + pow(g, 40.) * .12) * step(.3, dot(e, v)) + .05 * smoothstep(.97, .99, dot(rf, fill));
+    float glint = (smoothstep(.955, .985, g) * .85 + pow(g, 40.) * .12) * step(.3, dot(e, v)) + .05 * smoothstep(.97, .99, dot(rf,
+      fill));
     glint += .045 * smoothstep(.0, .6, rf.z) * smoothstep(.47, .40, a) * (1. - .6 * lid); // the sky in the cornea
     put(lit + vec3(glint) * min(key_colour, 1.6) * .75, kind < 1.5 ? 4. : 5.); return; }
+"""
+
+# %% ../../nbs/people/10_renderer.ipynb #ca3512f4
+PAINT_CLOTHES = """
   float neck_line = -.108 + (t.y + .015) * .62;
   // clothes
-  float low = collar < .5 ? .35 * neckline : collar < 1.5 ? 1. : collar < 2.5 ? .35 : collar < 3.5 ? .5 : collar < 4.5 ? .2 : -.55, vee = collar > .5 && collar < 1.5 ? .085 - .05 * (1. - neckline) : collar < .5 ? .02 : collar > 1.5 && collar < 3.5 ? .030 : .0;
-  float hemz = -.160 - .034 * low - vee * (1. - smoothstep(.0, collar < .5 ? .05 : .062, ax)) + .058 * smoothstep(.02, .10, t.y) + .014 * smoothstep(.05, .11, ax);
+  float low = collar < .5 ? .35 * neckline : collar < 1.5 ? 1. : collar < 2.5 ? .35 : collar < 3.5 ? .5 : collar < 4.5 ? .2
+    : -.55, vee = collar > .5 && collar < 1.5 ? .085 - .05 * (1. - neckline) : collar < .5 ? .02 : collar > 1.5 && collar < 3.5
+    ? .030 : .0;
+  float hemz = -.160 - .034 * low - vee * (1. - smoothstep(.0, collar < .5 ? .05 : .062, ax)) + .058 * smoothstep(.02, .10, t.y)
+    + .014 * smoothstep(.05, .11, ax);
   if (collar > 4.5) hemz = -.128 + .35 * max(t.y - .01, 0.);
   if (t.z < hemz && t.y > -.3) {
     float below = hemz - t.z, tuck = 0., width = collar > 4.5 ? .05 : collar > 3.5 ? .026 : .008; vec3 a = cloth; float ao = 1.;
     float weave = toon > .5 ? 1. : .93 + .14 * fbm(t * 160.);
-    if (pattern > .5 && collar < 2.9) { float q = pattern < 1.5 ? step(.5, fract(t.z * 38.)) : .5 * step(.5, fract(t.z * 45.)) + .5 * step(.5, fract(t.x * 45.)); a = mix(cloth, cloth2, q); }
+    if (pattern > .5 && collar < 2.9) { float q = pattern < 1.5 ? step(.5, fract(t.z * 38.)) : .5 * step(.5, fract(t.z * 45.))
+      + .5 * step(.5, fract(t.x * 45.)); a = mix(cloth, cloth2, q); }
     float band = smoothstep(width, width * .75, below); tuck = ridge(below - width, .0018);
     if (collar < 1.5 || collar > 4.5) a = mix(a, cloth * .82, band * .8);
-    if (collar > 3.5 && collar < 4.5) { a = mix(a, cloth * .92, band); float cord = ridge(ax - .020 - .004 * sin(t.z * 60.), .0028) * step(.018, below); a = mix(a, cloth2, cord * .9 * step(t.y, .06)); }
+    if (collar > 3.5 && collar < 4.5) { a = mix(a, cloth * .92, band);
+    float cord = ridge(ax - .020 - .004 * sin(t.z * 60.), .0028) * step(.018, below);
+    a = mix(a, cloth2, cord * .9 * step(t.y, .06)); }
     if (collar > 1.5 && collar < 2.5) { // a shirt's collar: two flaps, a placket
-      float flap = ax * .95 + below * .72; float in_flap = (1. - smoothstep(.046, .0475, below + .35 * max(.04 - ax, 0.) )) * step(.004, ax - below * .12); a = mix(a, a * 1.06, in_flap);
-      tuck = max(ridge(below - .047 + .35 * max(.04 - ax, 0.), .0022) * step(.006, ax), ridge(ax - .002 - below * .12, .0016) * step(below, .05)); tuck = max(tuck, .6 * ridge(ax - .011, .0012) * step(.052, below)); 
-      float button = 1. - smoothstep(.0022, .0030, length(vec2(t.x, mod(t.z + .012, .045) - .0225))); a = mix(a, vec3(.75), button * step(.05, below)); }
+      float flap = ax * .95 + below * .72;
+      float in_flap = (1. - smoothstep(.046, .0475, below + .35 * max(.04 - ax, 0.) )) * step(.004, ax - below * .12);
+      a = mix(a, a * 1.06, in_flap);
+      tuck = max(ridge(below - .047 + .35 * max(.04 - ax, 0.), .0022) * step(.006, ax), ridge(ax - .002 - below * .12, .0016)
+        * step(below, .05)); tuck = max(tuck, .6 * ridge(ax - .011, .0012) * step(.052, below)); 
+      float button = 1. - smoothstep(.0022, .0030, length(vec2(t.x, mod(t.z + .012, .045) - .0225)));
+      a = mix(a, vec3(.75), button * step(.05, below)); }
     if (collar > 2.5 && collar < 3.5) { // a jacket over a shirt, with a tie
-      float open_w = .052 - .32 * max(below - .02, 0.), shirt = smoothstep(open_w + .001, open_w - .001, ax) * step(t.y, .08), lapel = smoothstep(open_w + .034, open_w + .031, ax + .15 * below) * (1. - shirt);
-      float tie = smoothstep(.011 + .10 * max(below - .02, 0.), .009 + .10 * max(below - .02, 0.), ax) * step(.006, below); a = mix(cloth * weave, cloth * .75, lapel);
-      vec3 sc = vec3(.74, .74, .76); sc = mix(sc, cloth2 * .6 * (.8 + .4 * step(.5, fract((t.z + t.x) * 70.))), tie * step(neckline, .65)); a = mix(a, sc, shirt);
-      tuck = max(max(ridge(ax - open_w, .0022), .6 * ridge(ax + .15 * below - open_w - .033, .0016)) * step(t.y, .08) , .7 * shirt * ridge(ax - .012 - below * .5, .0016) * step(below, .035)); weave = 1.; }
+      float open_w = .052 - .32 * max(below - .02, 0.), shirt = smoothstep(open_w + .001, open_w - .001, ax) * step(t.y, .08),
+        lapel = smoothstep(open_w + .034, open_w + .031, ax + .15 * below) * (1. - shirt);
+      float tie = smoothstep(.011 + .10 * max(below - .02, 0.), .009 + .10 * max(below - .02, 0.), ax) * step(.006, below);
+      a = mix(cloth * weave, cloth * .75, lapel);
+      vec3 sc = vec3(.74, .74, .76);
+      sc = mix(sc, cloth2 * .6 * (.8 + .4 * step(.5, fract((t.z + t.x) * 70.))), tie * step(neckline, .65)); a = mix(a, sc, shirt);
+      tuck = max(max(ridge(ax - open_w, .0022), .6 * ridge(ax + .15 * below - open_w - .033, .0016)) * step(t.y, .08) , .7 * shirt
+        * ridge(ax - .012 - below * .5, .0016) * step(below, .035)); weave = 1.; }
     float fold = fbm(vec3(t.x * 22., t.y * 22., t.z * 12.) + seed) ; vec3 ns = bumped(nn, fold * .010 + band * .0012);
-    put(shade(a * weave * (1. - .36 * tuck), ns, nn, p, max(o, .3) * mix(.7, 1., smoothstep(.0, .03, below)), vec3(.12), .78, .02, sh), 16.); return; }
+    put(shade(a * weave * (1. - .36 * tuck), ns, nn, p, max(o, .3) * mix(.7, 1., smoothstep(.0, .03, below)), vec3(.12), .78, .02,
+      sh), 16.); return; }
+"""
+
+# %% ../../nbs/people/10_renderer.ipynb #761f22b2
+PAINT_SKIN = """
   // skin
   vec3 s = t + seed * .37; float ff = hair_field(t, line, recede), front = step(t.y, .03);
-  float blotch = fbm(s * 42.) - .5, mottle = fbm(s * 150. + 5.) - .5, fine = noise(s * 850.) - .5; if (toon > .5) blotch = mottle = fine = 0.;
+  float blotch = fbm(s * 42.) - .5, mottle = fbm(s * 150. + 5.) - .5, fine = noise(s * 850.) - .5;
+  if (toon > .5) blotch = mottle = fine = 0.;
   vec3 q = t + .0040 * (vec3(noise(s * 75.), noise(s * 75. + 31.), noise(s * 75. + 57.)) - .5); float qx = abs(q.x);
-  float cheek = ridge(length((t - vec3(sign(t.x) * .043, -.015, -.040)) * vec3(1., .5, 1.)), .024), nose = ridge(length((t - vec3(0., -.045, -.042)) * vec3(1., .6, 1.)), .017);
+  float cheek = ridge(length((t - vec3(sign(t.x) * .043, -.015, -.040)) * vec3(1., .5, 1.)), .024),
+    nose = ridge(length((t - vec3(0., -.045, -.042)) * vec3(1., .6, 1.)), .017);
   float chin = ridge(length((t - vec3(0., -.025, -.103)) * vec3(1., .5, 1.)), .016), brow_zone = smoothstep(.03, .05, t.z) * front;
-  vec3 a = skin * mix(vec3(1.), vec3(.95, .93, .90), wrinkles) * (1. + (.16 + .16 * wrinkles) * blotch + (.12 + .20 * wrinkles) * mottle + .07 * fine);
-  float blood = redness * (.75 * cheek + .80 * nose + .55 * m.y + .30 * chin) + .45 * blotch * (.5 + redness) + .30 * mottle + .10 * wrinkles;
+  vec3 a = skin * mix(vec3(1.), vec3(.95, .93, .90), wrinkles) * (1. + (.16 + .16 * wrinkles) * blotch + (.12 + .20 * wrinkles)
+    * mottle + .07 * fine);
+  float blood = redness * (.75 * cheek + .80 * nose + .55 * m.y + .30 * chin) + .45 * blotch * (.5 + redness) + .30 * mottle + .10
+    * wrinkles;
   a *= mix(vec3(1.), vec3(1.06, .76, .70), clamp(blood, -.35, 1.)); a *= mix(vec3(1.), vec3(1.0, .99, .88), brow_zone * .5);
-  a *= mix(vec3(1.), vec3(.66, .50, .38), clamp(freckles, 0., 1.) * max(spots(s * 330., .55), spots(s * 210. + 3., .4)) * (.25 + .75 * clamp(cheek + nose + .4 * brow_zone, 0., 1.)));
-  a *= mix(vec3(1.), vec3(.72, .58, .48), smoothstep(.25, .9, wrinkles) * .75 * max(spots(s * 95. + 9., .30) * noise(s * 300.), .6 * spots(s * 160. + 2., .22)));
+  a *= mix(vec3(1.), vec3(.66, .50, .38), clamp(freckles, 0., 1.) * max(spots(s * 330., .55), spots(s * 210. + 3., .4)) * (.25
+    + .75 * clamp(cheek + nose + .4 * brow_zone, 0., 1.)));
+  a *= mix(vec3(1.), vec3(.72, .58, .48), smoothstep(.25, .9, wrinkles) * .75 * max(spots(s * 95. + 9., .30) * noise(s * 300.), .6
+    * spots(s * 160. + 2., .22)));
   vec2 ec = vec2(ax - .0312, t.z), eq = vec2(qx - .0312, q.z);
   float socket = ridge(length(ec * vec2(.72, 1.2)), .019) * front;
   a *= mix(vec3(1.), vec3(.80, .69, .70), socket * (.26 + .34 * wrinkles) + .18 * m.z * (1. - makeup));
   a = mix(a, a * vec3(.55, .43, .48), makeup * m.z * .55 * step(-.002, t.z));
   float gap = length(p - (t.x > 0. ? eye_l : eye_r)) / .0168; // the lid's margin lies on the eyeball
-  float rim_up = (1. - smoothstep(1.04, 1.12, gap)) * front * step(ax, .054) * smoothstep(.1, .5, open), upper = smoothstep(-.004, .001, t.z);
+  float rim_up = (1. - smoothstep(1.04, 1.12, gap)) * front * step(ax, .054) * smoothstep(.1, .5, open), upper = smoothstep(-.004,
+    .001, t.z);
   a = mix(a, a * mix(vec3(1.0, .72, .68), vec3(.16, .115, .105), upper * (.65 + .35 * lashes)), rim_up * .9);
+"""
+
+# %% ../../nbs/people/10_renderer.ipynb #0286dd55
+PAINT_AGE = """
   // the heights of folds and wrinkles, in units of a millimetre, and their darkness
   float h = 0., w = 0., c; float vary = .35 + 1.1 * noise(vec3(t.x * 45., t.z * 30., seed)), W = wrinkles;
-  c = length(ec * vec2(.58, 1.) + vec2(.001, .001)); float lidfold = ridge(c - .0098, .0010) * smoothstep(.001, .004, t.z) * front * open; h -= .45 * lidfold; w += .42 * lidfold;
+  c = length(ec * vec2(.58, 1.) + vec2(.001, .001));
+  float lidfold = ridge(c - .0098, .0010) * smoothstep(.001, .004, t.z) * front * open; h -= .45 * lidfold; w += .42 * lidfold;
   float old = smoothstep(.05, .35, W);
-  float bag = ridge(length(eq * vec2(.70, 1.)) - .0135, .0036) * smoothstep(-.003, -.006, t.z) * front; h += 1.4 * W * bag; w += .10 * W * bag;
-  c = ridge(length(eq * vec2(.66, 1.)) - .0176, .0022) * smoothstep(-.007, -.013, t.z) * smoothstep(.013, .019, ax) * smoothstep(.047, .038, ax) * front; h -= .7 * W * c; w += (.10 + .55 * W) * c * vary;
-  for (int i = 0; i < 4; i++) { float z0 = .0375 + .0085 * float(i) + .0012 * sin(q.x * 90. + float(i) * 2. + seed) + .0016 * cos(q.x * 50.); c = ridge(q.z - z0, .0013) * smoothstep(.052, .026, qx) * front * (1. - .2 * float(i)) * mix(.35, 1.2, noise(vec3(t.x * 34., float(i) * 5., seed))); h -= .55 * W * c; w += .62 * W * c; }
-  vec2 cf = vec2(qx - .0495, q.z + .001); float ca = atan(cf.y, cf.x); c = ridge(length(cf) - .010, .0075) * pow(.5 + .5 * cos(ca * 8. + .6 * sin(seed)), 3.) * smoothstep(1.15, .7, abs(ca)) * (1. + .5 * smile); h -= .5 * (W + .15 * smile) * c; w += (.70 * W + .08 * smile) * c * vary;
-  c = ridge(qx - .0062 - .06 * abs(t.z - .014), .0013) * ridge(t.z - .016, .010) * front; h -= .6 * (W + .4 * frown) * c; w += (.65 * W + .45 * frown) * c;
-  float droop = ridge(length(ec * vec2(.55, 1.) - vec2(.004, .001)) - .0105, .0022) * smoothstep(.0, .004, t.z) * smoothstep(.028, .042, ax) * front; h -= .6 * W * droop; w += .40 * W * droop;
+  float bag = ridge(length(eq * vec2(.70, 1.)) - .0135, .0036) * smoothstep(-.003, -.006, t.z) * front; h += 1.4 * W * bag;
+  w += .10 * W * bag;
+  c = ridge(length(eq * vec2(.66, 1.)) - .0176, .0022) * smoothstep(-.007, -.013, t.z) * smoothstep(.013, .019, ax)
+    * smoothstep(.047, .038, ax) * front; h -= .7 * W * c; w += (.10 + .55 * W) * c * vary;
+  for (int i = 0; i < 4; i++) { float z0 = .0375 + .0085 * float(i) + .0012 * sin(q.x * 90. + float(i) * 2. + seed) + .0016
+    * cos(q.x * 50.);
+  c = ridge(q.z - z0, .0013) * smoothstep(.052, .026, qx) * front * (1. - .2 * float(i)) * mix(.35, 1.2, noise(vec3(t.x * 34.,
+    float(i) * 5., seed))); h -= .55 * W * c; w += .62 * W * c; }
+  vec2 cf = vec2(qx - .0495, q.z + .001); float ca = atan(cf.y, cf.x);
+  c = ridge(length(cf) - .010, .0075) * pow(.5 + .5 * cos(ca * 8. + .6 * sin(seed)), 3.) * smoothstep(1.15, .7, abs(ca)) * (1.
+    + .5 * smile); h -= .5 * (W + .15 * smile) * c; w += (.70 * W + .08 * smile) * c * vary;
+  c = ridge(qx - .0062 - .06 * abs(t.z - .014), .0013) * ridge(t.z - .016, .010) * front; h -= .6 * (W + .4 * frown) * c;
+  w += (.65 * W + .45 * frown) * c;
+  float droop = ridge(length(ec * vec2(.55, 1.) - vec2(.004, .001)) - .0105, .0022) * smoothstep(.0, .004, t.z) * smoothstep(.028,
+    .042, ax) * front; h -= .6 * W * droop; w += .40 * W * droop;
   c = ridge(length(vec2(ax - .050, t.z + .072) * vec2(1., .55)), .010) * front; h -= 1.6 * W * c; w += .16 * W * c; // hollow cheeks
   c = ridge(length(vec2(ax - .032, t.z + .100) * vec2(1., 1.2)), .009) * front; h += 1.6 * W * c; // jowls
-  float fold = qx - (.0185 + (-.046 - t.z) * .52 + 4. * (t.z + .046) * (t.z + .046)), along = smoothstep(-.088, -.070, t.z) * smoothstep(-.039, -.050, t.z) * step(t.y, .0), deep = .10 + .9 * W + .55 * smile;
-  h += deep * (1.1 * smoothstep(-.001, .006, fold) - 1.1) * along * smoothstep(.030, .006, fold); c = ridge(fold, .0022) * along; h -= .6 * deep * c; w += deep * (.62 * c + .20 * ridge(fold, .006) * along);
-  c = ridge(qx - .0262 - (-.076 - t.z) * .20, .0018) * smoothstep(-.079, -.085, t.z) * smoothstep(-.106, -.094, t.z) * front; h -= .8 * W * c; w += .68 * W * c * vary;
+  float fold = qx - (.0185 + (-.046 - t.z) * .52 + 4. * (t.z + .046) * (t.z + .046)), along = smoothstep(-.088, -.070, t.z)
+    * smoothstep(-.039, -.050, t.z) * step(t.y, .0), deep = .10 + .9 * W + .55 * smile;
+  h += deep * (1.1 * smoothstep(-.001, .006, fold) - 1.1) * along * smoothstep(.030, .006, fold); c = ridge(fold, .0022) * along;
+  h -= .6 * deep * c; w += deep * (.62 * c + .20 * ridge(fold, .006) * along);
+  c = ridge(qx - .0262 - (-.076 - t.z) * .20, .0018) * smoothstep(-.079, -.085, t.z) * smoothstep(-.106, -.094, t.z) * front;
+  h -= .8 * W * c; w += .68 * W * c * vary;
   c = ridge(t.z + .0935, .0022) * smoothstep(.022, .010, ax) * front; h -= .3 * (.4 + W) * c; w += (.14 + .2 * W) * c;
-  c = smoothstep(.50, .85, noise(vec3(q.x * 330., q.z * 26., seed))) * ridge(t.z + .0615, .0055) * smoothstep(.022, .012, ax) * front; h -= .4 * old * W * c; w += .55 * old * W * c;
-  c = smoothstep(.45, .8, noise(vec3(q.x * 30., q.y * 30., q.z * 130. + seed))) * smoothstep(-.112, -.13, t.z); h -= .5 * W * c; w += .45 * W * c;
-  c = smoothstep(.48, .85, noise(vec3(q.x * 90., q.y * 90., q.z * 210.) + vec3(seed, q.x * 60., 0.))) * smoothstep(.035, .050, ax) * step(t.y, .06) * step(-.1, t.z); h -= .3 * W * c; w += .26 * W * old * c;
+  c = smoothstep(.50, .85, noise(vec3(q.x * 330., q.z * 26., seed))) * ridge(t.z + .0615, .0055) * smoothstep(.022, .012, ax)
+    * front; h -= .4 * old * W * c; w += .55 * old * W * c;
+  c = smoothstep(.45, .8, noise(vec3(q.x * 30., q.y * 30., q.z * 130. + seed))) * smoothstep(-.112, -.13, t.z); h -= .5 * W * c;
+  w += .45 * W * c;
+  c = smoothstep(.48, .85, noise(vec3(q.x * 90., q.y * 90., q.z * 210.) + vec3(seed, q.x * 60., 0.))) * smoothstep(.035, .050, ax)
+    * step(t.y, .06) * step(-.1, t.z); h -= .3 * W * c; w += .26 * W * old * c;
   w = clamp(w, 0., 1.); a *= mix(vec3(1.), vec3(.55, .39, .33), w * .88);
   h += (.10 + .12 * W) * fine + .28 * (W + .2) * mottle;
+"""
+
+# %% ../../nbs/people/10_renderer.ipynb #fb644351
+PAINT_FACE = """
   // lips
   float lips = smoothstep(.30, .80, m.x + .10 * mottle) * (1. - smoothstep(.3, .7, m.w));
   float crack = noise(vec3(t.x * 520., t.z * 90., seed));
@@ -571,29 +657,42 @@ void main() {
   // brows
   float bt = clamp((ax - .012) / .042, 0., 1.);
   float bz = .0200 + .0062 * sin(3.1416 * min(bt / 1.3, 1.)) - .0085 * max(bt - .62, 0.) / .38;
-  float bw = mix(.0030, .0058, brow) * mix(1., .45, smoothstep(.40, 1., bt)) * mix(.70, 1., smoothstep(.010, .022, ax)), lean = mix(-.9, 1.1, smoothstep(0., .65, bt)), across = (t.z - bz) / bw;
-  float strokes = noise(vec3((ax - t.z * -.25 * lean + .35 * t.z) * 620., (t.z + ax * .4 * lean) * 110., seed)) * .65 + .35 * noise(s * 500.);
-  float br = exp(-across * across * 1.15) * smoothstep(.0085, .019, ax + .002 * strokes) * smoothstep(.059, .049, ax) * step(t.y, .04);
+  float bw = mix(.0030, .0058, brow) * mix(1., .45, smoothstep(.40, 1., bt)) * mix(.70, 1., smoothstep(.010, .022, ax)),
+    lean = mix(-.9, 1.1, smoothstep(0., .65, bt)), across = (t.z - bz) / bw;
+  float strokes = noise(vec3((ax - t.z * -.25 * lean + .35 * t.z) * 620., (t.z + ax * .4 * lean) * 110., seed)) * .65 + .35
+    * noise(s * 500.);
+  float br = exp(-across * across * 1.15) * smoothstep(.0085, .019, ax + .002 * strokes) * smoothstep(.059, .049, ax) * step(t.y,
+    .04);
   float bd0 = clamp(br * 1.4 * (.45 + .90 * strokes) * mix(.62, 1.15, brow), 0., 1.);
   vec3 brow_colour = brow_hair * .5; a = mix(a, brow_colour, bd0 * .90);
   // beard and stubble
   float wob = .008 * (fbm(s * 70.) - .5);
-  float bd = smoothstep(-.046, -.064, t.z + wob) * smoothstep(.086, .066, t.y + wob) + smoothstep(.058, .068, t.y) * smoothstep(.084, .078, t.y) * step(t.z, -.01);
-  bd = max(bd, ridge(t.z + .0575, .0066) * smoothstep(.036, .024, ax)); bd *= smoothstep(-.152, -.118, t.z) * (1. - lips) * smoothstep(.088, .080, t.y) * (1. - .8 * m.y);
+  float bd = smoothstep(-.046, -.064, t.z + wob) * smoothstep(.086, .066, t.y + wob) + smoothstep(.058, .068, t.y)
+    * smoothstep(.084, .078, t.y) * step(t.z, -.01);
+  bd = max(bd, ridge(t.z + .0575, .0066) * smoothstep(.036, .024, ax));
+  bd *= smoothstep(-.152, -.118, t.z) * (1. - lips) * smoothstep(.088, .080, t.y) * (1. - .8 * m.y);
   bd *= smoothstep(0., .014, ax * .35 + .9 * abs(t.z + .088) + .001 + .02 * beard);
-  float line_b = smoothstep(.016, -.002, (ax - .020) * .55 + (t.z + .070) + wob); bd *= mix(line_b, 1., smoothstep(.030, .060, ax) * smoothstep(.004, -.004, t.z + .045 + (.075 - ax) * .5 + wob) + smoothstep(.037, .031, ax));
+  float line_b = smoothstep(.016, -.002, (ax - .020) * .55 + (t.z + .070) + wob);
+  bd *= mix(line_b, 1., smoothstep(.030, .060, ax) * smoothstep(.004, -.004, t.z + .045 + (.075 - ax) * .5 + wob)
+    + smoothstep(.037, .031, ax));
   bd = clamp(bd, 0., 1.); float bn = .35 + .9 * noise(vec3(q.x * 420., q.y * 420., q.z * 120.) + seed) + .35 * fine;
   a = mix(a, mix(a * vec3(.60, .57, .57), beard_hair, .30), bd * stubble * (.62 + .9 * fine) * .8);
-  a = mix(a, beard_hair * (.40 + .8 * bn) + .003, clamp(bd * bd * beard * 1.7 * (.35 + bn), 0., 1.) * .92); h += bd * beard * 2.2 * (bn - .5);
+  a = mix(a, beard_hair * (.40 + .8 * bn) + .003, clamp(bd * bd * beard * 1.7 * (.35 + bn), 0., 1.) * .92);
+  h += bd * beard * 2.2 * (bn - .5);
   // the scalp under the hair
   float root = smoothstep(-.008, .016 , ff + .010 * (noise(vec3(t.x * 260., t.y * 140., t.z * 60.)) - .5)) * (1. - m.y);
-  float crop = .55 * noise(s * 520.) + .45 * noise(s * 260.); a = mix(a, hair * mix(.55, .50 + .9 * crop, buzz), root * scalp * mix(1., .70 + .45 * crop, buzz)); h += buzz * root * 1.2 * (crop - .5);
+  float crop = .55 * noise(s * 520.) + .45 * noise(s * 260.);
+  a = mix(a, hair * mix(.55, .50 + .9 * crop, buzz), root * scalp * mix(1., .70 + .45 * crop, buzz));
+  h += buzz * root * 1.2 * (crop - .5);
   float limit = clamp(h, -3., 3.) * (1. - toon); vec3 nb = bumped(nn, limit * .00105);
   float ao = mix(.26, 1., pow(o, .85)) * (1. - .35 * w); if (inside) { ao = .16; sh *= .3; }
-  float sheen = shine * (1. - .5 * lips) + .5 * lips + .35 * nose + .2 * brow_zone; float rough = mix(.60, .42, clamp(shine + .3 * nose, 0., 1.)); rough = mix(rough, .34, lips * .8);
-  vec3 wrap = mix(vec3(.40, .17, .11), vec3(.24, .12, .09), clamp(1. - skin.r * 1.6, 0., 1.)); wrap = mix(wrap, vec3(.2), root * scalp);
+  float sheen = shine * (1. - .5 * lips) + .5 * lips + .35 * nose + .2 * brow_zone;
+  float rough = mix(.60, .42, clamp(shine + .3 * nose, 0., 1.)); rough = mix(rough, .34, lips * .8);
+  vec3 wrap = mix(vec3(.40, .17, .11), vec3(.24, .12, .09), clamp(1. - skin.r * 1.6, 0., 1.));
+  wrap = mix(wrap, vec3(.2), root * scalp);
   vec3 lit = shade(a, nb, nn, p, ao, wrap, rough, .026 * (.5 + sheen) * (1. - .7 * root * scalp) * (1. - .6 * bd * beard), sh);
-  lit += m.y * skin * vec3(.9, .16, .08) * (max(-dot(nn, rim) * -1., 0.) * rim_colour * .5 + max(dot(-nn, key), 0.) * key_colour * .25) * (1. - sh * .5); // light through the ears
+  lit += m.y * skin * vec3(.9, .16, .08) * (max(-dot(nn, rim) * -1., 0.) * rim_colour * .5 + max(dot(-nn, key), 0.) * key_colour
+    * .25) * (1. - sh * .5); // light through the ears
   if (t.z < neck_line) cls = 14.;
   if (ax < .0215 && t.z < -.004 && t.z > -.0545 && t.y < -.005 && ax < mix(.008, .0205, smoothstep(-.006, -.045, t.z))) cls = 10.;
   if (m.y > .5) cls = t.x > 0. ? 7. : 8.;
@@ -601,9 +700,13 @@ void main() {
   if (lips > .5) cls = t.z > -.0745 ? 12. : 13.;
   if (inside) cls = 11.;
   if (ff > .006 && scalp > .4 && m.y < .5) cls = 17.;
-  put(lit, cls); }"""
+  put(lit, cls); }
+"""
 
-# %% ../../nbs/people/10_renderer.ipynb #fc074d50
+# %% ../../nbs/people/10_renderer.ipynb #fe2ef495
+SKIN_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + FIELD + PAINT_HEAD + PAINT_EYES + PAINT_CLOTHES + PAINT_SKIN + PAINT_AGE + PAINT_FACE
+
+# %% ../../nbs/people/10_renderer.ipynb #827bfc45
 HAIR_VERTEX = """#version 330
 in vec3 position; in vec3 normal; in vec3 tangent; in vec3 strand; in vec2 layer; uniform mat4 camera;
 out vec3 p, n, g, s; out vec2 q;
@@ -613,24 +716,28 @@ in vec3 p, n, g, s; in vec2 q; uniform vec3 hair; uniform float grey, seed;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { // a lock is soft at its sides and frayed at its tip
   float id = s.z, u = s.x, along = s.y, strands, alpha;
-  strands = .6 * noise(vec3(u * 2.2 + id * 17., along * 1.5, id * 91.)) + .4 * noise(vec3(u * 5.5 + id * 31., along * 2.5, id * 57.));
-  alpha = smoothstep(.0, .45, 1. - abs(u) + .7 * (strands - .55)) * smoothstep(.0, .30, 1. - along + .35 * (strands - .45)) * smoothstep(-.05, .06, along - .05 * strands);
+  strands = .6 * noise(vec3(u * 2.2 + id * 17., along * 1.5, id * 91.)) + .4 * noise(vec3(u * 5.5 + id * 31., along * 2.5, id
+    * 57.));
+  alpha = smoothstep(.0, .45, 1. - abs(u) + .7 * (strands - .55)) * smoothstep(.0, .30, 1. - along + .35 * (strands - .45))
+    * smoothstep(-.05, .06, along - .05 * strands);
   if (toon > .5) alpha = step(.30, alpha);
   if (alpha < .07) discard;
   vec3 nn = normalize(n), v = normalize(eye - p), tg = normalize(g); if (dot(nn, v) < -.2) nn = -nn;
   float deep = mix(.58, 1., q.x), tone_id = .84 + .30 * fract(id * 7.31);
-  float white = clamp(smoothstep(1. - grey * 1.25 - .25, 1. - grey * 1.25 + .25, .30 * strands + .80 * fract(id * 3.77)) * .34 + grey * .72, 0., 1.);
+  float white = clamp(smoothstep(1. - grey * 1.25 - .25, 1. - grey * 1.25 + .25, .30 * strands + .80 * fract(id * 3.77)) * .34
+    + grey * .72, 0., 1.);
   vec3 a = mix(hair, vec3(.46, .455, .45), white * .95) * tone_id * (.68 + .60 * strands) * mix(.85, 1.12, along);
   if (toon > .5) { deep = 1.; a = mix(hair, vec3(.46, .455, .45), grey * .9) * (.80 + .40 * step(.52, fract(id * 7.31))) + .012; }
   float sh = shadow(p, nn); sh = mix(sh, 1., .12);
   vec3 l = shade(a, nn, nn, p, deep, vec3(.38), .8, .004, sh * deep);
-  float t1 = dot(normalize(tg + nn * (-.08 + .12 * (strands - .5))), normalize(key + v)), t2 = dot(normalize(tg + nn * (.14 + .25 * (strands - .5))), normalize(key + v));
+  float t1 = dot(normalize(tg + nn * (-.08 + .12 * (strands - .5))), normalize(key + v)), t2 = dot(normalize(tg + nn * (.14 + .25
+    * (strands - .5))), normalize(key + v));
   float k1 = pow(max(1. - t1 * t1, 0.), 60.), k2 = pow(max(1. - t2 * t2, 0.), 12.), face = smoothstep(-.2, .6, dot(nn, key));
   if (toon < .5) l += key_colour * sh * deep * face * (k1 * .075 * (.5 + strands) + k2 * .38 * a * (.5 + strands))
     + rim_colour * a * pow(1. - max(dot(nn, v), 0.), 3.) * smoothstep(-.2, .5, dot(nn, rim)) * 1.2;
   vec3 c = tone(l); colour = vec4(c * alpha, alpha); label = alpha > .5 ? vec4(17. / 255., 0, 0, 1) : vec4(0.); }"""
 
-# %% ../../nbs/people/10_renderer.ipynb #5b384ce3
+# %% ../../nbs/people/10_renderer.ipynb #2e01e174
 def hair_field(
     t:np.ndarray,   # (V,3) template coordinates, metres from the point between the eyes
     line:float,     # metres, raises the hairline
@@ -643,180 +750,282 @@ def hair_field(
     front = 1 - step(.01, .07, y)
     return z - (h + line * front + recede * front * (.012 + .030 * step(.010, .040, np.abs(x))))
 
-# %% ../../nbs/people/10_renderer.ipynb #ca3512f4
-THICKNESS = dict(short=.010, side=.015, quiff=.016, slick=.008, messy=.020, fringe=.014, curly=.022, afro=.026, bob=.015, long=.013, wavy=.018, ponytail=.007, bun=.007) # metres that the hair stands off
-LENGTH = dict(short=.038, side=.075, quiff=.060, slick=.095, messy=.055, fringe=.062, curly=.060, afro=.062, ponytail=.16, bun=.16) # metres
+# %% ../../nbs/people/10_renderer.ipynb #e1822db4
+THICKNESS = dict(short=.010, side=.015, quiff=.016, slick=.008, messy=.020, fringe=.014, curly=.022, afro=.026, bob=.015,
+                 long=.013, wavy=.018, ponytail=.007, bun=.007) # metres that the hair stands off
+LENGTH = dict(short=.038, side=.075, quiff=.060, slick=.095, messy=.055, fringe=.062, curly=.060, afro=.062,
+              ponytail=.16, bun=.16) # metres
 ENDS = dict(bob=-.105, long=-.26, wavy=-.225) # height at which falling hair is cut, metres
-LOCKS = dict(short=1500, side=900, quiff=900, slick=1200, messy=1100, fringe=950, curly=900, afro=1500, bob=950, long=900, wavy=900, ponytail=1200, bun=1200)
+LOCKS = dict(short=1500, side=900, quiff=900, slick=1200, messy=1100, fringe=950, curly=900, afro=1500, bob=950, long=900,
+             wavy=900, ponytail=1200, bun=1200)
 
-# %% ../../nbs/people/10_renderer.ipynb #af3e1334
+# %% ../../nbs/people/10_renderer.ipynb #b7eb6c68
 def _between_eyes(head:HeadMesh)->np.ndarray:
     "(3,) the point between the eyeballs of the neutral template, metres."
     return (head.template[head.part == 1].mean(0) + head.template[head.part == 2].mean(0)) / 2
 
-# %% ../../nbs/people/10_renderer.ipynb #761f22b2
 def _lumps(t:np.ndarray, seed:int, frequency:float)->np.ndarray:
     "(V,) smooth noise in [-1,1]: a few random waves."
-    rng = np.random.default_rng(seed + 77)
-    k = rng.normal(size=(6, 3)) * frequency; return np.sin(t @ k.T + rng.uniform(0, 6.3, 6)).mean(1) * 1.6
+    rng = np.random.default_rng(seed + 77); k = rng.normal(size=(6, 3)) * frequency
+    return np.sin(t @ k.T + rng.uniform(0, 6.3, 6)).mean(1) * 1.6
 
-# %% ../../nbs/people/10_renderer.ipynb #92cfceb3
 def _unit(x:np.ndarray)->np.ndarray: return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
 
-# %% ../../nbs/people/10_renderer.ipynb #0286dd55
+# %% ../../nbs/people/10_renderer.ipynb #a9334987
 def join_hair(
     parts:list, # of dicts like the result
-)->dict:        # arrays of hair: position, normal, tangent, strand (H,3) across -1..1, along 0..1, number; layer (H,2), bend (H,), faces (K,3)
+)->dict:        # position, normal, tangent, strand (H,3): across -1..1, along 0..1, number; layer (H,2), bend (H,), faces (K,3)
     "Several pieces of hair as one."
     shift = np.cumsum([0] + [len(p["position"]) for p in parts[:-1]])
     out = {k: np.concatenate([p[k] for p in parts]).astype(np.float32) for k in parts[0] if k != "faces"}
     return dict(out, faces=np.concatenate([p["faces"] + s for p, s in zip(parts, shift)]).astype(np.int32))
 
-# %% ../../nbs/people/10_renderer.ipynb #98fbc42f
+# %% ../../nbs/people/10_renderer.ipynb #80e28a51
+@dataclass(frozen=True)
+class Comb:
+    "What a style asks of its N locks."
+    pull:np.ndarray     # (N,3) direction
+    length:np.ndarray   # (N,) metres
+    lift:np.ndarray     # (N,) how steeply a lock leaves the scalp; 0 flat
+    away:np.ndarray     # (N,) side of the parting, -1 or 1
+    gravity:float=.25   # against the pull
+    curl:float=0.       # radius of the coil, metres
+    wave:float=30.      # turns per metre
+    width:float=.0050   # half a lock, metres
+
+# %% ../../nbs/people/10_renderer.ipynb #8effee40
+def comb_hair(
+    person,             # Person
+    t:np.ndarray,       # (N,3) roots on the neutral head, metres from between the eyes
+    normal:np.ndarray,  # (N,3) at the root
+    above:np.ndarray,   # (N,) metres above the hairline
+    rng:np.random.Generator,
+)->Comb:
+    "The thirteen styles that have locks."
+    N, style, part = len(t), person.hair_style, person.parting
+    front, top = np.clip(1 - (t[:, 1] + .005) / .06, 0, 1), np.clip((t[:, 2] - .045) / .05, 0, 1)
+    away = np.sign(t[:, 0] - part * .035 + 1e-6); crown = np.array([.008, .085, .112])
+    out, one, zero = _unit(t - crown), np.ones(N), np.zeros(N)
+    length = LENGTH.get(style, .1) * rng.uniform(.75, 1.2, N)
+    where = lambda ok, a, b: np.where(ok[:, None], np.stack(np.broadcast_arrays(*a), 1) if isinstance(a, tuple) else a,
+                                      np.stack(np.broadcast_arrays(*b), 1) if isinstance(b, tuple) else b)
+    make = lambda pull, length, lift, *rest: Comb(pull, length, np.broadcast_to(np.asarray(lift, float), (N,)), away, *rest)
+    if style == "short":
+        pull = out + np.c_[.35 * one, -.9 * top, -.1 * one] + .22 * rng.normal(size=(N, 3))
+        return make(pull, length * (.55 + .75 * top), .28, .12, 0., 30., .0036)
+    if style == "side":
+        over = np.sign(part or 1); swept = top * (t[:, 0] * over < .035 * abs(part)) > .25
+        return make(where(swept, (-over * one, .35 + .4 * front, .25 * front), (zero, .7 * one, -.8 * one)),
+                    length * (.45 + .65 * top), .12 + .5 * top * front)
+    if style == "quiff":
+        return make(where(top > .2, (.25 * part * one, .75 * one, .9 * front), (zero, .8 * one, -.7 * one)),
+                    length * (.4 + .8 * top), .15 + 1.0 * top * front, .05)
+    if style == "slick": return make(np.c_[zero, one, -.45 + .3 * top], length, .04, .2, 0., 30., .0062)
+    if style in ("ponytail", "bun"):
+        knot = np.array([0, .178, .085 if style == "bun" else .045])
+        return make(_unit(knot - t), np.minimum(length, np.linalg.norm(t - knot, axis=1) * 1.05 + .01), .04, .06, 0., 30., .0062)
+    if style == "messy":
+        pull = out * .6 + np.c_[[.9 * _lumps(t, person.seed + k, 38.) for k in range(3)]].T
+        return make(pull, length * (.6 + .5 * top), .55, .22, .003, 30., .0042)
+    if style == "fringe":
+        sides = where(top > .1, out, (zero, .25 * one, -one))
+        return make(where(front > .35, (.12 * np.sin(t[:, 0] * 60 + person.seed), -.75 * one, -.35 * one), sides),
+                    length * (.75 + .35 * front), .12, .55)
+    if style == "curly": return make(out, length * (.75 + .5 * person.volume), .6, .35, .0075, 34., .0048)
+    if style == "afro":
+        return make(normal, length * (.35 + .8 * person.volume) * np.clip((above + .006) / .03, .3, 1), 2., -.02, .0055, 42., .0046)
+    end = ENDS[style] + .02 * (person.seed % 5 - 2) / 2 + rng.normal(0, .006 if style == "bob" else .018, N) # falling hair
+    length = np.linalg.norm(t - crown, axis=1) * .25 + .045 * top + (t[:, 2] - end) * 1.04
+    coil = (.0075, 9.) if style == "wavy" else (.0015, 14.)
+    return make(np.c_[away * (.25 + .8 * top), .30 + .2 * front, -.75 + .3 * top], length, .10, .55, *coil, .0068)
+
+# %% ../../nbs/people/10_renderer.ipynb #9109c85a
+def grow_locks(
+    v:np.ndarray,      # (V,3) skin, metres
+    n:np.ndarray,      # (V,3) its normals
+    root:np.ndarray,   # (N,3) on the skin
+    out:np.ndarray,    # (N,3) normals at the roots
+    t:np.ndarray,      # (N,3) roots on the neutral head
+    height:np.ndarray, # (N,) metres, each lock's layer
+    comb:Comb,
+    style:str,
+)->tuple:              # (N,K+1,3) points, (N,K+1,3) which way is out
+    "Walk from the roots: pulled, falling, pushed out of the head."
+    from scipy.spatial import cKDTree
+    falling, stiff, tree = style in ENDS, style == "afro", cKDTree(v)
+    K = 18 if falling else 14 if comb.curl > .004 else 9; step = (comb.length / K)[:, None]
+    d = out.copy() if stiff else _unit(comb.pull - out * (comb.pull * out).sum(1, keepdims=True))
+    d = _unit(d + out * (comb.lift + .25)[:, None]); pull = _unit(comb.pull)
+    points, outs = [root + out * .0008], [out]; flat = (comb.lift < .5) * float(comb.lift.mean() < .5)
+    for k in range(1, K + 1):
+        z = points[-1][:, 2:]
+        flow, fall = (0. if stiff else .35), min(1., k / 4)
+        if falling: flow, fall = .35 * np.clip(z / .04 - .3, 0, 1), np.clip(1.4 - z / .08, .15, 1.6)
+        d = _unit(d + flow * pull + np.array([0, 0, -comb.gravity]) * fall)
+        y = points[-1] + d * step; near = tree.query(y)[1]; o = n[near]; gap = ((y - v[near]) * o).sum(1)
+        want = height * min(1., .35 + k / 3); y = y + o * np.maximum(want - gap, 0)[:, None]
+        cling = flat * (y[:, 2] > (-.03 if falling else -1)); y = y - o * (np.maximum(gap - want * 1.5, 0) * .45 * cling)[:, None]
+        if falling: # out of the face, round the shoulders
+            edge = .071 + .25 * height
+            face = (np.abs(y[:, 0]) < edge) & (y[:, 1] < .055) & (y[:, 2] < .052) & (y[:, 2] > -.13)
+            y[face, 0] = (np.where(np.abs(t[:, 0]) < .04, comb.away, np.sign(t[:, 0])) * edge)[face]
+            y[face, 1] = np.maximum(y[face, 1], .012)
+            y[:, 0] *= np.where((y[:, 2] < -.05) & (np.abs(y[:, 0]) > .085), .985, 1.)
+        d = _unit(y - points[-1]); points.append(y); outs.append(o)
+    P = np.stack(points, 1)
+    for _ in range(3 if falling else 1): P[:, 1:-1] = .5 * P[:, 1:-1] + .25 * (P[:, :-2] + P[:, 2:])
+    return P, np.stack(outs, 1)
+
+# %% ../../nbs/people/10_renderer.ipynb #667be543
+def ribbons(
+    P:np.ndarray,      # (N,K+1,3) points of the locks, metres
+    T:np.ndarray,      # (N,K+1,3) tangents
+    O:np.ndarray,      # (N,K+1,3) which way is out
+    C:np.ndarray,      # (N,K+1,3) across
+    wide:np.ndarray,   # (N,K+1,1) half the width, metres
+    bulge:float,       # of the middle, in widths
+    along:np.ndarray,  # (N,K+1,1) 0 at the root, 1 at the tip
+    number:np.ndarray, # (N,1,1) in [0,1]
+    layer:np.ndarray,  # (N,) 0 deep to 1
+)->dict:               # as from `join_hair`
+    "Three vertices across, the middle one raised and the normals turned outwards, so that a flat ribbon shines like a round lock."
+    N, K1 = P.shape[:2]; rows = []
+    for u, up, tilt in ((-1., 0., -.75), (0., bulge, 0.), (1., 0., .75)):
+        strand = np.concatenate([u + 0 * along, along, number + 0 * along], -1)
+        rows.append(dict(position=P + C * wide * u + O * wide * up, normal=_unit(O + C * tilt), tangent=T, strand=strand))
+    arrays = {k: np.stack([r[k] for r in rows], 2).reshape(-1, 3) for k in rows[0]}
+    grid = np.arange(N * K1 * 3).reshape(N, K1, 3); a, b, c, e = grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:], grid[:, :-1, 1:]
+    faces = np.stack([np.stack([a, b, c], -1), np.stack([a, c, e], -1)], -2).reshape(-1, 3)
+    layer = np.repeat(layer, K1 * 3); bend = np.clip((arrays["position"][:, 2] + .22) / .15, .35, 1)
+    return dict(arrays, layer=np.c_[layer, -np.ones(len(layer))], bend=bend, faces=faces)
+
+# %% ../../nbs/people/10_renderer.ipynb #5a5b0f9b
 def hair_locks(
     head:HeadMesh,
     v:np.ndarray,     # (V,3) the person's vertices, not yet turned, metres from between the eyes
-    n:np.ndarray,     # (V,3)
+    n:np.ndarray,     # (V,3) normals
     person,           # Person
-)->dict:              # as `join_hair` makes
-    "Hair as some hundred locks: ribbons that leave the scalp where hair grows, follow the comb and gravity, and slide over head and shoulders."
-    from scipy.spatial import cKDTree
-    rng = np.random.default_rng(person.seed + 5); style = person.hair_style
+)->dict:              # as from `join_hair`
+    "Hair as some hundred locks."
+    rng = np.random.default_rng(person.seed + 5); style, N = person.hair_style, LOCKS[person.hair_style]
     t = (head.template - _between_eyes(head)).astype(float)
-    f = hair_field(t, person.hairline, person.recede * person.wrinkles * person.gender)
-    tri = head.faces[(head.part[head.faces] == 0).all(1)]; tri = tri[(f[tri] > -.002).all(1) & (head.masks[tri, 1] < .3).all(1) & (t[tri, 2] > -.085).all(1)]
+    field = hair_field(t, person.hairline, person.recede * person.wrinkles * person.gender)
+    tri = head.faces[(head.part[head.faces] == 0).all(1)]
+    tri = tri[(field[tri] > -.002).all(1) & (head.masks[tri, 1] < .3).all(1) & (t[tri, 2] > -.085).all(1)]
     area = np.linalg.norm(np.cross(v[tri[:, 1]] - v[tri[:, 0]], v[tri[:, 2]] - v[tri[:, 0]]), axis=1)
-    N = LOCKS[style]; area = area * (1 + (3.5 if style in ENDS else 1.) * np.exp(-((t[tri, 0].mean(1) - person.parting * .035) / .016) ** 2) * (t[tri, 2].mean(1) > .05)); pick = tri[rng.choice(len(tri), N, p=area / area.sum())]; w = rng.dirichlet((1, 1, 1), N)[..., None]
-    x, nr, tt = (v[pick] * w).sum(1), _unit((n[pick] * w).sum(1)), (t[pick] * w).sum(1)
-    rank = rng.random(N); order = np.argsort(rank); x, nr, tt, rank = x[order], nr[order], tt[order], rank[order]
-    front = np.clip(1 - (tt[:, 1] + .005) / .06, 0, 1); top = np.clip((tt[:, 2] - .045) / .05, 0, 1); away = np.sign(tt[:, 0] - person.parting * .035 + 1e-6)
-    crown = np.array([.008, .085, .112]); radial = _unit(tt - crown)
-    one, zero = np.ones(N), np.zeros(N); thick = THICKNESS[style] * (.55 + .9 * person.volume); length = LENGTH.get(style, .1) * rng.uniform(.75, 1.2, N); lift, gravity, curl, wave, width = .15, .25, 0., 30., .0050
-    down = np.c_[away * (.25 + .8 * top), .30 + .2 * front, -.75 + .3 * top]
-    comb = radial
-    if style == "short": comb = radial + np.c_[.35 * one, -.9 * top, -.1 * one] + .22 * rng.normal(size=(N, 3)); lift, gravity, width = .28, .12, .0036; length = length * (.55 + .75 * top)
-    if style == "side": sweep = np.sign(person.parting or 1); comb = np.where((top * (tt[:, 0] * sweep < .035 * abs(person.parting)) > .25)[:, None], np.c_[-sweep * one, .35 + .4 * front, .25 * front], np.c_[zero, .7 * one, -.8 * one]); lift = .12 + .5 * top * front; length = length * (.45 + .65 * top)
-    if style == "quiff": comb = np.where((top > .2)[:, None], np.c_[.25 * person.parting * one, .75 * one, .9 * front], np.c_[zero, .8 * one, -.7 * one]); lift = .15 + 1.0 * top * front; gravity = .05; length = length * (.4 + .8 * top)
-    if style in ("slick", "ponytail", "bun"):
-        knot = np.array([0, .178, .045 if style != "bun" else .085]); comb = _unit(knot - tt) if style != "slick" else np.c_[zero, one, -.45 + .3 * top]; lift, gravity, width = .04, (.06 if style != "slick" else .2), .0062
-        if style != "slick": length = np.minimum(length, np.linalg.norm(tt - knot, axis=1) * 1.05 + .01)
-    if style == "messy": comb = radial * .6 + np.c_[[.9 * _lumps(tt, person.seed + k, 38.) for k in range(3)]].T; lift, gravity, curl, width = .55, .22, .003, .0042; length = length * (.6 + .5 * top)
-    if style == "fringe": comb = np.where((front > .35)[:, None], np.c_[.12 * np.sin(tt[:, 0] * 60 + person.seed), -.75 * one, -.35 * one], np.where((top > .1)[:, None], radial, np.c_[zero, .25 * one, -one])); lift, gravity = .12, .55; length = length * (.75 + .35 * front)
-    if style == "curly": comb = radial; lift, gravity, curl, wave, width = .6, .35, .0075, 34., .0048; length = length * (.75 + .5 * person.volume)
-    if style == "afro": comb = nr; lift, gravity, curl, wave, width = 2., -.02, .0055, 42., .0046; length = length * (.35 + .8 * person.volume) * np.clip((f[pick].mean(1)[order] + .006) / .03, .3, 1)
-    falling = style in ENDS
-    if falling:
-        comb = down; gravity, lift, width = .55, .10, .0068; end = ENDS[style] + .02 * (person.seed % 5 - 2) / 2 + rng.normal(0, .006 if style == "bob" else .018, N)
-        length = np.linalg.norm(tt - crown, axis=1) * .25 + .045 * top + (tt[:, 2] - end) * 1.04; curl, wave = (.0075, 9.) if style == "wavy" else (.0015, 14.)
-    K = 18 if falling else 14 if curl > .004 else 9; step = (length / K)[:, None]
-    tree_ids = np.where(head.part == 0)[0]; tree = cKDTree(v[tree_ids]); height = thick * (.15 + .85 * rank) + .0012
-    d = _unit(comb - nr * (comb * nr).sum(1, keepdims=True)) if style != "afro" else nr.copy(); lift = np.broadcast_to(np.asarray(lift, float), (N,)); d = _unit(d + nr * (lift + .25)[:, None])
-    P, O = [x + nr * .0008], [nr]
-    combed = np.broadcast_to(comb, (N, 3))
-    for k in range(1, K + 1):
-        flow = 0. if style == "afro" else .35 if not falling else .35 * np.clip(P[-1][:, 2:] / .04 - .3, 0, 1)
-        d = _unit(d + flow * _unit(combed) + np.array([0, 0, -gravity]) * (min(1., k / 4) if not falling else np.clip(1.4 - P[-1][:, 2:] / .08, .15, 1.6)))
-        y = P[-1] + d * step; near = tree_ids[tree.query(y)[1]]; o = n[near]; away_by = ((y - v[near]) * o).sum(1)
-        want = height * min(1., .35 + k / 3); push = np.maximum(want - away_by, 0); y = y + o * push[:, None]
-        if lift.mean() < .5: y = y - o * (np.maximum(away_by - want * 1.5, 0) * .45 * (lift < .5) * (y[:, 2] > (-.03 if falling else -1)))[:, None]
-        if falling: # out of the face, in front of or behind the shoulders
-            inside = (np.abs(y[:, 0]) < .071 + .25 * height) & (y[:, 1] < .055) & (y[:, 2] < .052) & (y[:, 2] > -.13); y[inside, 0] = np.where(np.abs(tt[inside, 0]) < .04, away[inside], np.sign(tt[inside, 0])) * (.071 + .25 * height[inside]); y[inside, 1] = np.maximum(y[inside, 1], .012)
-            y[:, 0] *= np.where((y[:, 2] < -.05) & (np.abs(y[:, 0]) > .085), .985, 1.)
-        d = _unit(y - P[-1]); P.append(y); O.append(o)
-    P, O = np.stack(P, 1), np.stack(O, 1)
-    for _ in range(3 if falling else 1): P[:, 1:-1] = .5 * P[:, 1:-1] + .25 * (P[:, :-2] + P[:, 2:])
-    T = _unit(np.gradient(P, axis=1)); s = np.linspace(0, 1, K + 1)[None, :, None]
-    out = P - np.array([0, .07, np.nan]); out[..., 2] = np.where(P[..., 2] < .04, 0, P[..., 2] - .04); out = _unit(out); O = _unit(.45 * O + .55 * out)
-    C = _unit(np.cross(T, O)); O = _unit(np.cross(C, T))
-    if curl:
-        phase = (_lumps(tt, person.seed + 3, 22.) * 2.5 if style == "wavy" else rng.uniform(0, 6.3, N))[:, None, None] + 2 * np.pi * wave * np.cumsum(np.broadcast_to(step[:, None], (N, K + 1, 1)), 1)
-        amount = curl * np.clip(s * 3, 0, 1); P = P + amount * (np.sin(phase) * C + .6 * np.cos(phase) * O)
-        T = np.gradient(P, axis=1); T = _unit(T); C = _unit(np.cross(T, O))
-    wide = width * (.7 + .6 * rng.random(N))[:, None, None] * np.minimum(1, .55 + s * 3) * (1 - .40 * s ** 2.5); ids = rng.random(N)
-    rows = []
-    for u, bulge, tilt in ((-1, 0, -.75), (0, .42, 0), (1, 0, .75)):
-        rows.append(dict(position=P + C * wide * u + O * wide * bulge, normal=_unit(O + C * tilt), tangent=T, strand=np.concatenate([np.full((N, K + 1, 1), float(u)), np.broadcast_to(s, (N, K + 1, 1)), np.broadcast_to(ids[:, None, None], (N, K + 1, 1))], -1)))
-    arrays = {k: np.stack([r[k] for r in rows], 2).reshape(-1, 3) for k in rows[0]}
-    grid = np.arange(N * (K + 1) * 3).reshape(N, K + 1, 3); a, b, c, e = grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:], grid[:, :-1, 1:]
-    faces = np.stack([np.stack([a, b, c], -1), np.stack([a, c, e], -1)], -2).reshape(-1, 3)
-    shade = np.repeat(.12 + .88 * rank, (K + 1) * 3); z = arrays["position"][:, 2]
-    return dict(arrays, layer=np.c_[shade, -np.ones(len(shade))], bend=np.clip((z + .22) / .15, .35, 1), faces=faces)
+    parting = np.exp(-((t[tri, 0].mean(1) - person.parting * .035) / .016) ** 2) * (t[tri, 2].mean(1) > .05)
+    area = area * (1 + (3.5 if style in ENDS else 1.) * parting) # hair leaves the parting on both sides: more of it there
+    pick = tri[rng.choice(len(tri), N, p=area / area.sum())]; w = rng.dirichlet((1, 1, 1), N)[..., None]
+    rank = rng.random(N); order = np.argsort(rank); pick, w, rank = pick[order], w[order], rank[order]
+    root, out, tt = (v[pick] * w).sum(1), _unit((n[pick] * w).sum(1)), (t[pick] * w).sum(1)
+    comb = comb_hair(person, tt, out, field[pick].mean(1), rng)
+    height = THICKNESS[style] * (.55 + .9 * person.volume) * (.15 + .85 * rank) + .0012; skin = head.part == 0
+    P, O = grow_locks(v[skin], n[skin], root, out, tt, height, comb, style)
+    K = P.shape[1] - 1; s = np.linspace(0, 1, K + 1)[None, :, None]; T = _unit(np.gradient(P, axis=1))
+    round_ = P - np.array([0, .07, 0]); round_[..., 2] = np.where(P[..., 2] < .04, 0, P[..., 2] - .04) # the hair as one soft volume
+    O = _unit(.45 * O + .55 * _unit(round_)); C = _unit(np.cross(T, O)); O = _unit(np.cross(C, T))
+    if comb.curl:
+        phase = (_lumps(tt, person.seed + 3, 22.) * 2.5 if style == "wavy" else rng.uniform(0, 6.3, N))[:, None, None]
+        phase = phase + 2 * np.pi * comb.wave * np.cumsum(np.broadcast_to((comb.length / K)[:, None, None], (N, K + 1, 1)), 1)
+        P = P + comb.curl * np.clip(s * 3, 0, 1) * (np.sin(phase) * C + .6 * np.cos(phase) * O)
+        T = _unit(np.gradient(P, axis=1)); C = _unit(np.cross(T, O))
+    wide = comb.width * (.7 + .6 * rng.random(N))[:, None, None] * np.minimum(1, .55 + s * 3) * (1 - .40 * s ** 2.5)
+    return ribbons(P, T, O, C, wide, .42, s + np.zeros((N, 1, 1)), rng.random(N)[:, None, None], .12 + .88 * rank)
 
-# %% ../../nbs/people/10_renderer.ipynb #fb644351
+# %% ../../nbs/people/10_renderer.ipynb #e6c3dd63
 def hair_tail(
     person, # Person, with a ponytail or a bun
-)->dict:    # as `join_hair` makes
+)->dict:    # as from `join_hair`
     "What hangs or sits behind: a tail, or a knot of locks."
-    rng = np.random.default_rng(person.seed + 9); bun = person.hair_style == "bun"; N, K = (150, 12)
+    rng = np.random.default_rng(person.seed + 9); bun = person.hair_style == "bun"; N, K = 150, 12
     s = np.linspace(0, 1, K + 1)[None, :, None]; a = rng.uniform(0, 2 * np.pi, (N, 1, 1)); rank = np.sort(rng.random(N))[:, None, None]
     if bun:
-        tilt = rng.normal(0, .5, (N, 1, 1)); phi = a + s * 2.6; r = (.024 + .016 * person.volume) * (.82 + .22 * rank); b = tilt * np.cos(s * 3 + a)
-        O = np.concatenate([np.cos(phi) * np.cos(b), np.sin(phi) * np.cos(b), np.sin(b)], -1); P = O * r * (1, 1, .9) + (0, .135, .140)
+        tilt = rng.normal(0, .5, (N, 1, 1)); phi = a + s * 2.6; b = tilt * np.cos(s * 3 + a)
+        r = (.024 + .016 * person.volume) * (.82 + .22 * rank)
+        O = np.concatenate([np.cos(phi) * np.cos(b), np.sin(phi) * np.cos(b), np.sin(b)], -1)
+        P = O * r * (1, 1, .9) + (0, .135, .140); along = .15 + .5 * s + 0 * a
     else:
-        side = np.sign(person.parting or 1); r = .009 + .020 * np.sqrt(rank) * np.minimum(1, 4 * s + .2) * (1 - .5 * s); centre = np.concatenate([side * .050 * s + 0 * s, .185 + .03 * np.sin(s * 3.1) - .05 * s, .045 + .03 * np.minimum(s * 4, 1) - .30 * s], -1)
-        O = np.concatenate([np.cos(a) + 0 * s, np.sin(a) + 0 * s, 0 * a + 0 * s], -1); P = centre + O * r + .006 * np.sin(s * 9 + a)
-    T = _unit(np.gradient(P, axis=1)); C = _unit(np.cross(T, O)); ids = rng.random((N, 1, 1)); wide = .0065 * np.minimum(1, 3 * (1 - s) + .3) * np.ones((N, 1, 1))
-    rows = [dict(position=P + C * wide * u + O * wide * b, normal=_unit(O + C * k), tangent=T, strand=np.concatenate([u + 0 * s + 0 * a, (.15 + .5 * s if bun else .1 + .9 * s) + 0 * a, ids + 0 * s], -1)) for u, b, k in ((-1., 0, -.75), (0., .3, 0), (1., 0, .75))]
-    arrays = {k: np.stack([r[k] for r in rows], 2).reshape(-1, 3) for k in rows[0]}
-    grid = np.arange(N * (K + 1) * 3).reshape(N, K + 1, 3); a, b, c, e = grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:], grid[:, :-1, 1:]
-    faces = np.stack([np.stack([a, b, c], -1), np.stack([a, c, e], -1)], -2).reshape(-1, 3); shade = np.repeat((.25 + .75 * rank[:, 0, 0]), (K + 1) * 3)
-    return dict(arrays, layer=np.c_[shade, -np.ones(len(shade))], bend=np.clip((arrays["position"][:, 2] + .22) / .15, .35, 1), faces=faces)
+        side = np.sign(person.parting or 1); r = .009 + .020 * np.sqrt(rank) * np.minimum(1, 4 * s + .2) * (1 - .5 * s)
+        y, z = .185 + .03 * np.sin(s * 3.1) - .05 * s, .045 + .03 * np.minimum(s * 4, 1) - .30 * s
+        O = np.concatenate([np.cos(a) + 0 * s, np.sin(a) + 0 * s, 0 * a + 0 * s], -1)
+        P = np.concatenate([side * .050 * s, y, z], -1) + O * r + .006 * np.sin(s * 9 + a); along = .1 + .9 * s + 0 * a
+    T = _unit(np.gradient(P, axis=1)); C = _unit(np.cross(T, O)); number = rng.random((N, 1, 1))
+    wide = .0065 * np.minimum(1, 3 * (1 - s) + .3) * np.ones((N, 1, 1))
+    return ribbons(P, T, O, C, wide, .3, along, number, .25 + .75 * rank[:, 0, 0])
 
-# %% ../../nbs/people/10_renderer.ipynb #fe2ef495
+# %% ../../nbs/people/10_renderer.ipynb #511a418e
 def tube(
-    path:np.ndarray, # (K,3) metres
-    radius,          # metres, or (K,)
-    closed:bool=False,
+    path:np.ndarray,   # (K,3) metres
+    radius:float,      # metres
+    closed:bool=False, # the end joins the beginning
     sides:int=6,
-)->tuple:            # positions (K*sides,3), normals, faces
+)->tuple:              # positions (K*sides,3), normals, faces
     "A wire along a path."
-    path = np.asarray(path, float); T = _unit(np.roll(path, -1, 0) - np.roll(path, 1, 0) if closed else np.gradient(path, axis=0)); up = np.array([0., 1, 0]) if abs(T[:, 1]).mean() < .7 else np.array([0., 0, 1])
+    path = np.asarray(path, float); T = _unit(np.roll(path, -1, 0) - np.roll(path, 1, 0) if closed else np.gradient(path, axis=0))
+    up = np.array([0., 1, 0]) if abs(T[:, 1]).mean() < .7 else np.array([0., 0, 1])
     A = _unit(np.cross(T, up)); B = np.cross(T, A); a = np.arange(sides) * 2 * np.pi / sides
-    N = A[:, None] * np.cos(a)[None, :, None] + B[:, None] * np.sin(a)[None, :, None]; r = np.broadcast_to(radius, len(path))[:, None, None]
+    N = A[:, None] * np.cos(a)[None, :, None] + B[:, None] * np.sin(a)[None, :, None]
     grid = np.arange(len(path) * sides).reshape(len(path), sides)
     if closed: grid = np.concatenate([grid, grid[:1]])
-    nxt = np.roll(grid, -1, 1); f = np.concatenate([np.stack([grid[:-1], grid[1:], nxt[1:]], -1).reshape(-1, 3), np.stack([grid[:-1], nxt[1:], nxt[:-1]], -1).reshape(-1, 3)])
-    return (path[:, None] + N * r).reshape(-1, 3), N.reshape(-1, 3), f
+    nxt = np.roll(grid, -1, 1); one = np.stack([grid[:-1], grid[1:], nxt[1:]], -1); two = np.stack([grid[:-1], nxt[1:], nxt[:-1]], -1)
+    return (path[:, None] + N * radius).reshape(-1, 3), N.reshape(-1, 3), np.concatenate([one.reshape(-1, 3), two.reshape(-1, 3)])
 
-# %% ../../nbs/people/10_renderer.ipynb #827bfc45
+# %% ../../nbs/people/10_renderer.ipynb #a17554a0
 def wearables(
     head:HeadMesh,
     v:np.ndarray,  # (V,3) the person at rest
     person,        # Person
 )->tuple:          # positions (W,3), normals (W,3), material (W,): 0 frame, 1 lens, 2 earring; faces; empty for nothing
     "Glasses that sit on the bridge of the nose and on the ears, and earrings."
-    out, eyes = [], [v[head.part == k].mean(0) for k in (2, 1)]; L = v[head.landmarks]
-    def add(p, n, f, material): out.append((p, n, np.full(len(p), material), f))
-    ear = {s: v[(head.part == 0) & (head.masks[:, 1] > .6) & (s * v[:, 0] > 0)] for s in (-1, 1)}
-    if person.glasses:
-        a = np.linspace(0, 2 * np.pi, 28, endpoint=False); g = person.glasses; wire = .0013 if g in ("aviator", "rimless") else .0021
-        power, hw, hh = dict(round=(1., .0215, .0205), square=(.45, .0245, .0175), aviator=(.75, .0255, .0215), rimless=(.55, .0235, .0160))[g]
-        gap = eyes[1][0] - eyes[0][0]; hw *= gap / .0624; zc = (eyes[0][2] + eyes[1][2]) / 2 - .0035; face = v[(head.part == 0) & (v[:, 1] < .02) & (np.abs(v[:, 2] - zc) < hh) & (np.abs(v[:, 0]) > .014) & (np.abs(v[:, 0]) < gap / 2 + hw)]; y0 = min((face[:, 1] - 3.2 * np.maximum(np.abs(face[:, 0]) - .012, 0) ** 2).min(), L[27, 1] + .004) - .0025
-        for sgn, e in zip((-1, 1), eyes):
-            cx, sx = np.sign(np.cos(a)) * np.abs(np.cos(a)) ** power, np.sign(np.sin(a)) * np.abs(np.sin(a)) ** power
-            dx = hw * cx * (1 - (.10 * (sx < 0) * np.abs(sx) if g == "aviator" else 0)); dz = hh * sx * np.where((g == "aviator") & (sx < 0), 1.15, 1.)
-            bow = lambda x: y0 + 3.2 * np.maximum(np.abs(x) - .012, 0) ** 2
-            ring = np.c_[sgn * (gap / 2 + .0015) + sgn * dx, np.zeros(28), zc + dz]; ring[:, 1] = bow(ring[:, 0])
-            if g != "rimless": add(*tube(ring, wire, True), 0)
-            middle = ring.mean(0); add(np.concatenate([ring, middle[None]]), np.tile((0, -1., 0), (29, 1)), np.stack([np.arange(28), (np.arange(28) + 1) % 28, np.full(28, 28)], -1), 1)
-            outer = ring[np.argmax(sgn * ring[:, 0] + .35 * ring[:, 2])]; er = ear[sgn]; top = np.array([er[:, 0].mean() - sgn * .006, np.percentile(er[:, 1], 35), er[:, 2].max() - .004]) if len(er) else np.array([sgn * .078, .08, 0])
-            wide = v[(head.part == 0) & (np.abs(v[:, 2] - outer[2]) < .012) & (v[:, 1] > outer[1]) & (v[:, 1] < top[1] - .012) & (head.masks[:, 1] < .3), 0]; x1 = max((sgn * wide).max() + .0035 if len(wide) else 0, abs(outer[0]) + .003, abs(top[0]) - .004)
-            hinge = np.array([sgn * min(x1, abs(outer[0]) + .006), outer[1] + .005, outer[2]])
-            path = np.stack([outer, hinge, np.array([sgn * x1, (outer[1] * .55 + top[1] * .45), outer[2] * .6 + top[2] * .4]), np.array([sgn * x1, top[1] - .004, top[2] + .001]), top + (sgn * .002, .016, -.006)])
-            k = np.linspace(0, 4, 17); add(*tube(np.stack([np.interp(k, np.arange(5), path[:, j]) for j in range(3)], 1), wire * .9), 0)
-        inner = gap / 2 + .0015 - hw; b = np.linspace(-1, 1, 9); arch = np.c_[b * (inner + .001), np.full(9, y0 - .0005), zc + hh * .35 + .003 * (1 - b ** 2)]; add(*tube(arch, wire), 0)
-        if g == "aviator": add(*tube(arch * (1.6, 1, 1) + (0, 0, hh * .42), wire), 0)
-    if person.earrings:
-        for sgn in (-1, 1):
-            er = ear[sgn]
-            if not len(er): continue
-            lobe = er[er[:, 2].argmin()] + (sgn * .001, -.001, .004); a = np.linspace(0, 2 * np.pi, 14, endpoint=False); r = .0035 if person.seed % 2 else .0085
-            add(*tube(lobe + np.c_[0 * a, r * np.sin(a), -r + r * np.cos(a)], .0011 if r > .005 else .0020, True), 2)
+    skin = head.part == 0
+    ear = {s: v[skin & (head.masks[:, 1] > .6) & (s * v[:, 0] > 0)] for s in (-1, 1)}
+    out = _glasses(head, v, person.glasses, ear) if person.glasses else []
+    for sgn in (-1, 1):
+        if not person.earrings or not len(ear[sgn]): continue
+        lobe = ear[sgn][ear[sgn][:, 2].argmin()] + (sgn * .001, -.001, .004); r = .0035 if person.seed % 2 else .0085
+        a = np.linspace(0, 2 * np.pi, 14, endpoint=False)
+        out.append((tube(lobe + np.c_[0 * a, r * np.sin(a), -r + r * np.cos(a)], .0011 if r > .005 else .0020, True), 2))
     if not out: return ()
-    shift = np.cumsum([0] + [len(o[0]) for o in out[:-1]])
-    return tuple(np.concatenate([o[k] for o in out]) for k in range(3)) + (np.concatenate([o[3] + s for o, s in zip(out, shift)]),)
+    shift = np.cumsum([0] + [len(p) for (p, _, _), _ in out[:-1]])
+    return (np.concatenate([p for (p, _, _), _ in out]), np.concatenate([n for (_, n, _), _ in out]),
+            np.concatenate([np.full(len(p), m) for (p, _, _), m in out]), np.concatenate([f + s for ((_, _, f), _), s in zip(out, shift)]))
 
-# %% ../../nbs/people/10_renderer.ipynb #64e095fe
+# %% ../../nbs/people/10_renderer.ipynb #c66c6517
+def _glasses(
+    head:HeadMesh,
+    v:np.ndarray, # (V,3) the person at rest
+    frame:str,    # one of GLASSES
+    ear:dict,     # -1 or 1 -> (E,3) vertices of that ear
+)->list:          # of ((positions, normals, faces), material)
+    "Rings, lenses, arms and bridge."
+    out, L, skin = [], v[head.landmarks], head.part == 0
+    eyes = [v[head.part == k].mean(0) for k in (2, 1)]; gap = eyes[1][0] - eyes[0][0]; a = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+    wire = .0013 if frame in ("aviator", "rimless") else .0021
+    power, hw, hh = dict(round=(1., .0215, .0205), square=(.45, .0245, .0175), aviator=(.75, .0255, .0215), rimless=(.55, .0235, .0160))[frame]
+    hw *= gap / .0624; zc = (eyes[0][2] + eyes[1][2]) / 2 - .0035; bowed = lambda x: 3.2 * np.maximum(np.abs(x) - .012, 0) ** 2
+    x = np.abs(v[:, 0]); face = v[skin & (v[:, 1] < .02) & (np.abs(v[:, 2] - zc) < hh) & (x > .014) & (x < gap / 2 + hw)]
+    y0 = min((face[:, 1] - bowed(face[:, 0])).min(), L[27, 1] + .004) - .0025 # nothing of the face stands before the rings
+    cx, sx = (np.sign(f) * np.abs(f) ** power for f in (np.cos(a), np.sin(a)))
+    drop = (frame == "aviator") & (sx < 0); dx, dz = hw * cx * (1 - .10 * drop * np.abs(sx)), hh * sx * np.where(drop, 1.15, 1.)
+    for sgn in (-1, 1):
+        ring = np.c_[sgn * (gap / 2 + .0015) + sgn * dx, np.zeros(28), zc + dz]; ring[:, 1] = y0 + bowed(ring[:, 0])
+        if frame != "rimless": out.append((tube(ring, wire, True), 0))
+        fan = np.stack([np.arange(28), (np.arange(28) + 1) % 28, np.full(28, 28)], -1)
+        out.append(((np.concatenate([ring, ring.mean(0)[None]]), np.tile((0, -1., 0), (29, 1)), fan), 1))
+        outer, er = ring[np.argmax(sgn * ring[:, 0] + .35 * ring[:, 2])], ear[sgn]
+        top = np.array([er[:, 0].mean() - sgn * .006, np.percentile(er[:, 1], 35), er[:, 2].max() - .004]) if len(er) else np.array([sgn * .078, .08, 0])
+        beside = skin & (np.abs(v[:, 2] - outer[2]) < .012) & (v[:, 1] > outer[1]) & (v[:, 1] < top[1] - .012) & (head.masks[:, 1] < .3)
+        x1 = max((sgn * v[beside, 0]).max() + .0035 if beside.any() else 0, abs(outer[0]) + .003, abs(top[0]) - .004)
+        path = np.stack([outer, (sgn * min(x1, abs(outer[0]) + .006), outer[1] + .005, outer[2]),
+                         (sgn * x1, outer[1] * .55 + top[1] * .45, outer[2] * .6 + top[2] * .4), (sgn * x1, top[1] - .004, top[2] + .001),
+                         top + (sgn * .002, .016, -.006)])
+        k = np.linspace(0, 4, 17); out.append((tube(np.stack([np.interp(k, np.arange(5), path[:, j]) for j in range(3)], 1), wire * .9), 0))
+    b = np.linspace(-1, 1, 9); arch = np.c_[b * (gap / 2 + .0025 - hw), np.full(9, y0 - .0005), zc + hh * .35 + .003 * (1 - b ** 2)]
+    out.append((tube(arch, wire), 0))
+    if frame == "aviator": out.append((tube(arch * (1.6, 1, 1) + (0, 0, hh * .42), wire), 0))
+    return out
+
+# %% ../../nbs/people/10_renderer.ipynb #2a459380
 THING_VERTEX = """#version 330
 in vec3 position; in vec3 normal; in float material; uniform mat4 camera; out vec3 p, n; out float k;
 void main() { p = position; n = normal; k = material; gl_Position = camera * vec4(position, 1.); }"""
@@ -824,12 +1033,13 @@ THING_FRAGMENT = "#version 330\n" + LIGHTING + """
 in vec3 p, n; in float k; uniform vec3 frame, metal;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { vec3 nn = normalize(n), v = normalize(eye - p); if (dot(nn, v) < 0.) nn = -nn;
-  if (k > .5 && k < 1.5) { vec3 r = reflect(-v, nn); float f = .05 + .5 * pow(1. - max(dot(nn, v), 0.), 4.); vec3 e = ambient(r) * f + key_colour * pow(max(dot(r, key), 0.), 60.) * .2; vec3 c = tone(e);
+  if (k > .5 && k < 1.5) { vec3 r = reflect(-v, nn); float f = .05 + .5 * pow(1. - max(dot(nn, v), 0.), 4.);
+  vec3 e = ambient(r) * f + key_colour * pow(max(dot(r, key), 0.), 60.) * .2; vec3 c = tone(e);
     float a = .06; colour = vec4(c * .45 + .02 * a, clamp(a + dot(c, vec3(.15)), 0., .45)); label = vec4(0.); return; }
   vec3 a = k > 1.5 ? metal : frame; vec3 c = shade(a, nn, nn, p, .9, vec3(.05), .32, k > 1.5 ? .5 : .07, shadow(p, nn));
   colour = vec4(tone(c), 1.); label = vec4((k > 1.5 ? 9. : 6.) / 255., 0, 0, 1); }"""
 
-# %% ../../nbs/people/10_renderer.ipynb #2e01e174
+# %% ../../nbs/people/10_renderer.ipynb #4d89d294
 @dataclass(frozen=True)
 class Body:
     "One person's geometry at rest, centred between the eyes."
@@ -838,7 +1048,7 @@ class Body:
     hair:dict        # as from `hair_locks`, empty when bald
     worn:tuple       # as from `wearables`
 
-# %% ../../nbs/people/10_renderer.ipynb #e1822db4
+# %% ../../nbs/people/10_renderer.ipynb #b4c96d80
 class Studio:
     "Renders people. Holds the OpenGL context; use it from one thread."
     def __init__(
@@ -925,27 +1135,18 @@ class Studio:
         if hair: draw(self.depth, [(hbo, "3f 44x", "position")], hidx)
         fbo.use(); fbo.clear(0, 0, 0, 0, depth=1.)
         self.shadow_map.use(0)
-        actions = dict(pose.actions); skin = skin_colour(p.melanin, p.redness)
-        style = p.hair_style; unit = lambda a: np.array(a) / np.linalg.norm(a)
-        common = dict(camera=P.T, light_camera=L.T, eye=eye, key=key, key_colour=light.key_colour, fill=unit(light.fill), fill_colour=light.fill_colour, rim=unit(light.rim), rim_colour=light.rim_colour,
-                      sky=light.sky, ground=light.ground, side_left=light.left, side_right=light.right, toon=float(toon), head_up=R @ (0, 0, 1), seed=float(p.seed % 97))
-        white = np.array([.42, .41, .40]); greyed = lambda share: np.array(p.hair_colour) * (1 - share * p.grey) + white * share * p.grey; hair_colour = greyed(1.)
-        centres = [v[self.head.part == k].mean(0) for k in (1, 2)]; man = np.clip((p.gender - .5) / .3, 0, 1)
-        blink = max(actions.get("eyeBlinkLeft", 0.), actions.get("eyeBlinkRight", 0.))
-        self._set(self.skin, dict(common, skin=skin, hair=hair_colour, brow_hair=greyed(.5), beard_hair=greyed(.65), lip_colour=skin * (.98, .50, .50) * (1 - .35 * p.makeup) + np.array([.36, .05, .07]) * .35 * p.makeup, iris=p.eye_colour,
-            cloth=p.cloth, cloth2=p.cloth2, collar=float(COLLARS.index(p.collar)), pattern=float(PATTERNS.index(p.pattern)), eye_l=centres[0], eye_r=centres[1], gaze=unit(pose.gaze),
-            redness=p.redness, freckles=p.freckles * (1 - .7 * p.melanin), shine=p.shine, wrinkles=p.wrinkles, brow=p.brow, beard=p.beard * man, stubble=p.stubble * man,
-            makeup=p.makeup * np.clip((.55 - p.gender) / .3, 0, 1), scalp=dict(bald=.0, buzz=.85).get(style, .95), buzz=float(style == "buzz"), line=p.hairline, recede=p.recede * p.wrinkles * p.gender,
-            neckline=p.neckline, smile=max(actions.get("mouthSmileLeft", 0.), 0.), frown=actions.get("browDownLeft", 0.), lashes=p.lashes * (1 - .5 * man), open=1. - min(blink, 1.), puff=1.))
+        shared, skin, hair_colours = self._uniforms(p, pose, light, [v[self.head.part == k].mean(0) for k in (1, 2)], R @ (0, 0, 1), toon)
+        shared |= dict(camera=P.T, light_camera=L.T, eye=eye)
+        self._set(self.skin, shared | skin)
         skin_buffers = [(vbo, "3f 3f", "position", "normal"), (self._static(), "3f 4f 1f 1f", "rest", "mask", "part", "ao")]
         draw(self.skin, skin_buffers, solid)
         self.ctx.enable(gl.BLEND); self.ctx.blend_func = gl.ONE, gl.ONE_MINUS_SRC_ALPHA
         draw(self.skin, skin_buffers, lashes)
         if hair:
-            self._set(self.hair, dict(common, hair=p.hair_colour, grey=p.grey))
+            self._set(self.hair, shared | hair_colours)
             draw(self.hair, [(hbo, "3f 3f 3f 3f 2f", "position", "normal", "tangent", "strand", "layer")], hidx)
         if worn:
-            self._set(self.thing, dict(common, frame=p.glasses_colour, metal=(.75, .60, .30) if p.seed % 3 else (.7, .7, .7)))
+            self._set(self.thing, shared | dict(frame=p.glasses_colour, metal=(.75, .60, .30) if p.seed % 3 else (.7, .7, .7)))
             draw(self.thing, [(wbo, "3f 3f 1f", "position", "normal", "material")], widx)
         self.ctx.disable(gl.BLEND)
         rgba = np.frombuffer(fbo.read(components=4, attachment=0), np.uint8).reshape(S, S, 4)[::-1]
@@ -956,6 +1157,26 @@ class Studio:
         q = np.c_[v[self.head.landmarks], np.ones(68)] @ P.T
         points = (q[:, :2] / q[:, 3:] * (.5, -.5) + .5) * camera.size - .5
         return dict(rgba=(small + .5).astype(np.uint8), labels=np.ascontiguousarray(label[k // 2::k, k // 2::k]), landmarks=points)
+
+    def _uniforms(self, p, pose, light, eyes, up, toon):
+        "What the three shaders are told: (all of them, the skin's, the hair's)."
+        unit = lambda a: np.array(a) / np.linalg.norm(a); act = dict(pose.actions); man = np.clip((p.gender - .5) / .3, 0, 1)
+        shared = dict(key=unit(light.key), key_colour=light.key_colour, fill=unit(light.fill), fill_colour=light.fill_colour,
+                      rim=unit(light.rim), rim_colour=light.rim_colour, sky=light.sky, ground=light.ground, side_left=light.left,
+                      side_right=light.right, toon=float(toon), head_up=up, seed=float(p.seed % 97))
+        skin, white = skin_colour(p.melanin, p.redness), np.array([.42, .41, .40])
+        greyed = lambda share: np.array(p.hair_colour) * (1 - share * p.grey) + white * share * p.grey # brows and beards turn later
+        lips = skin * (.98, .50, .50) * (1 - .35 * p.makeup) + np.array([.36, .05, .07]) * .35 * p.makeup
+        blink = max(act.get("eyeBlinkLeft", 0.), act.get("eyeBlinkRight", 0.))
+        own = dict(skin=skin, hair=greyed(1.), brow_hair=greyed(.5), beard_hair=greyed(.65), lip_colour=lips, iris=p.eye_colour,
+                   cloth=p.cloth, cloth2=p.cloth2, collar=float(COLLARS.index(p.collar)), pattern=float(PATTERNS.index(p.pattern)),
+                   eye_l=eyes[0], eye_r=eyes[1], gaze=unit(pose.gaze), redness=p.redness, freckles=p.freckles * (1 - .7 * p.melanin),
+                   shine=p.shine, wrinkles=p.wrinkles, brow=p.brow, beard=p.beard * man, stubble=p.stubble * man,
+                   makeup=p.makeup * np.clip((.55 - p.gender) / .3, 0, 1), scalp=dict(bald=.0, buzz=.85).get(p.hair_style, .95),
+                   buzz=float(p.hair_style == "buzz"), line=p.hairline, recede=p.recede * p.wrinkles * p.gender, neckline=p.neckline,
+                   smile=max(act.get("mouthSmileLeft", 0.), 0.), frown=act.get("browDownLeft", 0.), lashes=p.lashes * (1 - .5 * man),
+                   open=1. - min(blink, 1.), puff=1.)
+        return shared, own, dict(hair=p.hair_colour, grey=p.grey)
 
     def _depth(self, fbo, S):
         "(S,S) metres from the camera."
@@ -977,7 +1198,7 @@ class Studio:
         for name, value in values.items():
             if name in program: program[name].write(np.asarray(value, "f4").tobytes())
 
-# %% ../../nbs/people/10_renderer.ipynb #b7eb6c68
+# %% ../../nbs/people/10_renderer.ipynb #a72b2006
 def ink(
     rgba:np.ndarray,   # (S,S,4) uint8 premultiplied
     labels:np.ndarray, # (S,S) uint8
@@ -998,23 +1219,23 @@ def ink(
     out = rgba.astype(np.float32); out[..., :3] = out[..., :3] * (1 - .88 * soft) + .88 * soft * np.array([26, 18, 22])
     return (out + .5).clip(0, 255).astype(np.uint8)
 
-# %% ../../nbs/people/10_renderer.ipynb #a9334987
+# %% ../../nbs/people/10_renderer.ipynb #b7103ca2
 NEUTRAL = dict(gender=.5, age=.72, muscle=.5, weight=.5, height=.5, proportions=.5, african=1 / 3, asian=1 / 3, caucasian=1 / 3)
 
-# %% ../../nbs/people/10_renderer.ipynb #c5b76da3
+# %% ../../nbs/people/10_renderer.ipynb #d02560dd
 def _rotate(x:np.ndarray, axis:np.ndarray, angle:np.ndarray)->np.ndarray:
     "Rodrigues' formula, one angle for each point."
     c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
     return x * c + np.cross(axis, x) * s + axis * (x @ axis)[:, None] * (1 - c)
 
-# %% ../../nbs/people/10_renderer.ipynb #80e28a51
+# %% ../../nbs/people/10_renderer.ipynb #c097638f
 def anny_coefficients():
     "Function (phenotype dict, local dict) -> (B,) blend-shape coefficients, and the names of the local changes."
     model = anny_model()
     keep = np.array([not str(l).startswith("facial_action") for l in model.blendshape_labels])
     return (lambda phenotype, local: _coefficients(model, phenotype, local)[keep]), tuple(map(str, model.local_change_labels))
 
-# %% ../../nbs/people/10_renderer.ipynb #8effee40
+# %% ../../nbs/people/10_renderer.ipynb #35e995c1
 def skin_colour(
     melanin:float, # 0 to 1
     redness:float, # 0 to 1
