@@ -32,7 +32,7 @@ from fastcore.script import Param, call_parse
 from PIL import Image, ImageDraw, ImageFont
 
 from .align import crop_to_frame, frame_to_crop, move_points
-from .cli import told
+from .cli import settings_of, told
 from .core import (StitchError, atomic_path, bar, hash_of, load_arrays, sample, save_arrays,
                             to_image)
 from .edit import Edit, apply_edit
@@ -134,8 +134,8 @@ def lay_out_grid(
     if len({len(c) for c in table}) > 1: raise StitchError(f"columns have {[len(c) for c in table]} pictures; each needs as many as there are rows")
     boxes, (H, W), gap = boxes or {}, table[0][0].shape[:2], 8
     cell = cell or min(max(W, 256), 360)
-    high, size = round(H*cell/W), max(12, round(len(table)*cell/58))
-    left, top = round(1.5*size), round((2.9 if notes else 1.8)*size)
+    high, size = round(H*cell/W), max(12, round(min(len(table)*cell/46, 1.7*cell/max(map(len, titles)))))
+    left, top = round(1.5*size), round((2.8 if notes else 1.7)*size)
     zoom_w = (cell - gap//2*(len(boxes) - 1))//max(len(boxes), 1)
     zoom_h = max((round(zoom_w*(y1 - y0)/(x1 - x0)) for b in boxes.values() for x0, y0, x1, y1 in b), default=0)
     pitch = high + (zoom_h + gap if boxes else 0) + 2*gap
@@ -150,15 +150,16 @@ def lay_out_grid(
 
 def _cell(sheet, picture, x, y, cell, high, boxes, zoom_w, zoom_h, gap, size, named):
     "One picture, its outlines and its enlarged regions."
-    scale = cell/picture.shape[1]
+    scale, thick = cell/picture.shape[1], max(2, cell//100)
     sheet.pictures.append((picture, x, y, cell, high))
     for i, ((name, (x0, y0, x1, y1)), colour) in enumerate(zip(boxes.items(), OKABE_ITO.values())):
-        sheet.outlines.append((round(x + x0*scale), round(y + y0*scale), round((x1 - x0)*scale), round((y1 - y0)*scale), colour, 2))
+        sheet.outlines.append((round(x + x0*scale), round(y + y0*scale), round((x1 - x0)*scale), round((y1 - y0)*scale), colour, thick))
         zx, zy = x + i*(zoom_w + gap//2), y + high + gap
         part = smooth_resize(np.ascontiguousarray(picture[y0:y1, x0:x1]), zoom_w, zoom_h)
         sheet.pictures.append((part, zx, zy, zoom_w, zoom_h))
-        sheet.outlines.append((zx + 1, zy + 1, zoom_w - 2, zoom_h - 2, colour, 2))
-    if named and boxes: sheet.texts.append((x - round(.75*size), y + high + gap + zoom_h//2, " | ".join(boxes), round(.78*size), "m", "#404040", False))
+        sheet.outlines.append((zx + 1, zy + 1, zoom_w - 2, zoom_h - 2, colour, thick))
+    words = " | ".join(boxes)
+    if named and boxes: sheet.texts.append((x - round(.75*size), y + high + gap + zoom_h//2, words, round(min(.78*size, 1.9*zoom_h/len(words))), "m", "#404040", False))
 
 def draw_grid(columns, row_titles=(), boxes=None, notes=None, cell=None)->np.ndarray:
     "`lay_out_grid`, as pixels."
@@ -292,7 +293,7 @@ def open_clip(
 def prepare(
     clip:Clip|str|Path,           # a clip, the name of a sample, or a path
     models:Bundle|str|None=None,  # a bundle or its name; None: the default one
-    config:RunConfig=RunConfig(), # as for a run
+    config:RunConfig|None=None,   # as for a run; None: what suits the bundle
     folder:str|Path|None=None,    # where stages are kept; None: `default_folder()`
     every:int=1,                  # PTI sees each `every`-th frame
     tune:bool=True,               # False leaves the generator for later
@@ -301,7 +302,8 @@ def prepare(
 )->ClipState:
     "Landmarks, crops, masks, pivots and PTI of a clip, each found on disk or made now."
     if every < 1: raise StitchError(f"every={every} is not possible; use 1 for all frames, 2 for every second")
-    clip, models = open_clip(clip), models if isinstance(models, Bundle) else load_models(models) if models else load_models()
+    clip, models = open_clip(clip), models if isinstance(models, Bundle) else load_models(models)
+    config = config or RunConfig.for_models(models)
     if folder is None: tidy(default_folder())
     folder, progress = Path(folder) if folder is not None else default_folder(), stoppable(progress, halt)
     perceptual, _ = choose_perceptual(models, config.perceptual)
@@ -342,7 +344,7 @@ def thinned(stage, every, folder):
     return run_stage(folder, f"{stage.name}-thinned", (stage.key, every), stage.path.suffix, make)
 
 # %% ../nbs/93_panels.ipynb #12c6fc06
-COLUMNS = dict(source="source", inversion="encoder inversion", pti="PTI", blended="edit, mask-blended", stitched="after stitching")
+COLUMNS = dict(source="source", inversion="inversion", pti="PTI", blended="edit, blended", stitched="stitched")
 PREVIEW = 12   # updates of a first look at the stitching
 
 @dataclass(frozen=True)
@@ -664,8 +666,8 @@ def figure_3_video(
 # %% ../nbs/93_panels.ipynb #0286dd55
 STYLE = """<style>
 .stitch-figure3 img {width:100%; height:auto; display:block}
-.stitch-figure3 table {border-collapse:collapse; font-size:90%}
-.stitch-figure3 td, .stitch-figure3 th {padding:.15em .9em .15em 0; text-align:left}
+.stitch-figure3 table {border-collapse:collapse; font-size:90%; line-height:1.35}
+.stitch-figure3 td, .stitch-figure3 th {padding:.15em .9em .15em 0; text-align:left; vertical-align:top}
 .stitch-figure3 :focus-visible {outline:3px solid #0072B2; outline-offset:2px}
 .stitch-figure3 .stitch-error {border-left:4px solid #D55E00; padding-left:.6em}
 .stitch-figure3 video {max-width:100%; height:auto}
@@ -684,7 +686,7 @@ def film_strip(
     state:ClipState,
     chosen,           # frame numbers to mark
     n:int=12,         # pictures
-    height:int=56,    # px
+    height:int=84,    # px
 )->np.ndarray:        # (H,W,3) uint8
     "The clip at a glance; the chosen frames are marked below it with their row's number."
     T = len(state)
@@ -699,9 +701,9 @@ def film_strip(
 
 def numbers_table(grid:Grid)->str:
     "The figure's numbers as an HTML table."
-    head = "".join(f"<th scope=col>{html.escape(COLUMNS[c])}</th>" for c in grid.measured)
+    head = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in COLUMNS.values())
     said = lambda value, form: form.format(value) if np.isfinite(value) else "the same"
-    row = lambda name, key, form: f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{said(v[key], form)}</td>" for v in grid.measured.values()) + "</tr>"
+    row = lambda name, key, form: f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{said(grid.measured[c][key], form) if c in grid.measured else '...'}</td>" for c in COLUMNS) + "</tr>"
     return (f"<table><tr><td></td>{head}</tr>" + row("seam (1: as filmed)", "seam", "{:.2f}") + row("off the source in the border, grey levels", "border", "{:.1f}")
             + row("like the source in the whole crop, dB", "psnr", "{:.1f}") + "</table>")
 
@@ -713,14 +715,14 @@ class Figure3App:
         edit:str|None=None,           # None: 'smile' if the bundle has it, else its first
         strength:float=2.,
         models:Bundle|str|None=None,  # None: the default bundle
-        config:RunConfig=RunConfig(),
+        config:RunConfig|None=None,   # None: what suits the bundle
         folder:str|Path|None=None,    # where prepared clips are kept; None: `default_folder()`
         every:int=1,                  # PTI sees each `every`-th frame
         start:bool=True,              # begin to work at once
     ):
-        self.models = models if isinstance(models, Bundle) else load_models(models) if models else load_models()
+        self.models = models if isinstance(models, Bundle) else load_models(models)
         if not self.models.directions: raise StitchError(f"bundle {self.models.name!r} has no edits to show")
-        self.config, self.every = config, every
+        self.config, self.every = config or RunConfig.for_models(self.models), every
         self.folder = Path(folder) if folder is not None else default_folder()
         self.state = self.wanted = self.opened = self.grid = self.picture = self.error = None
         self.bell, self.idle, self.halt = threading.Condition(), threading.Event(), threading.Event()
@@ -747,9 +749,9 @@ class Figure3App:
         self.strength = made(w.FloatSlider, "strength", strength, min=-4, max=4, step=.25, description="strength")
         self.passes = made(w.IntSlider, "passes", self.config.pti.passes, min=0, max=max(40, self.config.pti.passes), description="PTI passes", continuous_update=False)
         self.dilation = made(w.IntSlider, "dilation", self.config.dilation or round(R*50/1024), min=1, max=R//4, description="border, px", continuous_update=False)
-        self.norm = made(w.ToggleButtons, "norm", options=["l1", "l2"], value=self.config.stitch.norm, description="norm", style=dict(button_width="60px", **text))
+        self.norm = made(w.Dropdown, "norm", options=[("l1 (paper)", "l1"), ("l2 (authors' code)", "l2")], value=self.config.stitch.norm, description="norm")
         self.lambda_m = made(w.FloatLogSlider, "lambda", max(self.config.stitch.lambda_m, 1e-3), min=-3, max=1, step=.25, description="lambda_m", continuous_update=False)
-        self.zoom = made(w.ToggleButtons, "zoom", options=["hair + neck", "hair", "neck", "mouth", "off"], description="enlarge", style=dict(button_width="84px", **text))
+        self.zoom = made(w.Dropdown, "zoom", options=["hair + neck", "hair", "neck", "mouth", "off"], description="enlarge")
         self.part = made(w.IntRangeSlider, "part", value=(0, 1), min=0, max=1, description="video of frames", continuous_update=False)
         self.video_button = made(w.Button, "video-button", description="make the video", style={}, layout=w.Layout(width="150px"))
         self.cancel = made(w.Button, "cancel", description="cancel", style={}, disabled=True, layout=w.Layout(width="100px"))
@@ -922,8 +924,7 @@ def write_figure_3(
 )->dict:                 # kind to path
     "Figure 3 as PNG, PDF and mp4."
     rows = None if rows is None else [n - clip.start for n in rows]
-    probe = range(len(clip))
-    wrong = [n + clip.start for n in rows or () if n not in probe]
+    wrong = [n + clip.start for n in rows or () if n not in range(len(clip))]
     if wrong: raise StitchError(f"frame {wrong[0]} is not in the clip: it has frames {clip.start} to {clip.start + len(clip) - 1}")
     as_edits(edits, models)
     zoom_names(zoom)
@@ -954,25 +955,25 @@ def stitch_figure(
     frames:str="", # part of the clip, A:B in frames; default: all
     zoom:str="hair,neck", # regions enlarged below each frame: hair, neck, mouth; or off
     video:str="", # part of the clip that is shown as video, A:B in frames; default: all; no: no video
-    models:str="", # bundle: an installed name or a folder; default: people, or STITCH_MODELS
-    pti_steps:int=RunConfig().pti.passes, # passes over the clip in tuning the generator
-    stitch_steps:int=RunConfig().stitch.steps, # updates per frame in stitching
-    norm:str=RunConfig().stitch.norm, # of the stitching loss: l1 (paper), l2 (the authors' code)
-    lambda_m:float=RunConfig().stitch.lambda_m, # weight of the edited content in stitching
+    models:str=None, # networks, as in stitch_edit (default: STITCH_MODELS, else people)
+    pti_steps:int=None, # passes over the clip in tuning the generator (default: 16, official weights 80)
+    stitch_steps:int=None, # updates per frame in stitching (default: 60, official weights 100)
+    norm:str=None, # of the stitching loss: l1 (paper), l2 (the authors' code)
+    lambda_m:float=None, # weight of the edited content in stitching
     dilation:int=None, # width of the border, pixels of the crop; default: the authors' 50 at 1024, in proportion
-    mask:str=RunConfig().mask, # as in stitch_edit
+    mask:str=RunConfig().mask, # parser (labels of the crop), hull (of the landmarks), auto
     device:str="cpu", # auto, cpu, cuda, mps
 ):
     "Write Figure 3 or 9 of the paper for a clip: PNG, PDF and mp4. The same command goes on where a stopped one was."
     out = out or f"stitch_figure_{Path(clip).stem or 'clip'}"
     with told("stitch_figure", out):
         if figure not in ("3", "9"): raise StitchError(f"figure {figure!r} is not made here; choose 3 (after every stage) or 9 (the ablation)")
-        base = RunConfig()
-        config = replace(base, dilation=dilation, mask=mask, pti=replace(base.pti, passes=pti_steps),
-                         stitch=replace(base.stitch, steps=stitch_steps, norm=norm, lambda_m=lambda_m))
-        opened, part = open_clip(clip), None if video == "no" else parse_frames(video) if video else slice(None)
-        if frames: opened = opened.trim((cut := parse_frames(frames)).start, cut.stop)
+        asked = dict(pti_steps=pti_steps, stitch_steps=stitch_steps, norm=norm, lambda_m=lambda_m, dilation=dilation, mask=mask)
+        settings_of(None, **asked)          # what cannot be is said before anything is loaded
+        shown = dict(rows=as_rows(rows), zoom=zoom_names(() if zoom == "off" else zoom.split(",")),
+                     video=None if video == "no" else parse_frames(video) if video else slice(None))
+        part, opened = parse_frames(frames) if frames else slice(None), open_clip(clip)
+        opened, bundle = opened.trim(part.start, part.stop), load_models(models, device)
         write = write_figure_3 if figure == "3" else import_module("stitch_nb.arms").write_figure_9
-        made = write(opened, edit or ["smile=2"], Path(out), load_models(models, device) if models else load_models(device=device), config,
-                     rows=as_rows(rows), zoom=zoom_names(() if zoom == "off" else zoom.split(",")), video=part, progress=bar)
+        made = write(opened, edit or ["smile=2"], Path(out), bundle, settings_of(bundle, **asked), progress=bar, **shown)
         print("\n".join(f"{kind:5} {path}" for kind, path in made.items()))
