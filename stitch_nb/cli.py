@@ -117,13 +117,14 @@ def stitch_edit(
         run = edit_clip(clip, edit or [], out, bundle, settings_of(bundle, **asked), progress=bar, truth=true)
         print(report(run))
 
-TRUE_EDITS = {("talk", "smile=2"): "talk_smile", ("talk", "age=2"): "talk_age"}  # samples that show the same performance, truly edited
+TRUE_EDITS = {("talk", "smile=2"): "talk_smile", ("talk", "age=2"): "talk_age", ("talk", "age=-2"): "talk_young",
+              ("toon", "smile=2"): "toon_smile", ("hand", "smile=2"): "hand_smile", ("hair", "smile=2"): "hair_smile"}  # samples that show the same performance, truly edited
 
 @call_parse
 def stitch_demo(
     edit:Param("what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)", action="append")=None,
     out:str="stitch_run_demo", # run folder
-    clip:str="talk", # which sample: talk, turn, pan, two
+    clip:str="talk", # which sample: talk, turn, pan, two, toon, hand, hair
     frames:str="", # part of the clip, A:B in frames; default: all
     pti_steps:int=None, # passes over the clip in tuning the generator; default: as the bundle has it
     stitch_steps:int=None, # updates per frame in stitching; default: as the bundle has it
