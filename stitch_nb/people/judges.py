@@ -6,12 +6,12 @@
 __all__ = ['USUAL_BOX', 'USUAL_CHIP', 'FLAT', 'USUAL_FACE', 'QUICK', 'STRENGTHS', 'FACE', 'ROWS', 'SIZES_OF', 'CLIPS_OF',
            'DIRECTION', 'enlarged', 'find_boxes', 'found_share', 'find_points', 'face_chips', 'usual_chips',
            'packed_integer', 'packed_tensor', 'FaceResNet', 'dlib_vectors', 'vector_distance', 'face_vectors',
-           'read_ages', 'moments', 'frechet', 'fid', 'halves', 'shape_readings', 'movement', 'off_target',
-           'aligned_again', 'meter_features', 'fit_meter', 'Check', 'short', 'as_row', 'Sizes', 'Room',
-           'tempfile_folder', 'detection_rows', 'fid_row', 'encoder_row', 'parser_row', 'landmarks_row',
-           'direction_row', 'Prepared', 'prepare', 'spread', 'tuned', 'redrawn', 'pti_row', 'edited', 'smile_row',
-           'age_row', 'sizes_row', 'demo_row', 'all_rows', 'row_key', 'read_table', 'keep_row', 'measure', 'defaults',
-           'main']
+           'read_ages', 'moments', 'frechet', 'fid', 'halves', 'in_face_frame', 'eye_line', 'shape_readings',
+           'movement', 'off_target', 'net_points', 'aligned_again', 'meter_features', 'fit_reading', 'Check', 'short',
+           'as_row', 'Sizes', 'Room', 'tempfile_folder', 'detection_rows', 'fid_row', 'encoder_row', 'parser_row',
+           'landmarks_row', 'direction_row', 'Prepared', 'prepare', 'spread', 'tuned', 'redrawn', 'pti_row', 'edited',
+           'smile_row', 'age_row', 'sizes_row', 'demo_row', 'all_rows', 'row_key', 'read_table', 'keep_row', 'measure',
+           'defaults', 'main']
 
 # %% ../../nbs/people/60_judges.ipynb #77de68da
 import json
@@ -40,7 +40,7 @@ from ..models import bundle_folder, load_models
 from ..networks import LABELS, patch_box
 from ..paste import paste
 from .dataset import STD
-from .directions import Meter, drawn, encode_in_batches, load_meter, responses
+from .directions import drawn, encode_in_batches, load_meter, responses
 from .shards import Shards
 from .train_generator import r_squared
 from ..perceptual import choose_perceptual
@@ -285,23 +285,36 @@ def halves(
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 # %% ../../nbs/people/60_judges.ipynb #0a57cb53
-def shape_readings(
+def in_face_frame(
     points:np.ndarray,   # (N,68,2) pixels
-)->dict:                 # attribute -> (N,), lengths in distances of the eyes or ratios; roll in radians
-    "What the 68 points say about the attributes that have a shape."
+)->np.ndarray:           # (N,68,2): right and down from the middle between the eyes, in distances of the eyes
+    "Points without place, size and roll."
     p = np.asarray(points, np.float64)
     left, right = p[:, 36:42].mean(1), p[:, 42:48].mean(1)
     axis = right - left
     unit = np.maximum(np.linalg.norm(axis, axis=1), 1e-9)
     x = axis/unit[:, None]
     frame = np.stack([x, np.stack([-x[:, 1], x[:, 0]], 1)], 2)  # along the eyes, and down
-    q = np.einsum("npi,nij->npj", p - ((left + right)/2)[:, None], frame)/unit[:, None, None]
+    return np.einsum("npi,nij->npj", p - ((left + right)/2)[:, None], frame)/unit[:, None, None]
+
+def eye_line(
+    points:np.ndarray,   # (N,68,2) pixels
+)->np.ndarray:           # (N,) radians, positive where the eye on the right of the picture is lower
+    "The roll of a face."
+    axis = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
+    return np.arctan2(axis[:, 1], axis[:, 0])
+
+def shape_readings(
+    points:np.ndarray,   # (N,68,2) pixels
+)->dict:                 # attribute -> (N,), lengths in distances of the eyes or ratios; roll in radians
+    "What the 68 points say about the attributes that have a shape."
+    q = in_face_frame(points)
     far = lambda *pairs: np.mean([np.linalg.norm(q[:, i] - q[:, j], axis=1) for i, j in pairs], axis=0)
     down = lambda *k: q[:, list(k), 1].mean(1)
     gap, lips, mouth = far((61, 67), (62, 66), (63, 65)), far((51, 57)), far((48, 54))
     lids, eye = far((37, 41), (38, 40), (43, 47), (44, 46)), far((36, 39), (42, 45))
     wide, high, nose = far((1, 15)).clip(1e-9), far((27, 8)).clip(1e-9), far((27, 33)).clip(1e-9)
-    return dict(smile=mouth, mouth_open=gap, eyes_open=lids, yaw=q[:, 30, 0], pitch=-(q[:, 30, 1] - q[:, 27, 1]), roll=np.arctan2(axis[:, 1], axis[:, 0]),
+    return dict(smile=mouth, mouth_open=gap, eyes_open=lids, yaw=q[:, 30, 0], pitch=-(q[:, 30, 1] - q[:, 27, 1]), roll=eye_line(np.asarray(points, np.float64)),
                 eye_distance=1/wide, eye_eyebrow_distance=-down(*range(17, 27))/high, eye_ratio=lids/eye.clip(1e-9), lip_ratio=lips/mouth.clip(1e-9),
                 mouth_ratio=mouth/wide, nose_mouth_distance=far((33, 51))/high, nose_ratio=far((31, 35))/nose, nose_tip=(down(33) - down(30))/nose)
 
@@ -331,12 +344,11 @@ def off_target(
 # %% ../../nbs/people/60_judges.ipynb #b6692ea5
 USUAL_FACE = (.495, .634, .538)  # of an aligned crop: centre and longer side of the landmarks' bounding box, fractions of the side
 
-def aligned_again(
+def net_points(
     pictures,             # (N,R,R,3) uint8, roughly aligned
     net:nn.Module,        # the bundle's `LandmarkNet`
-    scale:float,          # of the crops, as the bundle has it
-)->tuple:                 # crops (N,R,R,3) uint8; roll (N,) radians, positive where the right eye of the picture is lower
-    "The crops that a run would cut from these pictures."
+)->np.ndarray:            # (N,68,2) float64, pixels
+    "The bundle's landmarks, from where aligned crops have their faces; looked at twice."
     side = len(pictures[0])
     places = [(np.multiply(USUAL_FACE[:2], side) - .5, USUAL_FACE[2]*side)]*len(pictures)
     for _ in range(2):
@@ -344,38 +356,43 @@ def aligned_again(
         with torch.no_grad(): found = torch.cat([net(v) for v in torch.cat(patches).split(16)]).double().numpy()
         points = np.stack([(p + .5) @ m[:, :2].T + m[:, 2] - .5 for p, m in zip(found, matrices)])
         places = list(zip(*patch_box(points)))
-    axis = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
-    crops = [crop_frame(p, quads_from_landmarks(q[None], scale, 0, 0)[0], side) for p, q in zip(pictures, points)]
-    return np.stack(crops), np.arctan2(axis[:, 1], axis[:, 0])
+    return points
+
+def aligned_again(
+    pictures,             # (N,R,R,3) uint8, roughly aligned
+    net:nn.Module,        # the bundle's `LandmarkNet`
+    scale:float,          # of the crops, as the bundle has it
+)->tuple:                 # crops (N,R,R,3) uint8; roll (N,) radians
+    "The crops that a run would cut from these pictures."
+    points = net_points(pictures, net)
+    return np.stack([crop_frame(p, quads_from_landmarks(q[None], scale, 0, 0)[0], len(p)) for p, q in zip(pictures, points)]), eye_line(points)
 
 # %% ../../nbs/people/60_judges.ipynb #972a67c4
 @torch.no_grad()
 def meter_features(
-    trunk:nn.Module,      # of the parser
-    shards,               # `Shards`
-    index:np.ndarray,     # (N,)
-)->torch.Tensor:          # (N,16*d) float32
-    "What the meter's linear layer sees."
-    parts = np.array_split(index, max(1, len(index)//16))
-    return torch.cat([F.adaptive_avg_pool2d(trunk(to_tensor(shards.take("crops", i)))[-1], 4).flatten(1).float() for i in parts])
+    models,               # a bundle
+    pictures,             # (N,R,R,3) uint8, roughly aligned
+)->tuple:                 # (N,16*d+136) float32, roll (N,) radians
+    "What the meter sees: the trunk's last map on a grid of 4 by 4, and the landmarks."
+    points = net_points(pictures, models.landmarks)
+    crops = np.stack([crop_frame(p, quads_from_landmarks(q[None], models.scale, 0, 0)[0], len(p)) for p, q in zip(pictures, points)])
+    seen = torch.cat([F.adaptive_avg_pool2d(models.parser.trunk(x)[-1], 4).flatten(1).float() for x in to_tensor(crops).split(16)])
+    return torch.cat([seen, torch.from_numpy(in_face_frame(points)).float().flatten(1)], 1), eye_line(points)
 
-def fit_meter(
-    parser:nn.Module,     # of the bundle
-    train,                # `Shards` of training renders
-    n:int=2000,           # renders
-    ridge:float=.02,      # relative to the features' mean variance
-)->Meter:
-    "The best linear reading of the attributes from the parser's features."
-    index = np.sort(np.random.default_rng(0).permutation(len(train))[:n])
-    f = meter_features(parser.trunk, train, index).double()
-    a = torch.from_numpy(train.take("attributes", index)).double()
-    mean, goal = f.mean(0), a.mean(0)
-    f = f - mean
-    gram = f.T @ f/len(f)
-    weight = torch.linalg.solve(gram + ridge*gram.diagonal().mean()*torch.eye(len(gram), dtype=torch.float64), f.T @ (a - goal)/len(f)).T
-    return Meter(parser.trunk, weight.float(), (goal - weight @ mean).float(), train.attribute_names).eval()
+def fit_reading(
+    features:torch.Tensor,   # (N,F)
+    attributes:torch.Tensor, # (N,A)
+    ridge:float=.3,          # relative to the variance of a feature
+)->tuple:                    # weight (A,F), bias (A,), float32
+    "The best linear reading, every feature counted by its spread."
+    f, a = features.double(), attributes.double()
+    mean, spread = f.mean(0), f.std(0) + 1e-6
+    f = (f - mean)/spread
+    gram = f.T @ f/len(f) + ridge*torch.eye(f.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(gram, f.T @ (a - a.mean(0))/len(f)).T/spread
+    return weight.float(), (a.mean(0) - weight @ mean).float()
 
-# %% ../../nbs/people/60_judges.ipynb #cb7a1d77
+# %% ../../nbs/people/60_judges.ipynb #5b384ce3
 @dataclass(frozen=True)
 class Check:
     "A number against its goal."
@@ -413,7 +430,7 @@ def as_row(
                ok=all(c.ok for c in checks) if checks else None, said=("; ".join(map(str, checks)) or "; ".join(f"{k} {v}" for k, v in measured.items() if k != "note")) + note)
     return as_json(row | more)
 
-# %% ../../nbs/people/60_judges.ipynb #af3e1334
+# %% ../../nbs/people/60_judges.ipynb #761f22b2
 @dataclass(frozen=True)
 class Sizes:
     "How much is looked at."
@@ -456,13 +473,26 @@ class Room:
         return np.unique(np.linspace(0, len(shards) - 1, min(n, len(shards))).round().astype(int))
 
     @cached_property
-    def meter(self):          # the meter, and its R^2 on held-out renders by attribute
-        there = self.small and (Path(self.small)/"heads.safetensors").is_file()
-        meter = load_meter(self.small, self.models.parser) if there else fit_meter(self.models.parser, self.shards(False), max(64, 40*self.sizes.people))
-        index = self.some(self.held, self.sizes.held)
-        truth = self.held.take("attributes", index)[:, [self.held.attribute_names.index(k) for k in meter.names]]
-        with torch.no_grad(): said = F.linear(meter_features(meter.trunk, self.held, index), meter.weight, meter.bias)
-        return meter, dict(zip(meter.names, r_squared(torch.from_numpy(truth), said).tolist()))
+    def meter(self):          # names, weight (A,F), bias (A,), and R^2 on held-out renders by attribute
+        names, train = self.held.attribute_names, self.shards(False)
+        index = np.sort(np.random.default_rng(0).permutation(len(train))[:max(64, 40*self.sizes.people)])
+        held = self.some(self.held, self.sizes.held)
+        def seen(shards, index, text):
+            with self.progress(text) as tick:
+                parts = np.array_split(index, max(1, len(index)//32))
+                return torch.cat([(tick(k + 1, len(parts), ""), meter_features(self.models, shards.take("crops", i))[0])[1] for k, i in enumerate(parts)])
+        f, g, truth = seen(train, index, "meter"), seen(self.held, held, "meter on the holdout"), torch.from_numpy(self.held.take("attributes", held))
+        theirs = [train.attribute_names.index(k) for k in names]
+        weight, bias = fit_reading(f, torch.from_numpy(train.take("attributes", index)[:, theirs]))
+        quality = r_squared(truth, F.linear(g, weight, bias))
+        if self.small and (Path(self.small)/"heads.safetensors").is_file():
+            head = load_meter(self.small, self.models.parser)
+            for i, k in enumerate(names):
+                if k not in head.names or head.weight.shape[1] > weight.shape[1]: continue
+                row = F.pad(head.weight[head.names.index(k)], (0, weight.shape[1] - head.weight.shape[1]))
+                r2 = r_squared(truth[:, [i]], F.linear(g, row[None], head.bias[[head.names.index(k)]]))[0]
+                if r2 > quality[i]: weight[i], bias[i], quality[i] = row, head.bias[head.names.index(k)], r2
+        return names, weight, bias, dict(zip(names, quality.tolist()))
 
     @cached_property
     def rulers(self):         # attribute -> (sign, correlation with the truth) of dlib's readings on held-out renders
@@ -483,24 +513,24 @@ class Room:
         crops = self.held.take("crops", first)
         return encode_in_batches(self.models.encoder, to_tensor(crops)), crops
 
-    @torch.no_grad()
     def read(self, pictures): # (N,R,R,3) uint8 -> (N,A) float32: the meter on pictures aligned again; roll by the eyes' line
-        crops, roll = aligned_again(pictures, self.models.landmarks, self.models.scale)
-        meter = self.meter[0]
-        out = torch.cat([meter(v).float() for v in to_tensor(crops).split(16)]).numpy()
-        if "roll" in meter.names: out[:, meter.names.index("roll")] = roll/STD["roll"]
+        names, weight, bias, _ = self.meter
+        f, roll = meter_features(self.models, pictures)
+        out = F.linear(f, weight, bias).numpy()
+        if "roll" in names: out[:, names.index("roll")] = roll/STD["roll"]
         return out
 
     @cached_property
     def true_effects(self):   # (A,A) numpy, what true edits do to the readings; NaN rows where there are no pairs
-        names, pairs = self.meter[0].names, self.shards(True, "pairs")
+        names, pairs = self.meter[0], self.shards(True, "pairs")
         if not len(pairs): return np.full((len(names),)*2, np.nan)
         index = self.some(pairs, 2*self.sizes.held)
         theirs = pairs.attribute_names or self.held.attribute_names
         attr = np.array([names.index(theirs[k]) if theirs[k] in names else -1 for k in pairs.take("attr", index)])
         index, attr = index[attr >= 0], torch.from_numpy(attr[attr >= 0])
         with self.progress("true edits") as tick:
-            read = lambda side, k: (tick(k, 2, ""), torch.from_numpy(self.read(pairs.take(side, index))))[1]
+            parts = np.array_split(index, max(1, len(index)//32))
+            read = lambda side, k: (tick(k, 2, ""), torch.cat([torch.from_numpy(self.read(pairs.take(side, i))) for i in parts]))[1]
             return responses(read("a", 0), read("b", 1), attr, torch.from_numpy(pairs.take("delta", index)).float()).numpy()
 
     @cached_property
@@ -529,7 +559,7 @@ def tempfile_folder():
     import tempfile
     return tempfile.TemporaryDirectory(prefix="judges-")
 
-# %% ../../nbs/people/60_judges.ipynb #92cfceb3
+# %% ../../nbs/people/60_judges.ipynb #0286dd55
 def detection_rows(room, source):
     "Does dlib find a face?"
     n = room.sizes.renders
@@ -616,14 +646,14 @@ def landmarks_row(room):
     return (dict(error=error, error_median=100*float(np.median(errors)) if errors else None, found=share, faces=wanted, not_faces=extra, frames=len(index)),
             [Check("error", error, "<=", 3, "% of the eyes' distance"), Check("found", share, ">=", 99, "%")])
 
-# %% ../../nbs/people/60_judges.ipynb #98fbc42f
+# %% ../../nbs/people/60_judges.ipynb #fb644351
 STRENGTHS = np.arange(-3, 4)
 
 def direction_row(room, name):
     "One direction over its range."
-    (meter, quality), (w, _), d = room.meter, room.subjects, room.models.directions[name]
-    if name not in meter.names: raise StitchError(f"the meter does not know {name!r}; it reads {', '.join(meter.names)}")
-    readings, rulers = np.zeros((len(w), len(STRENGTHS), len(meter.names))), np.full((len(w), len(STRENGTHS)), np.nan)
+    (names, _, _, quality), (w, _), d = room.meter, room.subjects, room.models.directions[name]
+    if name not in names: raise StitchError(f"the renders say nothing about {name!r}, only about {', '.join(names)}")
+    readings, rulers = np.zeros((len(w), len(STRENGTHS), len(names))), np.full((len(w), len(STRENGTHS)), np.nan)
     sign, trust = room.rulers.get(name, (1., 0.))
     with room.progress(f"direction {name}") as tick:
         for k, s in enumerate(STRENGTHS):
@@ -635,13 +665,13 @@ def direction_row(room, name):
                 if name in ("age", "gender"): rulers[:, k] = read_ages(pictures, boxes)[name == "gender"]
                 else: rulers[:, k] = sign*shape_readings(find_points(pictures, boxes))[name]
             tick(k + 1, len(STRENGTHS), "")
-    true = room.true_effects[meter.names.index(name)]
-    if name == "roll" and true[meter.names.index("roll")] < 0: readings[..., meter.names.index("roll")] *= -1  # which way it runs is the renderer's to say
-    moves = {n: movement(STRENGTHS, readings[..., i]) for i, n in enumerate(meter.names)}
+    true = room.true_effects[names.index(name)]
+    if name == "roll" and true[names.index("roll")] < 0: readings[..., names.index("roll")] *= -1  # which way it runs is the renderer's to say
+    moves = {n: movement(STRENGTHS, readings[..., i]) for i, n in enumerate(names)}
     own, (share, worst) = moves[name], off_target({n: m["slope"] for n, m in moves.items()}, name)
-    true_share = off_target(dict(zip(meter.names, true)), name)[0] if np.isfinite(true).all() else None
+    true_share = off_target(dict(zip(names, true)), name)[0] if np.isfinite(true).all() else None
     out = dict(monotonic=int(own["monotonic"]), correlation=own["correlation"], slope=own["slope"], people_monotonic=own["people_monotonic"], off_target=share, off_target_attribute=worst,
-               off_target_of_true_edits=true_share, true_slope=float(true[meter.names.index(name)]), meter_r2=quality[name], people=len(w), means=readings[..., meter.names.index(name)].mean(0))
+               off_target_of_true_edits=true_share, true_slope=float(true[names.index(name)]), meter_r2=quality[name] if name != "roll" else None, people=len(w), means=readings[..., names.index(name)].mean(0))
     if trust >= .3 or name == "roll":
         ruler = movement(STRENGTHS, rulers)
         judge = "age judge" if name in ("age", "gender") else "landmarks"
@@ -649,7 +679,7 @@ def direction_row(room, name):
                     ruler_trust=trust, ruler_means=rulers.mean(0))
     return out, [Check("monotonic", int(own["monotonic"] and own["slope"] > 0), ">=", 1), Check("correlation", own["correlation"], ">=", .95), Check(f"off target ({worst})", share, "<=", 1/3)]
 
-# %% ../../nbs/people/60_judges.ipynb #fe2ef495
+# %% ../../nbs/people/60_judges.ipynb #827bfc45
 @dataclass(frozen=True)
 class Prepared:
     "A clip, ready for tuning."
@@ -763,7 +793,7 @@ def demo_row(room):
     if not now: raise StitchError("the demo's time is filled in by hand: --demo-seconds NOW --demo-before BEFORE")
     return dict(seconds=now, before=before), [Check("demo", now, "<=", before, "s")] if before else []
 
-# %% ../../nbs/people/60_judges.ipynb #64e095fe
+# %% ../../nbs/people/60_judges.ipynb #2e01e174
 ROWS = dict(
     renderer=("renderer: dlib finds the face in 1,000 random renders: 99 %", partial(detection_rows, source="renderer")),
     generator=("generator: dlib finds the face in 1,000 random samples at truncation 0.7: 98 %", partial(detection_rows, source="generator")),
@@ -853,7 +883,7 @@ def measure(
             + (f" [{row['seconds']:.0f} s, {row['cpu_seconds']:.0f} s of CPU]" if "seconds" in row else ""))
     return read_table(out)
 
-# %% ../../nbs/people/60_judges.ipynb #b7eb6c68
+# %% ../../nbs/people/60_judges.ipynb #a9334987
 def defaults(kind): return {k: f.default for k, f in kind.__dataclass_fields__.items()}
 
 @call_parse
