@@ -64,7 +64,8 @@ def same_entries(
     k = odd[0]
     how = (f"lacks {k}" if k not in state else f"has {k[:80]!r}, which ours lacks" if k not in want else
            f"has {k} of shape {tuple(state[k].shape)}, expected {tuple(want[k].shape)}")
-    raise StitchError(f"{what}: {how} ({len(odd)} such entries); it is a variant of {type(net).__name__} that this package does not know")
+    raise StitchError(f"{what}: {how} ({len(odd)} such entries); "
+                      f"it is a variant of {type(net).__name__} that this package does not know")
 
 def generator_config(
     state:dict,      # name -> tensor, our names
@@ -77,16 +78,22 @@ def generator_config(
     while f"synthesis.b{2*R}.conv1.weight" in state: R *= 2
     layers = sum(1 for k in state if k.startswith("mapping.fc") and k.endswith(".weight"))
     if not layers or len(size("mapping.fc0.weight")) != 2 or len(size("synthesis.b4.const")) != 3 or R < 8:
-        raise StitchError(f"{what}: has no StyleGAN2 generator with a mapping network; is this the right file?")
-    if "mapping.embed.weight" in state: raise StitchError(f"{what}: is a generator with class labels; only those without are supported")
-    channels = {4: size("synthesis.b4.const")[0]} | {2**i: (size(f"synthesis.b{2**i}.conv1.bias") or (0,))[0] for i in range(3, R.bit_length())}
+        raise StitchError(f"{what}: has no StyleGAN2 generator with a mapping network; "
+                          f"is this the right file?")
+    if "mapping.embed.weight" in state:
+        raise StitchError(f"{what}: is a generator with class labels; only those without are supported")
+    rs = [2**i for i in range(3, R.bit_length())]
+    channels = {4: size("synthesis.b4.const")[0]} | {r: (size(f"synthesis.b{r}.conv1.bias") or (0,))[0] for r in rs}
     base, most = channel_rule(channels)
     w_dim, z_dim = size("mapping.fc0.weight")
-    config = dict(z_dim=z_dim, w_dim=w_dim, resolution=R, channel_base=base, channel_max=most, mapping_layers=layers, conv_clamp=conv_clamp)
+    config = dict(z_dim=z_dim, w_dim=w_dim, resolution=R, channel_base=base, channel_max=most,
+                  mapping_layers=layers, conv_clamp=conv_clamp)
     same_entries(skeleton(Generator, config), state, what)
     fir = fir_kernel()
     odd = next((k for k in state if k.endswith("resample_filter") and not torch.allclose(state[k].float(), fir, atol=1e-6)), None)
-    if odd: raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {odd}; this package does not know that variant")
+    if odd:
+        raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {odd}; "
+                          f"this package does not know that variant")
     return config
 
 # %% ../nbs/82_formats.ipynb #7b52009b
@@ -104,22 +111,27 @@ def rosinality_names(R:int, mapping_layers:int)->list:  # of (our name, theirs, 
     for b, c, i in stylegan_layers(R):
         ours, theirs = f"synthesis.{b}.{c}", "conv1" if i == 0 else f"convs.{i-1}"
         rows += [(f"{ours}.weight", f"{theirs}.conv.weight", 1, 0), (f"{ours}.bias", f"{theirs}.activate.bias", 0, 0),
-                 (f"{ours}.noise_strength", f"{theirs}.noise.weight", 1, 0), (f"{ours}.noise_const", f"noises.noise_{i}", 2, 0)] + affine(ours, theirs)
+                 (f"{ours}.noise_strength", f"{theirs}.noise.weight", 1, 0),
+                 (f"{ours}.noise_const", f"noises.noise_{i}", 2, 0), *affine(ours, theirs)]
         if c == "conv1":
             ours, theirs = f"synthesis.{b}.torgb", "to_rgb1" if i == 0 else f"to_rgbs.{i//2-1}"
-            rows += [(f"{ours}.weight", f"{theirs}.conv.weight", 1, 0), (f"{ours}.bias", f"{theirs}.bias", 1, 2)] + affine(ours, theirs)
+            rows += [(f"{ours}.weight", f"{theirs}.conv.weight", 1, 0), (f"{ours}.bias", f"{theirs}.bias", 1, 2),
+                     *affine(ours, theirs)]
     return rows
 
 def tf_names(R:int, mapping_layers:int)->list:  # of (our name, theirs, a key of `_TF`)
     "What NVIDIA's TensorFlow networks call our tensors."
     rows = [("mapping.w_avg", "dlatent_avg", ""), ("synthesis.b4.const", "synthesis/4x4/Const/const", "first")]
-    for i in range(mapping_layers): rows += [(f"mapping.fc{i}.weight", f"mapping/Dense{i}/weight", "turn"), (f"mapping.fc{i}.bias", f"mapping/Dense{i}/bias", "")]
-    def layer(ours, theirs, kernel): return [(f"{ours}.weight", f"{theirs}/weight", kernel), (f"{ours}.bias", f"{theirs}/bias", ""),
-                                             (f"{ours}.affine.weight", f"{theirs}/mod_weight", "turn"), (f"{ours}.affine.bias", f"{theirs}/mod_bias", "one")]
+    for i in range(mapping_layers):
+        rows += [(f"mapping.fc{i}.weight", f"mapping/Dense{i}/weight", "turn"), (f"mapping.fc{i}.bias", f"mapping/Dense{i}/bias", "")]
+    def layer(ours, theirs, kernel):
+        return [(f"{ours}.weight", f"{theirs}/weight", kernel), (f"{ours}.bias", f"{theirs}/bias", ""),
+                (f"{ours}.affine.weight", f"{theirs}/mod_weight", "turn"), (f"{ours}.affine.bias", f"{theirs}/mod_bias", "one")]
     for b, c, i in stylegan_layers(R):
         r = b[1:]
         ours, theirs = f"synthesis.{b}.{c}", f"synthesis/{r}x{r}/" + ("Conv" if i == 0 else "Conv0_up" if c == "conv0" else "Conv1")
-        rows += layer(ours, theirs, "up" if c == "conv0" else "kernel") + [(f"{ours}.noise_strength", f"{theirs}/noise_strength", ""), (f"{ours}.noise_const", f"synthesis/noise{i}", "noise")]
+        rows += layer(ours, theirs, "up" if c == "conv0" else "kernel")
+        rows += [(f"{ours}.noise_strength", f"{theirs}/noise_strength", ""), (f"{ours}.noise_const", f"synthesis/noise{i}", "noise")]
         if c == "conv1": rows += layer(f"synthesis.{b}.torgb", f"synthesis/{r}x{r}/ToRGB", "kernel")
     return rows
 
@@ -129,8 +141,9 @@ _TF = {"": (lambda x: x, lambda x: x), "turn": (lambda x: x.T, lambda x: x.T), "
        "up": (lambda x: x.flip(0,1).permute(3,2,0,1), lambda x: x.permute(2,3,1,0).flip(0,1))}
 
 # %% ../nbs/82_formats.ipynb #0716d970
-PARTS = {"stylegan2-ada": ("generator",), "stylegan2-tf": ("generator",), "rosinality": ("generator",), "e4e": ("encoder", "generator"), "bisenet": ("parser",),
-         "stit-run": ("generator",), "directions": ("directions",), "styleclip-relevance": ("relevance",), "styleclip-stats": ("stats",)}
+PARTS = {"stylegan2-ada": ("generator",), "stylegan2-tf": ("generator",), "rosinality": ("generator",),
+         "e4e": ("encoder", "generator"), "bisenet": ("parser",), "stit-run": ("generator",), "directions": ("directions",),
+         "styleclip-relevance": ("relevance",), "styleclip-stats": ("stats",)}
 KINDS = tuple(PARTS)
 
 def _bare(state):  # a state dict without what DataParallel puts in front; None if it is no state dict
@@ -171,8 +184,9 @@ def _directions(tree):  # -> name -> (L,D); '' stands for the file's name; None 
         return {"": torch.stack(flat)} if len({len(v) for v in flat}) == 1 else {f"layer{i:02d}": v[None] for i, v in enumerate(flat)}
 
 def _stats(tree):  # -> (means, deviations), one array a layer, or None
-    ok = isinstance(tree, (list, tuple)) and len(tree) == 2 and all(isinstance(t, (list, tuple)) and t and all(isinstance(v, np.ndarray) for v in t) for t in tree)
-    return tree if ok and len(tree[0]) == len(tree[1]) else None
+    def arrays(x): return isinstance(x, (list, tuple)) and x and all(isinstance(v, np.ndarray) for v in x)
+    ok = isinstance(tree, (list, tuple)) and len(tree) == 2 and all(map(arrays, tree)) and len(tree[0]) == len(tree[1])
+    return tree if ok else None
 
 def _open(path)->tuple:  # -> kind, content
     path = Path(path)
@@ -182,8 +196,11 @@ def _open(path)->tuple:  # -> kind, content
         array = read_numpy(path)
         if _rows(array) is not None: return "directions", array
         if array.ndim == 2 and array.dtype.kind == "f" and len(array) > 64: return "styleclip-relevance", array
-        raise StitchError(f"{path.name}: is an array of shape {array.shape}; directions are (512,), (18,512) or (1,18,512), StyleCLIP's relevance is (6048,512)")
-    if head[8:10] == b'{"': raise StitchError(f"{path.name}: is a safetensors file already; give it to load_models or convert_weights")
+        raise StitchError(f"{path.name}: is an array of shape {array.shape}; directions are (512,), "
+                          f"(18,512) or (1,18,512), StyleCLIP's relevance is (6048,512)")
+    if head[8:10] == b'{"':
+        raise StitchError(f"{path.name}: is a safetensors file already; "
+                          f"give it to load_models or convert_weights")
     tree = read_pickle(path)
     state = _bare(tree.get("state_dict")) if isinstance(tree, dict) else None
     bare = _bare(tree) or {}
@@ -195,8 +212,10 @@ def _open(path)->tuple:  # -> kind, content
     if "cp.resnet.conv1.weight" in bare: return "bisenet", tree
     if _stats(tree): return "styleclip-stats", tree
     if _directions(tree): return "directions", tree
-    holds = ", ".join(map(repr, list(tree)[:4])) if isinstance(tree, dict) else tree.name if isinstance(tree, Record) else type(tree).__name__
-    raise StitchError(f"{path.name}: holds no network that is known here (it has {holds[:120]}); known: {', '.join(KINDS)}")
+    holds = (", ".join(map(repr, list(tree)[:4])) if isinstance(tree, dict) else
+             repr(tree.name) if isinstance(tree, Record) else type(tree).__name__)
+    raise StitchError(f"{path.name}: holds no network that is known here (it has {holds[:120]}); "
+                      f"known: {', '.join(KINDS)}")
 
 def identify(
     path,      # any file
@@ -232,10 +251,14 @@ def layer_records(
     found, todo = {}, [("", record)]
     while todo:
         name, module = todo.pop()
-        if len(found) > 4096 or name.count(".") > 16: raise StitchError(f"{what}: has modules within modules without end; it was made to keep a reader busy")
+        if len(found) > 4096 or name.count(".") > 16:
+            raise StitchError(f"{what}: has modules within modules without end; "
+                              f"it was made to keep a reader busy")
         found[name] = module
         children = module.state.get("_modules") or {}
-        if not isinstance(children, dict): raise StitchError(f"{what}: has a module {name!r} without a list of children; it is damaged")
+        if not isinstance(children, dict):
+            raise StitchError(f"{what}: has a module {name!r} without a list of children; "
+                              f"it is damaged")
         for k, child in children.items():
             if isinstance(child, Record): todo.append((f"{name}.{k}" if name else str(k), child))
             elif child is not None: raise StitchError(f"{what}: has a module {str(k)[:60]!r} that is no module; it is damaged")
@@ -248,48 +271,66 @@ def module_state(records:dict, what:str)->dict:  # name -> tensor
         for group in ("_parameters", "_buffers"):
             for k, v in (record.state.get(group) or {}).items():
                 if v is None: continue
-                if not torch.is_tensor(v): raise StitchError(f"{what}: has {str(k)[:60]!r} in a module's numbers, and it is no tensor; it is damaged")
+                if not torch.is_tensor(v):
+                    raise StitchError(f"{what}: has {str(k)[:60]!r} in a module's numbers, "
+                                      f"and it is no tensor; it is damaged")
                 state[f"{name}.{k}" if name else str(k)] = v
     return state
 
 # %% ../nbs/82_formats.ipynb #12c6fc06
-_EXPECTED = dict(architecture=("skip", "has the architecture"), activation=("lrelu", "has the nonlinearity"), use_noise=(True, "has use_noise"))
+_EXPECTED = dict(architecture=("skip", "has the architecture"), activation=("lrelu", "has the nonlinearity"),
+                 use_noise=(True, "has use_noise"))
 
 def read_ada(found, what:str)->tuple:  # Record or state dict -> config, state dict, extra
     "NVIDIA's generator of 2020, in PyTorch."
     if isinstance(found, dict): return generator_config(found, what), found, {}
     records = layer_records(found, what)
     if "synthesis.input" in records or "synthesis" in records and not any(n.startswith("synthesis.b4") for n in records):
-        raise StitchError(f"{what}: is not StyleGAN2 (its layers are {', '.join(sorted(n for n in records if n.count('.') == 1))[:60]}); StyleGAN3 cannot be used here")
+        raise StitchError(f"{what}: "
+                          f"is not StyleGAN2 (its layers are {', '.join(sorted(n for n in records if n.count('.') == 1))[:60]}); StyleGAN3 cannot be used here")
     for name, record in records.items():
         if not name.startswith("synthesis"): continue
         for k, (want, said) in _EXPECTED.items():
-            if record.state.get(k, want) != want: raise StitchError(f"{what}: {said} {str(record.state[k])[:40]!r} at {name[:60]}; only {want!r} is supported")
+            if record.state.get(k, want) != want:
+                raise StitchError(f"{what}: {said} {str(record.state[k])[:40]!r} at {name[:60]}; "
+                                  f"only {want!r} is supported")
     gain = records["mapping.fc0"].state.get("bias_gain", .01) if "mapping.fc0" in records else .01
-    if not isinstance(gain, (int, float)) or abs(gain - .01) > 1e-6: raise StitchError(f"{what}: has a mapping with learning-rate multiplier {str(gain)[:20]}; only 0.01 is supported")
+    if not isinstance(gain, (int, float)) or abs(gain - .01) > 1e-6:
+        raise StitchError(f"{what}: has a mapping with learning-rate multiplier {str(gain)[:20]}; "
+                          f"only 0.01 is supported")
     clamps = {r.state.get("conv_clamp") for n, r in records.items() if n.startswith("synthesis.") and "conv_clamp" in r.state}
-    if len(clamps) > 1: raise StitchError(f"{what}: clamps its layers at different values; this package does not know that variant")
+    if len(clamps) > 1:
+        raise StitchError(f"{what}: clamps its layers at different values; "
+                          f"this package does not know that variant")
     clamp = clamps.pop() if clamps else None
-    if clamp is not None and not (isinstance(clamp, (int, float)) and math.isfinite(clamp) and clamp > 0): raise StitchError(f"{what}: clamps its layers at {str(clamp)[:20]!r}; it is damaged")
+    if clamp is not None and not (isinstance(clamp, (int, float)) and math.isfinite(clamp) and clamp > 0):
+        raise StitchError(f"{what}: clamps its layers at {str(clamp)[:20]!r}; it is damaged")
     half = sorted(n for n, r in records.items() if r.state.get("use_fp16") is True and n.count(".") == 1)
     state = module_state(records, what)
-    return generator_config(state, what, clamp), state, dict(trained_in_half_precision=half, arguments=_plain(found.state.get("_init_kwargs") or {}))
+    extra = dict(trained_in_half_precision=half, arguments=_plain(found.state.get("_init_kwargs") or {}))
+    return generator_config(state, what, clamp), state, extra
 
 def read_tf(record:Record, what:str)->tuple:
     "NVIDIA's generator of 2019, written by TensorFlow."
     flat, todo = {}, [("", record)]
     while todo:
         prefix, net = todo.pop()
-        if len(flat) > 4096 or prefix.count("/") > 4: raise StitchError(f"{what}: has networks within networks without end; it was made to keep a reader busy")
+        if len(flat) > 4096 or prefix.count("/") > 4:
+            raise StitchError(f"{what}: has networks within networks without end; "
+                              f"it was made to keep a reader busy")
         for name, value in net.state.get("variables") or []: flat[prefix + str(name)] = value
         todo += [(f"{prefix}{k}/", v) for k, v in (net.state.get("components") or {}).items() if isinstance(v, Record)]
     R = 4
     while f"synthesis/{2*R}x{2*R}/Conv1/weight" in flat: R *= 2
     layers = sum(1 for k in flat if k.startswith("mapping/Dense") and k.endswith("/weight"))
     rows, kwargs = tf_names(R, layers), net_kwargs(record)
-    if kwargs.get("architecture", "skip") != "skip": raise StitchError(f"{what}: has the architecture {str(kwargs['architecture'])[:20]!r}; only 'skip' is supported (config-f)")
+    if kwargs.get("architecture", "skip") != "skip":
+        raise StitchError(f"{what}: has the architecture {str(kwargs['architecture'])[:20]!r}; "
+                          f"only 'skip' is supported (config-f)")
     lost = next((theirs for _, theirs, _ in rows if not isinstance(flat.get(theirs), np.ndarray)), None)
-    if lost or R < 8: raise StitchError(f"{what}: has no {lost or 'layers'}; only StyleGAN2 config-e and -f generators of TensorFlow are supported, else convert it with NVIDIA's legacy.py first")
+    if lost or R < 8:
+        raise StitchError(f"{what}: has no {lost or 'layers'}; "
+                          f"only StyleGAN2 config-e and -f generators of TensorFlow are supported, else convert it with NVIDIA's legacy.py first")
     state = {ours: _TF[how][0](torch.tensor(flat[theirs])) for ours, theirs, how in rows} | _filters(R)
     clamp = kwargs.get("conv_clamp")
     return generator_config(state, what, clamp), state, dict(arguments=_plain(dict(kwargs)))
@@ -307,20 +348,27 @@ def read_rosinality(state:dict, average, what:str)->tuple:  # average: (D,) or (
     rows, extra = rosinality_names(R, layers), {}
     odd = next((k for k in state if k not in {r[1] for r in rows} and not k.endswith("kernel")), None)
     lost = next((r[1] for r in rows if r[1] not in state and not r[1].startswith("noises.")), None)
-    if odd or lost: raise StitchError(f"{what}: {'lacks ' + lost if lost else 'has ' + repr(odd[:80]) + ', which StyleGAN2 lacks'}; it is a variant of rosinality's generator that this package does not know")
+    if odd or lost:
+        raise StitchError(f"{what}: "
+                          f"{'lacks ' + lost if lost else 'has ' + repr(odd[:80]) + ', which StyleGAN2 lacks'}; it is a variant of rosinality's generator that this package does not know")
     fir = fir_kernel()*4
-    bent = next((k for k in state if k.endswith("kernel") and (state[k].shape != fir.shape or not torch.allclose(state[k].float(), fir, atol=1e-5))), None)
-    if bent: raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {bent[:60]!r}; this package does not know that variant")
+    def straight(x): return x.shape == fir.shape and torch.allclose(x.float(), fir, atol=1e-5)
+    bent = next((k for k in state if k.endswith("kernel") and not straight(state[k])), None)
+    if bent:
+        raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {bent[:60]!r}; "
+                          f"this package does not know that variant")
     draws = seeded(0)
     out = _filters(R)
     for ours, theirs, before, behind in rows:
         r = int(ours.split(".b")[-1].split(".")[0]) if ".noise_const" in ours else 0
         v = state[theirs] if theirs in state else torch.randn(1, 1, r, r, generator=draws)
-        if v.ndim < before + behind or set(v.shape[:before]) | set(v.shape[v.ndim-behind:]) > {1}: raise StitchError(f"{what}: has {theirs} of shape {tuple(v.shape)}; it is damaged")
+        if v.ndim < before + behind or set(v.shape[:before]) | set(v.shape[v.ndim-behind:]) > {1}:
+            raise StitchError(f"{what}: has {theirs} of shape {tuple(v.shape)}; it is damaged")
         out[ours] = v.reshape(v.shape[before:v.ndim-behind])
     if any(r[1] not in state for r in rows): extra["noise"] = "the file has none: drawn with seed 0"
     D = out["mapping.fc0.weight"].shape[0] if layers else 0
-    if torch.is_tensor(average) and average.numel() and average.shape[-1] == D: out["mapping.w_avg"] = average.reshape(-1, D).float().mean(0)
+    if torch.is_tensor(average) and average.numel() and average.shape[-1] == D:
+        out["mapping.w_avg"] = average.reshape(-1, D).float().mean(0)
     else:
         out["mapping.w_avg"] = torch.zeros(D)
         extra["w_avg"] = "the file has none: the mean of 10000 codes drawn with seed 0"
@@ -342,19 +390,31 @@ def read_e4e(tree:dict, what:str)->tuple:
         depth.append(sum(1 for k in state if k.startswith(f"styles.{heads}.convs.") and k.endswith(".weight")))
         heads += 1
     width, blocks, i = size("input_layer.0.weight")[0], [0, 0, 0, 0], 0
-    if not heads or not width: raise StitchError(f"{what}: has an encoder, but not e4e's (no input_layer or styles); only Encoder4Editing is supported")
+    if not heads or not width:
+        raise StitchError(f"{what}: has an encoder, but not e4e's (no input_layer or styles); "
+                          f"only Encoder4Editing is supported")
     while f"body.{i}.res_layer.1.weight" in state:
         stage = (size(f"body.{i}.res_layer.1.weight")[0] // width).bit_length() - 1
-        if not 0 <= stage < 4: raise StitchError(f"{what}: has a residual block of another width at body.{i}; this package does not know that variant")
+        if not 0 <= stage < 4:
+            raise StitchError(f"{what}: has a residual block of another width at body.{i}; "
+                              f"this package does not know that variant")
         blocks[stage] += 1
         i += 1
-    if min(blocks) < 1 or depth[0] > 8: raise StitchError(f"{what}: has an encoder with {blocks} residual blocks a stage; this package does not know that variant")
-    config = dict(resolution=16 * 2**depth[0], num_ws=heads, w_dim=size("styles.0.linear.weight")[0], width=width, blocks=tuple(blocks), head_width=size("styles.0.convs.0.weight")[0],
-                  stem_stride=1, coarse=next((j for j, d in enumerate(depth) if d > depth[0]), heads), middle=next((j for j, d in enumerate(depth) if d > depth[0] + 1), heads), antialias=True, pool=None)
+    if min(blocks) < 1 or depth[0] > 8:
+        raise StitchError(f"{what}: has an encoder with {blocks} residual blocks a stage; "
+                          f"this package does not know that variant")
+    def first(deeper): return next((j for j, d in enumerate(depth) if d > depth[0] + deeper), heads)
+    config = dict(resolution=16 * 2**depth[0], num_ws=heads, w_dim=size("styles.0.linear.weight")[0], width=width,
+                  blocks=tuple(blocks), head_width=size("styles.0.convs.0.weight")[0], stem_stride=1,
+                  coarse=first(0), middle=first(1), antialias=True, pool=None)
     average = tree.get("latent_avg")
     if opts.get("start_from_latent_avg", True):
-        if not torch.is_tensor(average): raise StitchError(f"{what}: has no latent_avg, to which e4e's codes are relative; use the checkpoint as its authors published it")
-        if average.shape[-1:] != (config["w_dim"],) or average.numel() not in (config["w_dim"], heads*config["w_dim"]): raise StitchError(f"{what}: has a latent_avg of shape {tuple(average.shape)}; expected {(heads, config['w_dim'])}")
+        if not torch.is_tensor(average):
+            raise StitchError(f"{what}: has no latent_avg, to which e4e's codes are relative; "
+                              f"use the checkpoint as its authors published it")
+        if average.shape[-1:] != (config["w_dim"],) or average.numel() not in (config["w_dim"], heads*config["w_dim"]):
+            raise StitchError(f"{what}: has a latent_avg of shape {tuple(average.shape)}; "
+                              f"expected {(heads, config['w_dim'])}")
         state["w_avg"] = average.float().reshape(-1, config["w_dim"]).expand(heads, -1)
     else: state["w_avg"] = torch.zeros(heads, config["w_dim"])
     same_entries(skeleton(Encoder, config), state, what)
@@ -375,7 +435,8 @@ def build(
     found:Converted,   # of a network
 )->nn.Module:          # on the cpu, float32, frozen, in evaluation mode
     "The network with these weights."
-    if found.cls not in _NETWORKS: raise StitchError(f"a file of kind {found.kind!r} holds {found.part}, no network to build")
+    if found.cls not in _NETWORKS:
+        raise StitchError(f"a file of kind {found.kind!r} holds {found.part}, no network to build")
     net = skeleton(_NETWORKS[found.cls], found.config)
     state = {k: v.detach().float() if v.is_floating_point() else v.detach() for k, v in found.state_dict.items()}
     same_entries(net, state, found.kind)
@@ -391,33 +452,43 @@ def read_network(
     found, tree = _open(path)
     what, part = Path(path).name, part or PARTS[found][0]
     if kind not in (None, found): raise StitchError(f"{what}: is of kind {found!r}, not {kind!r}")
-    if part not in PARTS[found]: raise StitchError(f"{what}: is of kind {found!r} and has no {part}; it has: {', '.join(PARTS[found])}")
+    if part not in PARTS[found]:
+        raise StitchError(f"{what}: is of kind {found!r} and has no {part}; it has: "
+                          f"{', '.join(PARTS[found])}")
     arrays, extra, cls, config = {}, {}, "Generator", {}
     if found == "stylegan2-ada": config, state, extra = read_ada(_ada(tree), what)
     elif found == "stylegan2-tf": config, state, extra = read_tf(_tf(tree), what)
     elif found == "rosinality": config, state, extra = read_rosinality(_rosinality(tree), tree.get("latent_avg"), what)
     elif found == "e4e" and part == "generator":
         state = {k.removeprefix("decoder."): v for k, v in _bare(tree["state_dict"]).items() if k.startswith("decoder.")}
-        if not state: raise StitchError(f"{what}: has no decoder; it is an encoder alone, take the generator from another file")
+        if not state:
+            raise StitchError(f"{what}: has no decoder; it is an encoder alone, "
+                              f"take the generator from another file")
         config, state, extra = read_rosinality(state, tree.get("latent_avg"), what)
     elif found == "e4e": cls, (config, state, extra) = "Encoder", read_e4e(tree, what)
     elif found == "bisenet": cls, (config, state, extra) = "BiSeNet", read_bisenet(tree, what)
     elif found == "stit-run":
-        config, state, extra = read_ada(tree["generator"] if isinstance(tree["generator"], Record) else _bare(tree["generator"]) or {}, what)
+        G = tree["generator"]
+        config, state, extra = read_ada(G if isinstance(G, Record) else _bare(G) or {}, what)
         arrays = _run_arrays(tree, config, what)
     elif found == "directions": cls, state = "", {k or Path(path).stem: v for k, v in _directions(tree).items()}
     elif found == "styleclip-relevance": cls, state = "", dict(relevance=torch.from_numpy(tree))
-    else: cls, state = "", {f"{name}.{i:02d}": torch.tensor(v) for name, side in zip(("mean", "std"), _stats(tree)) for i, v in enumerate(side)}
+    else:
+        sides = zip(("mean", "std"), _stats(tree))
+        cls, state = "", {f"{name}.{i:02d}": torch.tensor(v) for name, side in sides for i, v in enumerate(side)}
     bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
-    if bad: raise StitchError(f"{what}: has numbers that are not finite in {bad[:80]}; download it again")
+    if bad:
+        raise StitchError(f"{what}: has numbers that are not finite in {bad[:80]}; download it again")
     return Converted(found, part, cls, config, _own(state), _own(arrays), extra)
 
 def _run_arrays(tree, config, what):  # -> pivots (N,L,D) and quads (N,4,2) of the authors' saved run
     pivots, quads = tree["pivots"], tree.get("quads", [])
     quads = [torch.tensor(q) if isinstance(q, np.ndarray) else q for q in quads] if isinstance(quads, (list, tuple)) else [None]
     L = 2*config["resolution"].bit_length() - 4
-    if not torch.is_tensor(pivots) or pivots.ndim != 3 or pivots.shape[1:] != (L, config["w_dim"]): raise StitchError(f"{what}: has no pivots of shape (N,{L},{config['w_dim']}); it is damaged")
-    if any(not torch.is_tensor(q) or q.shape != (4, 2) for q in quads): raise StitchError(f"{what}: has quads that are not (4,2) arrays; it is damaged")
+    if not torch.is_tensor(pivots) or pivots.ndim != 3 or pivots.shape[1:] != (L, config["w_dim"]):
+        raise StitchError(f"{what}: has no pivots of shape (N,{L},{config['w_dim']}); it is damaged")
+    if any(not torch.is_tensor(q) or q.shape != (4, 2) for q in quads):
+        raise StitchError(f"{what}: has quads that are not (4,2) arrays; it is damaged")
     return dict(pivots=pivots, quads=torch.stack(quads).double() if quads else torch.zeros(0, 4, 2, dtype=torch.float64))
 
 # %% ../nbs/82_formats.ipynb #22d200f8
@@ -426,7 +497,8 @@ def to_source_keys(
     state_dict:dict,   # as `Converted` has it
 )->dict:               # the source's names and shapes; a generator of e4e has `decoder.` in front
     "The way back: what the source file calls these tensors."
-    if kind not in PARTS: raise StitchError(f"kind {str(kind)[:40]!r} is unknown; known: {', '.join(KINDS)}")
+    if kind not in PARTS:
+        raise StitchError(f"kind {str(kind)[:40]!r} is unknown; known: {', '.join(KINDS)}")
     generator = "synthesis.b4.const" in state_dict
     if kind == "e4e" and not generator:
         return {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"} | dict(latent_avg=state_dict["w_avg"])
@@ -434,9 +506,10 @@ def to_source_keys(
     config = generator_config(state_dict, kind)
     R, layers = config["resolution"], config["mapping_layers"]
     if kind == "stylegan2-tf": return {theirs: _TF[how][1](state_dict[ours]).contiguous() for ours, theirs, how in tf_names(R, layers)}
-    out = {theirs: state_dict[ours].reshape((1,)*before + tuple(state_dict[ours].shape) + (1,)*behind) for ours, theirs, before, behind in rosinality_names(R, layers)}
-    convs = 2*int(math.log2(R)) - 4
-    out |= {f"convs.{i}.conv.blur.kernel": fir_kernel()*4 for i in range(0, convs, 2)} | {f"to_rgbs.{i}.upsample.kernel": fir_kernel()*4 for i in range(convs//2)}
+    def grown(x, before, behind): return x.reshape((1,)*before + tuple(x.shape) + (1,)*behind)
+    out = {theirs: grown(state_dict[ours], *axes) for ours, theirs, *axes in rosinality_names(R, layers)}
+    for i in range(int(math.log2(R)) - 2):
+        out |= {f"convs.{2*i}.conv.blur.kernel": fir_kernel()*4, f"to_rgbs.{i}.upsample.kernel": fir_kernel()*4}
     return {f"decoder.{k}": v for k, v in out.items()} if kind == "e4e" else out
 
 # %% ../nbs/82_formats.ipynb #fc074d50
@@ -458,7 +531,9 @@ def convert_file(
 )->Path:                 # `out`
     "Convert a published file, unless that was done before."
     path, out = Path(path), Path(out)
-    if out.suffix != ".safetensors": raise StitchError(f"{out.name}: converted weights are written as .safetensors; choose another name")
+    if out.suffix != ".safetensors":
+        raise StitchError(f"{out.name}: converted weights are written as .safetensors; "
+                          f"choose another name")
     if not path.is_file(): raise StitchError(f"no such file: {path}")
     source = dict(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
     before = _record(out)
@@ -468,8 +543,8 @@ def convert_file(
     out.with_suffix(".json").unlink(missing_ok=True)
     with atomic_path(out) as temporary: save_file(found.state_dict, temporary, metadata={k: json.dumps(v) for k, v in entry.items()})
     if found.arrays: save_tensors(out.with_suffix(".arrays.safetensors"), found.arrays)
-    record = dict(format=1, kind=found.kind, part=found.part, **entry, file=out.name, bytes=out.stat().st_size, sha256=_sha256(out), source=source, licence=licence,
-                  arrays=sorted(found.arrays), extra=found.extra)
+    record = dict(format=1, kind=found.kind, part=found.part, **entry, file=out.name, bytes=out.stat().st_size,
+                  sha256=_sha256(out), source=source, licence=licence, arrays=sorted(found.arrays), extra=found.extra)
     with atomic_path(out.with_suffix(".json")) as temporary: temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return out
 
@@ -478,7 +553,10 @@ def load_converted(
 )->Converted:
     "Read a converted file again."
     path, record = Path(path), _record(path)
-    if record is None: raise StitchError(f"{path}: has no complete JSON beside it; convert the source again")
-    if _sha256(path) != record["sha256"]: raise StitchError(f"{path}: is damaged (SHA-256 differs from the JSON beside it); convert the source again")
+    if record is None:
+        raise StitchError(f"{path}: has no complete JSON beside it; convert the source again")
+    if _sha256(path) != record["sha256"]:
+        raise StitchError(f"{path}: is damaged (SHA-256 differs from the JSON beside it); "
+                          f"convert the source again")
     arrays = load_tensors(path.with_suffix(".arrays.safetensors")) if record.get("arrays") else {}
     return Converted(record["kind"], record["part"], record["class"], record["args"], load_tensors(path), arrays, record.get("extra", {}))

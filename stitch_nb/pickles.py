@@ -38,8 +38,10 @@ class Budget:
     def spend(self, steps:int=1, copies:int=0):
         self.steps -= steps
         self.copies -= copies
-        if self.steps < 0: self.refuse(f"needs more than {MOST_STEPS} steps to read, no checkpoint does; it was made to keep a reader busy")
-        if self.copies < 0: self.refuse("copies its own content over and over; it was made to fill the memory")
+        if self.steps < 0: self.refuse(f"needs more than {MOST_STEPS} steps to read, "
+                                       f"no checkpoint does; it was made to keep a reader busy")
+        if self.copies < 0: self.refuse("copies its own content over and over; "
+                                        "it was made to fill the memory")
 
 # %% ../nbs/81_pickles.ipynb #7b52009b
 class Stream:
@@ -67,13 +69,16 @@ def mapped(path:Path)->memoryview:  # a private view of the whole file
     with open(path, "rb") as file:
         size = path.stat().st_size
         if not size: raise StitchError(f"{path.name}: is empty; download it again")
-        if size > MOST_BYTES: raise StitchError(f"{path.name}: has {size} bytes, no checkpoint is that large; is this the right file?")
+        if size > MOST_BYTES:
+            raise StitchError(f"{path.name}: has {size} bytes, no checkpoint is that large; "
+                              f"is this the right file?")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 # %% ../nbs/81_pickles.ipynb #f1abd670
 _TORCH = dict(Float=torch.float32, Double=torch.float64, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64, Int=torch.int32,
               Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
-STORAGES = {f"torch.{k}Storage": v for k, v in _TORCH.items()} | {"torch.UntypedStorage": torch.uint8, "torch.storage.UntypedStorage": torch.uint8}
+STORAGES = {f"torch.{k}Storage": v for k, v in _TORCH.items()}
+STORAGES |= {"torch.UntypedStorage": torch.uint8, "torch.storage.UntypedStorage": torch.uint8}
 DTYPES = {f"torch.{str(v)[6:]}" for v in _TORCH.values()}
 _NUMPY = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1)")
 
@@ -98,7 +103,8 @@ def tensor_of(
     n = math.prod(size)
     last = offset + sum((a - 1) * b for a, b in zip(size, stride)) if n else offset - 1
     if last >= storage.numel or n > storage.numel:
-        budget.refuse(f"declares a tensor of shape {str(size)[:80]}, but stores only {storage.numel} numbers for it; it is damaged or forged")
+        budget.refuse(f"declares a tensor of shape {str(size)[:80]}, "
+                      f"but stores only {storage.numel} numbers for it; it is damaged or forged")
     if storage.bytes is None: return None
     if not storage.numel: return torch.empty(size, dtype=storage.dtype)
     return torch.frombuffer(storage.bytes, dtype=storage.dtype).as_strided(size, stride, offset)
@@ -110,7 +116,8 @@ def array_of(
     budget:Budget,
 )->np.ndarray:     # a view of `data`
     "The numpy array that the file describes, if there is one; arrays of objects are refused."
-    if not (isinstance(code, str) and _NUMPY.fullmatch(code)): budget.refuse(f"has a numpy array of kind {str(code)[:20]!r}; only plain numbers are read")
+    if not (isinstance(code, str) and _NUMPY.fullmatch(code)):
+        budget.refuse(f"has a numpy array of kind {str(code)[:20]!r}; only plain numbers are read")
     if isinstance(data, str):    # written by Python 2
         budget.spend(copies=len(data))
         data = data.encode("latin1")
@@ -118,7 +125,8 @@ def array_of(
         budget.refuse("describes an array in a way that numpy never does; it is damaged")
     dtype = np.dtype(code)
     if math.prod(shape) * dtype.itemsize != len(data):
-        budget.refuse(f"declares an array of shape {str(shape)[:80]} {code}, but stores {len(data)} bytes for it; it is damaged or forged")
+        budget.refuse(f"declares an array of shape {str(shape)[:80]} {code}, "
+                      f"but stores {len(data)} bytes for it; it is damaged or forged")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 # %% ../nbs/81_pickles.ipynb #9e6a55b6
@@ -144,16 +152,22 @@ def known_name(module:str, name:str, budget:Budget)->Name:
     text = f"{module}.{name}"
     if text in MAKERS or text in STORAGES or text in DTYPES: return Name(text)
     if text.startswith(INERT) and re.fullmatch(r"[\w.]{1,200}", text) and "__" not in text.replace("__builtin__", ""): return Name(text)
-    budget.refuse(f"asks for {text[:120]!r}, which no checkpoint needs; a file that calls it may be an attack: delete it and get it from its publisher")
+    budget.refuse(f"asks for {text[:120]!r}, which no checkpoint needs; "
+                  f"a file that calls it may be an attack: delete it and get it from its publisher")
 
 # %% ../nbs/81_pickles.ipynb #91032ad7
-_FOUL = re.compile(r"(?<![\w.])(eval|exec|compile|__import__|globals)\s*\(|\b(os\s*\.\s*(?:system|popen|exec\w*|spawn\w*|remove|unlink)|subprocess|socket|ctypes|__builtins__|pickle\s*\.\s*loads?)\b")
+_FOUL = re.compile(r"(?<![\w.])(eval|exec|compile|__import__|globals)\s*\(|"
+                   r"\b(os\s*\.\s*(?:system|popen|exec\w*|spawn\w*|remove|unlink)|"
+                   r"subprocess|socket|ctypes|__builtins__|pickle\s*\.\s*loads?)\b")
 
 def check_source(source, budget:Budget)->str:
     "The source code in a persistence record, if it looks like one that defines layers."
-    if not isinstance(source, str) or len(source) > 2**20: budget.refuse("carries source code that is not text; it is damaged")
+    if not isinstance(source, str) or len(source) > 2**20:
+        budget.refuse("carries source code that is not text; it is damaged")
     found = _FOUL.search(source)
-    if found: budget.refuse(f"carries source code that uses {(found[1] or found[2])!r}; nothing was run, but do not trust this file: get it from its publisher")
+    if found:
+        budget.refuse(f"carries source code that uses {(found[1] or found[2])!r}; nothing was run, "
+                      f"but do not trust this file: get it from its publisher")
     return source
 
 # %% ../nbs/81_pickles.ipynb #d435a6cd
@@ -165,13 +179,15 @@ def maker(*names):  # decorator: these globals are made by the function below
 
 def _plain_key(key)->bool:
     "Keys that hash in constant time and depth."
-    return type(key) in (str, int, float, bool, bytes, type(None), Name) or type(key) is tuple and all(type(k) in (str, int, bool) for k in key)
+    if type(key) is tuple: return all(type(k) in (str, int, bool) for k in key)
+    return type(key) in (str, int, float, bool, bytes, type(None), Name)
 
 def put_items(target, pairs, budget):
     "Items of a dict, one by one; a key is a number or a text."
     budget.spend(len(pairs))
     for pair in pairs:
-        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and _plain_key(pair[0])): budget.refuse("has a dict whose keys are no numbers or texts")
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and _plain_key(pair[0])):
+            budget.refuse("has a dict whose keys are no numbers or texts")
         target[pair[0]] = pair[1]
     return target
 
@@ -189,14 +205,22 @@ def _list(machine, items=()):
 @maker("_codecs.encode")
 def _bytes(machine, text, encoding="latin1"):
     machine.budget.spend(copies=len(text))
-    if encoding != "latin1": machine.budget.refuse(f"encodes bytes as {str(encoding)[:20]!r}, pickles use latin1; it is damaged")
+    if encoding != "latin1":
+        machine.budget.refuse(f"encodes bytes as {str(encoding)[:20]!r}, pickles use latin1; "
+                              f"it is damaged")
     return text.encode("latin1")
 
 @maker("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 def _tensor(machine, storage, offset, size, stride, *_): return tensor_of(storage, offset, size, stride, machine.budget)
 
-@maker("torch._utils._rebuild_parameter")
+@maker("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 def _parameter(machine, tensor, *_): return tensor
+
+@maker("torch._tensor._rebuild_from_type_v2")
+def _typed(machine, function, kind, args, *_): return machine.call(function, args)
+
+@maker("collections.defaultdict")
+def _default(machine, factory=None, *_): return OrderedDict()
 
 @maker("torch.storage._load_from_bytes")
 def _storage(machine, data):
@@ -223,13 +247,15 @@ def _from_buffer(machine, data, dtype, shape, order): return array_of(code_of(dt
 
 @maker("copyreg._reconstructor", "copy_reg._reconstructor")
 def _object(machine, cls, base, content):
-    if not (isinstance(cls, Name) and isinstance(base, Name)): machine.budget.refuse("rebuilds an object without a class; it is damaged")
+    if not (isinstance(cls, Name) and isinstance(base, Name)):
+        machine.budget.refuse("rebuilds an object without a class; it is damaged")
     return put_items(OrderedDict(), list(content.items()), machine.budget) if isinstance(content, dict) else Record(cls.text)
 
 @maker("torch_utils.persistence._reconstruct_persistent_obj")
 def _layer(machine, meta):
     state = meta.get("state") or {}
-    if not isinstance(state, dict): machine.budget.refuse("has a layer without attributes; it is damaged")
+    if not isinstance(state, dict):
+        machine.budget.refuse("has a layer without attributes; it is damaged")
     return Record(str(meta.get("class_name"))[:200], state=state, source=check_source(meta.get("module_src", ""), machine.budget))
 
 # %% ../nbs/81_pickles.ipynb #f6e1126c
@@ -246,7 +272,8 @@ class Machine:
         self.stack,self.memo = [],{}
 
     def pop(self, n=1):  # -> the last n values, in their order
-        if n > len(self.stack) or any(x is _MARK for x in self.stack[len(self.stack)-n:]): self.budget.refuse("takes values that are not there; it is damaged")
+        if n > len(self.stack) or any(x is _MARK for x in self.stack[len(self.stack)-n:]):
+            self.budget.refuse("takes values that are not there; it is damaged")
         part = self.stack[len(self.stack)-n:]
         del self.stack[len(self.stack)-n:]
         return part
@@ -262,7 +289,8 @@ class Machine:
 
     def top(self, *kinds):  # -> the last value, which must be of these types
         x = self.stack[-1] if self.stack else _MARK
-        if type(x) not in kinds: self.budget.refuse(f"puts values into a {type(x).__name__}; it is damaged or forged")
+        if type(x) not in kinds:
+            self.budget.refuse(f"puts values into a {type(x).__name__}; it is damaged or forged")
         return x
 
     def run(self):  # -> the value that the pickle stands for
@@ -271,11 +299,14 @@ class Machine:
             if op.name == "STOP": return self.pop()[0]
             if op.name in _VALUES: self.stack.append(_CONSTANTS.get(op.name, arg))
             elif op.name in _EMPTY: self.stack.append(_EMPTY[op.name]())
-            elif op.name in ("BINBYTES", "BINBYTES8", "BYTEARRAY8"): self.stack.append(self.stream.view[self.stream.tell()-len(arg):self.stream.tell()])
+            elif op.name in ("BINBYTES", "BINBYTES8", "BYTEARRAY8"):
+                end = self.stream.tell()
+                self.stack.append(self.stream.view[end-len(arg):end])
             else: getattr(self, f"do_{op.name}", lambda _: self.unknown(op.name))(arg)
         self.budget.refuse("ends before its pickle does; download it again")
 
-    def unknown(self, name): self.budget.refuse(f"uses the opcode {name}, which no checkpoint needs; it is damaged or forged")
+    def unknown(self, name): self.budget.refuse(f"uses the opcode {name}, "
+                                                f"which no checkpoint needs; it is damaged or forged")
     def do_PROTO(self, arg): pass
     def do_FRAME(self, arg): pass
     def do_MARK(self, arg): self.stack.append(_MARK)
@@ -300,7 +331,8 @@ class Machine:
     def do_FROZENSET(self, arg): self.stack.append(_set(self, self.to_mark()))
 
     def remember(self, i):
-        if not self.stack or self.stack[-1] is _MARK: self.budget.refuse("remembers a value that is not there; it is damaged")
+        if not self.stack or self.stack[-1] is _MARK:
+            self.budget.refuse("remembers a value that is not there; it is damaged")
         self.memo[i] = x = self.stack[-1]
         if isinstance(x, Record) and x.name == "numpy.ndarray": x.state["slots"].append(i)
 
@@ -321,13 +353,17 @@ class Machine:
 
     def do_STACK_GLOBAL(self, arg):
         module, name = self.pop(2)
-        if not (isinstance(module, str) and isinstance(name, str)): self.budget.refuse("asks for something without a name; it is damaged or forged")
+        if not (isinstance(module, str) and isinstance(name, str)):
+            self.budget.refuse("asks for something without a name; it is damaged or forged")
         self.stack.append(known_name(module, name, self.budget))
 
     def call(self, name, args):
-        if not isinstance(name, Name) or not isinstance(args, tuple): self.budget.refuse(f"calls a {type(name).__name__}; it is damaged or forged")
+        if not isinstance(name, Name) or not isinstance(args, tuple):
+            self.budget.refuse(f"calls a {type(name).__name__}; it is damaged or forged")
         if name.text in MAKERS: return MAKERS[name.text](self, *args)
-        if name.text in STORAGES or name.text in DTYPES: self.budget.refuse(f"calls {name.text}, which checkpoints only mention; it is damaged or forged")
+        if name.text in STORAGES or name.text in DTYPES:
+            self.budget.refuse(f"calls {name.text}, which checkpoints only mention; "
+                               f"it is damaged or forged")
         return OrderedDict() if name.text.endswith("EasyDict") and not args else Record(name.text, args)
 
     def do_REDUCE(self, arg): name, args = self.pop(2); self.stack.append(self.call(name, args))
@@ -341,7 +377,8 @@ class Machine:
             _, shape, dtype, fortran, data = state
             self.stack[-1] = made = array_of(code_of(dtype), shape, data, bool(fortran), self.budget)
             self.memo.update({i: made for i in x.state["slots"]})
-        elif x.name == "numpy.dtype" and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"): x.state["order"] = state[1]
+        elif x.name == "numpy.dtype" and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"):
+            x.state["order"] = state[1]
         else:
             parts = state if isinstance(state, tuple) else (state,)
             for part in parts:
@@ -349,7 +386,8 @@ class Machine:
                 elif part is not None: self.budget.refuse(f"gives a {x.name[:80]!r} attributes that are no dict; it is damaged")
 
     def do_BINPERSID(self, arg):
-        if self.persistent is None: self.budget.refuse("refers to another file; pickles of networks do not")
+        if self.persistent is None:
+            self.budget.refuse("refers to another file; pickles of networks do not")
         (key,) = self.pop()
         self.stack.append(self.persistent(key))
 
@@ -365,29 +403,38 @@ def storage_id(key, budget:Budget)->tuple:  # dtype, name of the storage, number
 
 def read_stream(stream:Stream, budget:Budget):  # -> the object
     "What `torch.save` wrote before it wrote zips; also one storage inside of another pickle."
-    if stream.read(len(MAGIC)) != MAGIC: budget.refuse("has no torch stream where one should be; it is damaged")
+    if stream.read(len(MAGIC)) != MAGIC:
+        budget.refuse("has no torch stream where one should be; it is damaged")
     version, system = Machine(stream, budget).run(), Machine(stream, budget).run()
-    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True: budget.refuse("was written by an unknown version of torch, or on a big-endian machine")
+    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        budget.refuse("was written by an unknown version of torch, or on a big-endian machine")
     claimed, found, start = {}, {}, stream.tell()
     def mention(key):
         if isinstance(key, tuple) and key[:1] == ("module",) and len(key) == 4: return key[1]
         dtype, name, numel = storage_id(key, budget)
-        if claimed.setdefault(name, (dtype, numel)) != (dtype, numel): budget.refuse(f"gives storage {name[:40]!r} two lengths; it is damaged or forged")
+        if claimed.setdefault(name, (dtype, numel)) != (dtype, numel):
+            budget.refuse(f"gives storage {name[:40]!r} two lengths; it is damaged or forged")
         part = found.get(name) or Storage(dtype, numel)
         view = key[5] if len(key) == 6 else None
         if view is None: return part
-        if not (isinstance(view, tuple) and len(view) == 3 and whole(view[1]) and whole(view[2]) and view[1] + view[2] <= numel): budget.refuse("has a view outside of its storage; it is damaged or forged")
+        if not (isinstance(view, tuple) and len(view) == 3 and whole(view[1]) and whole(view[2]) and view[1] + view[2] <= numel):
+            budget.refuse("has a view outside of its storage; it is damaged or forged")
         size = dtype.itemsize
         return Storage(dtype, view[2], part.bytes and part.bytes[view[1]*size:(view[1]+view[2])*size])
     Machine(stream, budget, mention).run()
     keys = Machine(stream, budget).run()
-    if not isinstance(keys, list) or {str(k) for k in keys} != set(claimed): budget.refuse("does not list the storages that it mentions; it is damaged")
+    if not isinstance(keys, list) or {str(k) for k in keys} != set(claimed):
+        budget.refuse("does not list the storages that it mentions; it is damaged")
     for key in map(str, keys):
         dtype, numel = claimed[key]
         size = stream.read(8)
-        if size != struct.pack("<q", numel): budget.refuse(f"says that storage {key[:40]!r} has {numel} numbers, and something else where they are; it is damaged")
+        if size != struct.pack("<q", numel):
+            budget.refuse(f"says that storage {key[:40]!r} has {numel} numbers, "
+                          f"and something else where they are; it is damaged")
         found[key] = Storage(dtype, numel, stream.cut(numel * dtype.itemsize))
-        if len(found[key].bytes) < numel * dtype.itemsize: budget.refuse(f"ends within storage {key[:40]!r}, {numel} numbers were declared; download it again")
+        if len(found[key].bytes) < numel * dtype.itemsize:
+            budget.refuse(f"ends within storage {key[:40]!r}, {numel} numbers were declared; "
+                          f"download it again")
     end, stream.at = stream.tell(), start
     result = Machine(stream, budget, mention).run()
     stream.at = end
@@ -415,35 +462,49 @@ class Archive:
         names = [e.filename for e in entries]
         for name in names:
             if name.startswith(("/", "\\")) or ".." in name.split("/") or "\\" in name or ":" in name:
-                budget.refuse(f"has an entry {name[:80]!r} that leads out of its folder; torch never writes that: delete it")
-        if len(set(names)) < len(names): budget.refuse("has two entries with one name; torch never writes that: delete it")
-        if any(e.compress_type or e.flag_bits & 1 for e in entries): budget.refuse("is a compressed zip; torch never compresses: unpack it first, if a checkpoint is inside")
-        if sum(e.file_size for e in entries) > len(view): budget.refuse("has entries that are together larger than the file; it was made to fill the memory")
+                budget.refuse(f"has an entry {name[:80]!r} that leads out of its folder; "
+                              f"torch never writes that: delete it")
+        if len(set(names)) < len(names):
+            budget.refuse("has two entries with one name; torch never writes that: delete it")
+        if any(e.compress_type or e.flag_bits & 1 for e in entries):
+            budget.refuse("is a compressed zip; torch never compresses: unpack it first, "
+                          "if a checkpoint is inside")
+        if sum(e.file_size for e in entries) > len(view):
+            budget.refuse("has entries that are together larger than the file; "
+                          "it was made to fill the memory")
         roots = [n.removesuffix("data.pkl") for n in names if n.split("/")[1:] == ["data.pkl"]]
-        if any(n.split("/")[1:2] == ["code"] for n in names): budget.refuse("is a TorchScript program, not a checkpoint; use the state dict that it was made from")
-        if len(roots) != 1: budget.refuse("is a zip without a checkpoint inside; is this the right file?")
+        if any(n.split("/")[1:2] == ["code"] for n in names):
+            budget.refuse("is a TorchScript program, not a checkpoint; "
+                          "use the state dict that it was made from")
+        if len(roots) != 1:
+            budget.refuse("is a zip without a checkpoint inside; is this the right file?")
         self.root,self.entries,self.read = roots[0],{e.filename: e for e in entries},set()
 
     def part(self, name)->memoryview:
         "The bytes of one entry, verified."
         entry = self.entries.get(self.root + name)
-        if entry is None: self.budget.refuse(f"mentions {name[:80]!r} and does not have it; download it again")
+        if entry is None:
+            self.budget.refuse(f"mentions {name[:80]!r} and does not have it; download it again")
         head = bytes(self.view[entry.header_offset:entry.header_offset + 30])
         if head[:4] != b"PK\3\4": self.budget.refuse("has a damaged list of entries; download it again")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
         part = self.view[start:start + entry.file_size]
-        if len(part) < entry.file_size or name not in self.read and zlib.crc32(part) != entry.CRC: self.budget.refuse(f"is damaged at {name[:80]!r} (its checksum differs); download it again")
+        if len(part) < entry.file_size or name not in self.read and zlib.crc32(part) != entry.CRC:
+            self.budget.refuse(f"is damaged at {name[:80]!r} (its checksum differs); download it again")
         self.read.add(name)
         return part
 
 def read_archive(view:memoryview, budget:Budget):  # -> the object
     "What `torch.save` writes today."
     archive = Archive(view, budget)
-    if archive.root + "byteorder" in archive.entries and bytes(archive.part("byteorder")) != b"little": budget.refuse("was written on a big-endian machine; save it again on a common one")
+    if archive.root + "byteorder" in archive.entries and bytes(archive.part("byteorder")) != b"little":
+        budget.refuse("was written on a big-endian machine; save it again on a common one")
     def mention(key):
         dtype, name, numel = storage_id(key, budget)
         data = archive.part(f"data/{name}")
-        if len(data) != numel * dtype.itemsize: budget.refuse(f"declares {numel} numbers in storage {name[:40]!r}, but stores {len(data)} bytes for them; it is damaged or forged")
+        if len(data) != numel * dtype.itemsize:
+            budget.refuse(f"declares {numel} numbers in storage {name[:40]!r}, "
+                          f"but stores {len(data)} bytes for them; it is damaged or forged")
         return Storage(dtype, numel, data)
     return Machine(Stream(archive.part("data.pkl")), budget, mention).run()
 
@@ -451,11 +512,13 @@ def read_archive(view:memoryview, budget:Budget):  # -> the object
 def _guarded(path, budget:Budget, read):  # -> what `read` returns; every failure is one line
     try: return read()
     except StitchError: raise
-    except MemoryError: raise StitchError(f"{budget.name}: asks for more memory than there is; it is damaged or forged") from None
+    except MemoryError: raise StitchError(f"{budget.name}: asks for more memory than there is; "
+                                          f"it is damaged or forged") from None
     except OSError as e: raise StitchError(f"cannot read {path} ({e.strerror or e})") from None
     except Exception as e:
         why = f"{type(e).__name__}: {e}".splitlines()[0][:120]
-        raise StitchError(f"{budget.name}: is damaged, or no checkpoint ({why}); download it again") from None
+        raise StitchError(f"{budget.name}: is damaged, or no checkpoint ({why}); "
+                          f"download it again") from None
 
 def read_pickle(
     path,        # .pkl, .pt, .pth: a bare pickle, a torch zip or a torch stream
@@ -482,9 +545,13 @@ def read_numpy(
         if mapped(path)[:6] != b"\x93NUMPY": budget.refuse("is no .npy file; is this the right file?")
         try: array = np.load(path, mmap_mode="r", allow_pickle=False)   # a map cannot be longer than its file
         except ValueError as e:
-            if "objects" in str(e): budget.refuse("holds Python objects, which are pickles; only plain numbers are read")
+            if "objects" in str(e):
+                budget.refuse("holds Python objects, which are pickles; only plain numbers are read")
             raise
-        if not _NUMPY.fullmatch(array.dtype.str): budget.refuse(f"has numbers of kind {array.dtype.str!r}; only plain ones are read")
-        if array.offset + array.nbytes != path.stat().st_size: budget.refuse(f"declares an array of shape {array.shape}, and the file is longer than that; it is damaged")
+        if not _NUMPY.fullmatch(array.dtype.str):
+            budget.refuse(f"has numbers of kind {array.dtype.str!r}; only plain ones are read")
+        if array.offset + array.nbytes != path.stat().st_size:
+            budget.refuse(f"declares an array of shape {array.shape}, "
+                          f"and the file is longer than that; it is damaged")
         return np.array(array)
     return _guarded(path, budget, read)
