@@ -113,7 +113,7 @@ def ask_landmarks(
     return dict(faces=len(backend(frame)), seconds=round(time.perf_counter() - start, 4))
 
 # %% ../nbs/84_doctor.ipynb #f1abd670
-RATIO = dict(pti=13., stitch=12.)    # an update at 1024 px, in updates at 256 px of the same widths, on two cores
+RATIO = dict(pti=6., stitch=6.)    # an update at 1024 px, in updates at 256 px of the same widths: processor seconds, float32
 
 def time_updates(
     G,                  # generator on its device
