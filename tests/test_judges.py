@@ -1,5 +1,7 @@
 "The judges of the people bundle: their arithmetic by hand, each of them on a real render, the table that they fill."
 import json
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,7 +134,7 @@ def test_rulers_do_not_see_place_size_or_roll():
 
 
 def test_a_missing_judge_is_one_line(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'dlib', None)
+    monkeypatch.setitem(sys.modules, 'dlib', None)
     judges._detector.cache_clear()
     with pytest.raises(StitchError, match=r"pip install 'stitch_nb\[judges\]'"): find_boxes(np.zeros((1, 64, 64, 3), np.uint8))
 
@@ -157,7 +159,7 @@ def toy_room(tmp_path_factory):
     torch.set_num_threads(1)
     room = tmp_path_factory.mktemp('judges')
     write_toy_shards(room/'data', shards=1, n=16, pairs=8)
-    quiet = lambda text: __import__('contextlib').nullcontext(lambda *_: None)
+    quiet = lambda text: nullcontext(lambda *_: None)
     return Room('people', room/'data', cache=room/'cache', sizes=Sizes(4, 6, 3, 2, 1, 2, 1), progress=quiet)
 
 

@@ -29,7 +29,7 @@ CALLS = re.compile(r"(^|\.)(load|loads|load_state_dict_from_url|Unpickler|__impo
 ALLOWED = {                             # the call as it is written -> files; every other call that loads is an error
     "torch.load": {"perceptual.py"},                    # weights_only=True, checked below
     "torch.hub.load_state_dict_from_url": {"perceptual.py"},
-    "import_module": {"models.py", "judges.py"},        # names of a table in the same file
+    "import_module": {"models.py", "judges.py", "identity.py"},   # names of a table in the same file
     "training.load": {"train_generator.py"},            # its own class: safetensors and JSON
 }
 HARMLESS = re.compile(r"^(np|numpy)\.load$|^json\.loads?$|^re\.compile$|^read_pickle$|^tomllib\.loads?$")   # np.load: no pickles unless asked, checked below
