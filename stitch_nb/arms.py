@@ -78,7 +78,9 @@ def run_arms(
     clip = open_clip(clip)
     models = models if isinstance(models, Bundle) else load_models(models) if models else load_models()
     edits, out = as_edits(edits, models), Path(out)
-    return {a: edit_clip(clip, edits, out/a, models, ALL_ARMS[a].change(config), progress, stages=out/"stages", **kwargs) for a in check_arms(arms)}
+    runs = {a: edit_clip(clip, edits, out/a, models, ALL_ARMS[a].change(config), progress, stages=out/"stages", **kwargs) for a in check_arms(arms)}
+    if len({run.record["source"]["key"] for run in runs.values()}) > 1: raise StitchError(f"{clip.path} changed while its arms were run, so that they show different clips: run them again")
+    return runs
 
 # %% ../nbs/94_arms.ipynb #bd307a3e
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ NUMBERS = dict(
     psnr=Number("PTI, dB", ("psnr", "pti", "mean"), "more", "{:.1f}", "PSNR of the generator at the unedited pivots against the crops, mean over frames; beside it the worst frame", ("psnr", "pti", "worst")),
     ssim=Number("SSIM", ("ssim", "pti", "mean"), "more", "{:.3f}", "structural similarity of the same, beside the worst frame", ("ssim", "pti", "worst")),
     perceptual=Number("perceptual", ("perceptual", "pti", "mean"), "less", "{:.4f}", "perceptual distance of the same (the network is named in the settings), beside the worst frame", ("perceptual", "pti", "worst")),
-    leak=Number("leak", ("leak",), "less", "{:.4f}", "part of the pixels outside of the paste that changed before encoding; 0 is right"),
+    leak=Number("leak", ("leak",), "less", "{:.4g}", "part of the pixels outside of the paste that changed before encoding; 0 is right"),
     target=Number("on target, %", ("attributes", "target"), "", "{:.1f}", "root mean square change of the measures that the edit is meant to move, percent of the eyes' distance, beside the true edit's", ("attributes_of_truth", "target")),
     off_target=Number("off target, %", ("attributes", "off_target"), "less", "{:.1f}", "the same of all other measures", ("attributes_of_truth", "off_target")),
     true_edit=Number("true edit, dB", ("true_edit", "gain"), "more", "{:+.2f}", "how much nearer than the source the result is to the true edit, PSNR inside the mask; beside it the result's PSNR", ("true_edit", "result")))
@@ -152,10 +154,13 @@ def table_html(
     rows = []
     for n, row in table.items():
         best, cells = best_arm(n, row), []
+        shown = {a: NUMBERS[n].form.format(v) for a, v in row.items() if v is not None}
+        first = {a for a in shown if best and shown[a] == shown[best]}
+        first = set() if len(first) == len(shown) else first              # what looks alike is equally good
         for a, value in row.items():
             text = "–" if value is None else NUMBERS[n].form.format(value)
             beside = look_up(metrics[a], NUMBERS[n].reference) if NUMBERS[n].reference else None
-            text = f"<b>{text}</b>" if a == best else text
+            text = f"<b>{text}</b>" if a in first else text
             cells.append(f"<td>{text}" + (f' <small>({NUMBERS[n].form.format(beside)})</small>' if beside is not None else "") + "</td>")
         arrow = dict(less=" ↓", more=" ↑").get(NUMBERS[n].better, " → 1" if NUMBERS[n].better else "")
         rows.append(f'<tr><th scope="row" title="{html.escape(NUMBERS[n].means, quote=True)}">{html.escape(NUMBERS[n].title)}{arrow}</th>{"".join(cells)}</tr>')
@@ -231,7 +236,7 @@ def plot_curves(
         for i, (a, v) in enumerate(values.items()):
             colour, dash = (ALL_ARMS[a].colour, ALL_ARMS[a].dash) if a in ALL_ARMS else spare[i % 4]
             y = np.array(v.get(w) or [], np.float64)
-            if np.isfinite(y).any(): lines[ALL_ARMS[a].title if a in ALL_ARMS else a], = ax.plot(start + np.arange(len(y)), y, color=OKABE_ITO[colour], ls=dash, lw=1.8)
+            if np.isfinite(y).any(): lines[ALL_ARMS[a].title if a in ALL_ARMS else a], = ax.plot(start + np.arange(len(y)), y, color=OKABE_ITO[colour], ls=dash, lw=1.8, zorder=2 if dash == "-" else 3)
             y = np.array(v.get(CURVES[w][1]) or [], np.float64)
             if i == 0 and np.isfinite(y).any(): lines["source"], = ax.plot(start + np.arange(len(y)), y, color="#808080", lw=1)
         if marked is not None: ax.axvline(marked, color="#404040", lw=.8)
@@ -240,7 +245,7 @@ def plot_curves(
         ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("frame")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    page.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(len(lines), 5), fontsize=9, frameon=False)
+    if len(lines) > 1: page.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(len(lines), 5), fontsize=9, frameon=False)
     return page
 
 def plot_png(
@@ -274,6 +279,7 @@ def figure_9(
     state=None,                   # `panels.ClipState` of the clip, for `zoom`
     zoom=(),                      # regions to enlarge: hair, neck, mouth
     kept=None,                    # as in `arm_frames`
+    cell:int|None=None,           # px, width of a picture; None: its own, within 256 to 400
 ):                                # `panels.Sheet`
     "Source and arms side by side, each with its gap, its flicker and its distance from the person."
     rows = list(rows) if rows is not None else strip_frames(len(clip))
@@ -282,9 +288,9 @@ def figure_9(
     boxes = zoom_boxes(state, settings_for(state, rows, next(iter(runs.values())).record["edits"], None), zoom) if zoom and state is not None else None
     table = arm_table(runs, ("gap", "edit_flicker", "identity"))
     short = dict(gap="gap {:.1f}", edit_flicker="flicker {:.2f}", identity="id {:.2f}")
-    say = lambda a: ", ".join(short[n].format(row[a]) for n, row in table.items() if row[a] is not None)
+    say = lambda a: "  ".join(short[n].format(row[a]).replace(" 0.", " .") for n, row in table.items() if row[a] is not None)
     notes = {"source": "as filmed"} | {ALL_ARMS[a].title: say(a) for a in runs}
-    return lay_out_grid(arm_frames(clip, runs, rows, kept), [f"frame {clip.start + t}" for t in rows], boxes, notes)
+    return lay_out_grid(arm_frames(clip, runs, rows, kept), [f"frame {clip.start + t}" for t in rows], boxes, notes, cell)
 
 def describe_arms(
     clip, runs:dict, rows=None,

@@ -52,7 +52,7 @@ def read_run(
         raise StitchError(f"{folder} holds no finished run (no metrics.json); run the same stitch_edit command again, it goes on where it stopped")
     return Finished(folder.resolve().name, folder, found["metrics.json"], found["run.json"], found["frames.json"])
 
-# %% ../nbs/95_report.ipynb #0ade7c2c
+# %% ../nbs/95_report.ipynb #17ba0791
 def worst_frames(
     values,             # (T,) numbers; None and NaN where there is none
     worse:str="more",   # or 'less': which end is bad
@@ -67,7 +67,7 @@ def worst_frames(
         if all(abs(int(t) - f) >= apart for f in found): found.append(int(t))
     return found
 
-# %% ../nbs/95_report.ipynb #7b52009b
+# %% ../nbs/95_report.ipynb #fa35e192
 WATCHED = dict(   # key in frames.json to which end is bad
     edit_flicker="more", trembling="more", gap_stitched="more", identity_distance="more", warp_result="more", result_id_local="less", pti_psnr="less", true_edit_gain="less")
 
@@ -113,7 +113,7 @@ def rows_html(
     return (f'<div class="scroll"><table><caption>{e(caption)}</caption><thead><tr>' + "".join(f'<th scope="col">{e(h)}</th>' for h in head)
             + f"</tr></thead><tbody>{body}</tbody></table></div>")
 
-# %% ../nbs/95_report.ipynb #f1abd670
+# %% ../nbs/95_report.ipynb #0716d970
 def summary_html(run:Finished)->str:
     "What was done, in a sentence, and the numbers that one asks for first."
     r, m = run.record, run.metrics
@@ -192,7 +192,7 @@ def published_html()->str:
         "<p>The same method has two values here because each paper chose its clips, its identity network and its edits. Such numbers compare methods <em>within one setup</em>; "
         "ours, from another network on other clips, belong in neither table. What can be compared are the runs of this report with one another.</p>")
 
-# %% ../nbs/95_report.ipynb #1574bddb
+# %% ../nbs/95_report.ipynb #d435a6cd
 def unique_names(runs)->dict:
     "Runs by the name of their folder; a number behind it where two are alike."
     found = {}
@@ -249,4 +249,4 @@ def stitch_report(
         if Path(out).suffix.lower() not in (".html", ".htm"): raise StitchError(f"{out} does not end in .html: give the file that is to be written (--out report.html)")
         page = report_html([read_run(f) for f in folders], title)
         with atomic_path(out) as part: Path(part).write_text(page, encoding="utf-8")
-        print(f"{out}: {len(folders)} run{'s' if len(folders) > 1 else ''}, {len(page)/1e6:.1f} MB")
+        print(f"{Path(out).name}: {len(folders)} run{'s' if len(folders) > 1 else ''}, {len(page)/1e6:.1f} MB")

@@ -24,7 +24,7 @@ def room(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         tiny.use_disc(patch)
         clip, models = read_clip(tiny.face_clip(folder/"clip.mp4", T=4)), load_models(tiny.tiny_bundle(folder/"bundle"))
-        made = arms.write_figure_9(clip, ["smile=1"], folder/"out", models, CONFIG, rows=[0, 3], zoom=(), truth=clip)
+        made = arms.write_figure_9(clip, ["smile=1"], folder/"out", models, CONFIG, rows=[0, 3], zoom=("hair",), truth=clip)
         runs = arms.run_arms(clip, "smile=1", folder/"out", models=models, config=CONFIG, truth=clip)
         yield dict(clip=clip, models=models, made=made, runs=runs, folder=folder)
 
@@ -115,3 +115,17 @@ def test_the_app(room, monkeypatch):
     finally: app.close()
     app.thread.join(10)
     assert not app.thread.is_alive()
+
+
+def test_a_clip_that_changes_in_between(room, monkeypatch, tmp_path):
+    "Arms of two different films are no comparison."
+    tiny.use_disc(monkeypatch)
+    path = tiny.face_clip(tmp_path/"clip.mp4", T=2)
+    honest = arms.edit_clip
+
+    def and_then(*args, **kwargs):
+        run = honest(*args, **kwargs)
+        tiny.face_clip(path, T=2, at=(30, 22))
+        return run
+    monkeypatch.setattr(arms, "edit_clip", and_then)
+    with pytest.raises(StitchError, match="changed while its arms were run"): arms.run_arms(read_clip(path), "smile=1", tmp_path/"out", ("no_stitching", "full"), room["models"], CONFIG)
