@@ -20,6 +20,7 @@ MORE = 2**29      # bytes of address space on top of what the interpreter and to
 
 def outcome(path):
     "What reading gives: ['shapes', ...], ['refused', line] or ['other', error]; and seconds."
+    signal.alarm(60)       # a hang ends the process, and the test
     start = time.process_time()
     try:
         found = read_network(path)
@@ -47,7 +48,6 @@ def main(folder, flips):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     results, rng = {}, random.Random(0)
     for path in sorted(folder.iterdir()):
-        signal.alarm(60)       # a hang ends the process, and the test
         said, seconds = outcome(path)
         results[path.name] = dict(whole=said, seconds=seconds, damaged=[])
         if flips and said[0] == "shapes":

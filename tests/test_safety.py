@@ -187,7 +187,7 @@ def attacks(folder, G, mark):
 
 
 def run_child(folder, flips):
-    done = subprocess.run([sys.executable, str(ROOT/"tests"/"hostile.py"), str(folder), str(flips)], capture_output=True, text=True, timeout=300,
+    done = subprocess.run([sys.executable, str(ROOT/"tests"/"hostile.py"), str(folder), str(flips)], capture_output=True, text=True, timeout=300 + 5*flips,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"})
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return json.loads(done.stdout)
