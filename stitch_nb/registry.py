@@ -371,11 +371,11 @@ def download_bundle(
     **kwargs,              # passed to `fetch`
 )->list:                   # of (OfficialFile, error message) for those that could not be had
     "Fetch, verify and convert everything that a bundle lacks; one file that fails does not stop the others."
-    failed = []
+    failed, cut_off = [], is_offline() if offline is None else offline
     for file in bundle_files(bundle):
         try:
             if file_state(file) == "ready": continue
-            with bar(file.name, unit="B", unit_scale=True, unit_divisor=1000) if bar and file_state(file) != "not converted" else nullcontext() as tick:
+            with bar(file.name, unit="B", unit_scale=True, unit_divisor=1000) if bar and not cut_off and file_state(file) != "not converted" else nullcontext() as tick:
                 fetch(file, offline, tick, say=say, **kwargs)
             convert(file)
         except StitchError as error:
