@@ -587,7 +587,7 @@ def fid_row(room):
     floor, distance = fid(a[left], a[right]), fid(a, b)
     same = (fid(a[left], b[:len(left)]) + fid(a[right], b[:len(right)]))/2
     return dict(fid=distance, floor=floor, ratio=distance/floor, fid_at_size_of_floor=same, ratio_at_size_of_floor=same/floor, pictures=kept, held_out=held,
-                 note=f"FID {short(distance)}, floor {short(floor)}; {kept} samples and renders, {held} of them held out"), [Check("of the floor", distance/floor, "<=", 3, "x")]
+                 note=f"FID {short(distance)}, floor {short(floor)}; {kept} samples and renders, {held} of them held out"), [Check("FID over floor", distance/floor, "<=", 3, "x")]
 
 def encoder_row(room):
     "Inversion of held-out renders."
@@ -790,7 +790,7 @@ def sizes_row(room):
 def demo_row(room):
     "Filled in by hand: a demo takes minutes, and other things must rest meanwhile."
     now, before = room.demo
-    if not now: raise StitchError("the demo's time is filled in by hand: --demo-seconds NOW --demo-before BEFORE")
+    if not now: raise StitchError("the demo's time is filled in by hand: --demo_seconds NOW --demo_before BEFORE")
     return dict(seconds=now, before=before), [Check("demo", now, "<=", before, "s")] if before else []
 
 # %% ../../nbs/people/60_judges.ipynb #2e01e174
