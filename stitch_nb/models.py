@@ -22,7 +22,7 @@ from torch import nn
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_tensors, pick_device, save_tensors, seeded
 from .formats import PARTS, build, convert_file, identify, load_converted, read_network
-from .registry import bundle_files, cache_folder, convert, converted_path, file_state, missing_files, official_bundles, sha256_of
+from .registry import bundle_files, cache_folder, convert, converted_path, missing_files, official_bundles, sha256_of
 
 # %% ../nbs/88_models.ipynb #0ade7c2c
 CLASSES = dict(Generator="generator", Encoder="encode", Trunk="networks", Parser="networks", FaceDetector="networks",
