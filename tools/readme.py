@@ -2,7 +2,9 @@
 
 python tools/readme.py                 writes it
 python tools/readme.py --check         fails where the two differ
-python tools/readme.py --picture RUN   takes the picture at the top from a run folder first
+python tools/readme.py --picture RUN   takes the pictures at the top from a run folder first: its strip; source and edit side by side, moving; its numbers (nbs/people/history/demo.json).
+                                       Then execute nbs/index.ipynb, which shows them, and write again
+python tools/readme.py --animation RUN only the moving one
 """
 import base64
 import json
@@ -80,8 +82,37 @@ def take_picture(run: Path) -> None:
     picture.save(target, quality=88, optimize=True)
 
 
+def take_animation(run: Path, limit: int = 2_900_000) -> None:
+    "A run's compare.mp4 as an animated WebP: every second frame, as large and as good as fits under `limit` bytes."
+    import imageio_ffmpeg
+    from PIL import Image
+    reader = imageio_ffmpeg.read_frames(str(run/"compare.mp4"), pix_fmt="rgb24")
+    about = next(reader)
+    size, fps = about["size"], about["fps"]
+    frames = [Image.frombytes("RGB", size, data) for k, data in enumerate(reader) if k % 2 == 0]
+    target = ROOT/"nbs"/"images"/"demo.webp"
+    target.parent.mkdir(exist_ok=True)
+    for width, quality in ((1040, 82), (880, 78), (720, 74), (600, 66), (480, 58)):
+        width = min(width, 2*size[0])
+        pictures = [f.resize((width, round(size[1]*width/size[0])), Image.Resampling.LANCZOS) for f in frames]
+        pictures[0].save(target, save_all=True, append_images=pictures[1:], duration=round(2000/fps), loop=0, quality=quality, method=4)
+        if target.stat().st_size < limit: return
+    raise SystemExit(f"{target} has {target.stat().st_size} bytes at its smallest: take a run of fewer frames")
+
+
+def take_numbers(run: Path) -> None:
+    "What a run measured, for the table of the index page: nbs/people/history/demo.json."
+    told, measured = (json.loads((run/name).read_text()) for name in ("run.json", "metrics.json"))
+    kept = dict(edits=told["edits"], frames=told["source"]["frames"], size=[told["source"]["width"], told["source"]["height"]], seconds=round(told["seconds"]),
+                peak_mib=round(told["peak_mib"]), reused=any(s["reused"] for s in told["stages"].values()), threads=told["machine"]["threads"], metrics=measured)
+    (ROOT/"nbs"/"people"/"history"/"demo.json").write_text(json.dumps(kept, indent=1) + "\n")
+
+
 def main(arguments: list) -> int:
     if "--picture" in arguments: take_picture(Path(arguments[arguments.index("--picture") + 1]))
+    for option in ("--picture", "--animation"):
+        if option in arguments: take_animation(Path(arguments[arguments.index(option) + 1]))
+    if "--picture" in arguments: take_numbers(Path(arguments[arguments.index("--picture") + 1]))
     if "--check" in arguments:
         wrong = differing()
         if wrong: print("not what nbs/index.ipynb says (run python tools/readme.py):", *wrong)
