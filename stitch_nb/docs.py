@@ -196,7 +196,7 @@ def build_site(
         settings = dict(site_name="stitch_nb", copyright=f'<a href="{SITE}">Sources</a>, Apache-2.0', docs_dir=str(docs), site_dir=str(out), use_directory_urls=False, extra_css=["pages.css"], nav=menu(titles, modules),
                         theme=dict(name="material", font=False, features=["navigation.indexes", "content.code.copy"]),
                         markdown_extensions=["tables", "attr_list", "md_in_html"],
-                        plugins=["search", "offline", {"mkdocs-jupyter": dict(execute=False, include_source=False, show_input=True)}])
+                        plugins=["search", {"mkdocs-jupyter": dict(execute=False, include_source=False, show_input=True)}])
         (Path(tmp)/"mkdocs.yml").write_text(json.dumps(settings))
         done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", f"{tmp}/mkdocs.yml"], capture_output=True, text=True)
         if done.returncode: raise StitchError(f"mkdocs failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")

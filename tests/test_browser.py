@@ -19,12 +19,12 @@ import pytest
 
 pytestmark = pytest.mark.browser
 NBS = Path(__file__).resolve().parents[1]/"nbs"
-PATIENCE = float(os.environ.get("STITCH_PATIENCE", 600))   # seconds that one step may take on a busy machine
+PATIENCE = float(os.environ.get("STITCH_PATIENCE", 240))   # seconds that one step may take on a busy machine
 WIDTHS = 1280, 800
 
 # The figures and the walkthrough at full length take minutes; the tests run the same cells with shorter tuning. STITCH_BROWSER_FULL=1 leaves the numbers as they are.
-SHORTER = {"90_figure_3.ipynb": [("passes=12", "passes=3"), ("every=3", "every=12"), ("min(len(state), 14)", "min(len(state), 3)"), ("np.arange(-3, 3.1, 1.5)", "np.arange(-3, 3.1, 3)")],
-           "91_figure_9.ipynb": [("slice(8, 14)", "slice(8, 11)"), ("passes=6", "passes=3"), ("PivotConfig(steps=100)", "PivotConfig(steps=10)")],
+SHORTER = {"90_figure_3.ipynb": [(r"passes=\d+", "passes=3"), (r"every=\d+", "every=12"), (r"min\(len\(state\), \d+\)", "min(len(state), 3)"), (r"np\.arange\(-3, 3\.1, .*?\)", "np.arange(-3, 3.1, 3)")],
+           "91_figure_9.ipynb": [(r"slice\(8, \d+\)", "slice(8, 11)"), (r"passes=\d+", "passes=3"), (r"PivotConfig\(steps=\d+\)", "PivotConfig(steps=10)")],
            "walkthrough.ipynb": []}
 
 
@@ -116,9 +116,9 @@ def lab(home):
 def shorten(path):
     nb = nbformat.read(path, as_version=4)
     for old, new in SHORTER[path.name]:
-        assert any(old in c.source for c in nb.cells), f"{path.name} no longer has {old!r}: SHORTER in this file is to be adapted"
+        assert any(re.search(old, c.source) for c in nb.cells), f"{path.name} no longer has {old!r}: SHORTER in this file is to be adapted"
         for c in nb.cells:
-            if c.cell_type == "code": c.source = c.source.replace(old, new)
+            if c.cell_type == "code": c.source = re.sub(old, new, c.source)
     nbformat.write(nb, path)
 
 
@@ -225,20 +225,14 @@ def run_all(page):
     assert page.page.evaluate("() => window.finished") == "yes"
 
 
-def still(page, said=None):
-    """The committed picture, before any cell ran; and that it is described.
-
-    JupyterLab draws a picture without the alternative text that its metadata hold (nbconvert, and so the site, uses it): that text is looked for in the file."""
+def still(page):
+    "The committed picture, before any cell ran."
     picture = page.page.locator(".jp-OutputArea img").first
     picture.wait_for(state="attached")
     assert picture.evaluate("async i => { await i.decode(); return i.naturalWidth }") > 100
     counts = page.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
     assert counts and not re.search(r"\d", "".join(counts)), counts      # nothing has run
     assert page.page.locator(".stitch-picture").count() == 0
-    if said:
-        outputs = [o for c in nbformat.read(NBS/said[0], as_version=4).cells for o in c.get("outputs", [])]
-        texts = [m["alt"] for o in outputs for m in o.get("metadata", {}).values() if isinstance(m, dict) and m.get("alt")]
-        assert any(t.startswith(said[1]) and len(t) > 60 for t in texts), texts
 
 
 def close_kernel(page): page.page.evaluate("async () => { await window.jupyterapp.shell.currentWidget.sessionContext.shutdown() }")
@@ -258,9 +252,17 @@ def move_figure_3(page):
     page.page.locator(".stitch-numbers table").wait_for(state="attached")
 
 
+@pytest.mark.parametrize("name, start", [("90_figure_3", "Figure 3 on "), ("91_figure_9", "Figure 9 on ")])
+def test_pictures_are_described(name, start):
+    "JupyterLab draws a picture without the alternative text in its metadata; nbconvert, and so the site, uses it. Here it is looked for in the file."
+    outputs = [o for c in nbformat.read(NBS/"figures"/f"{name}.ipynb", as_version=4).cells for o in c.get("outputs", [])]
+    texts = [m["alt"] for o in outputs for m in o.get("metadata", {}).values() if isinstance(m, dict) and m.get("alt")]
+    assert any(t.startswith(start) and len(t) > 60 for t in texts), texts
+
+
 def test_figure_3_in_lab(lab, opened):
     page = opened("figure_3", lab("figures/90_figure_3.ipynb"))
-    still(page, ("figures/90_figure_3.ipynb", "Figure 3 on "))
+    still(page)
     page.shoot("_unrun")
     run_all(page)
     move_figure_3(page)
@@ -274,7 +276,7 @@ def test_figure_3_in_lab(lab, opened):
 
 def test_figure_9_in_lab(lab, opened):
     page, seen = opened("figure_9", lab("figures/91_figure_9.ipynb")), []
-    still(page, ("figures/91_figure_9.ipynb", "Figure 9"))
+    still(page)
     page.shoot("_unrun")
     run_all(page)
     page.page.locator(".stitch-figure9 .stitch-picture img").wait_for(state="attached")
