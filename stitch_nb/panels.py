@@ -126,14 +126,14 @@ def lay_out_grid(
     row_titles=(),         # one text per row
     boxes=None,            # name to (x0,y0,x1,y1) in pixels of the picture, one per row: outlined, and enlarged below
     notes=None,            # title to a line under it
-    cell:int|None=None,    # px, width of a picture; None: its own, within 256 to 360
+    cell:int|None=None,    # px, width of a picture; None: its own, within 240 to 360
 )->Sheet:
     "Where everything goes."
     titles, table = list(columns), [list(map(as_image, c)) for c in columns.values()]
     if not table or not table[0]: raise StitchError("there is nothing to draw: give at least one column with one picture")
     if len({len(c) for c in table}) > 1: raise StitchError(f"columns have {[len(c) for c in table]} pictures; each needs as many as there are rows")
     boxes, (H, W), gap = boxes or {}, table[0][0].shape[:2], 8
-    cell = cell or min(max(W, 256), 360)
+    cell = cell or min(max(W, 240), 360)
     high, size = round(H*cell/W), max(12, round(min(len(table)*cell/46, 1.7*cell/max(map(len, titles)))))
     left, top = round(1.5*size), round((2.8 if notes else 1.7)*size)
     zoom_w = (cell - gap//2*(len(boxes) - 1))//max(len(boxes), 1)
