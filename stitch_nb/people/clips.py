@@ -534,7 +534,7 @@ def make_clips(
     out:Param("Folder to write to", str)="data_samples",
     only:Param("Names, separated by commas", str)=",".join(CLIPS),
     cache:Param("Where to keep the extracted mesh", str)="",
-    size:Param("Width in pixels", int)=400,
+    size:Param("Width in pixels", int)=240,
 ):
     "Film the sample clips and their true edits."
     wanted = only.split(","); unknown = [n for n in wanted if n not in CLIPS]
