@@ -82,7 +82,7 @@ def test_console_scripts_exist(settings):
         assert name == function and callable(getattr(import_module(module), function))
 
 
-NAMES = {"PIL": "pillow", "skimage": "scikit-image", "dlib": "dlib-bin", "IPython": "ipython"}
+NAMES = {"PIL": "pillow", "skimage": "scikit-image", "dlib": "dlib-bin", "IPython": "ipython", "warp": "warp-lang"}
 BROUGHT = {"ipython": "jupyterlab", "traitlets": "ipywidgets"}     # comes with what is required
 
 
