@@ -20,7 +20,7 @@ from .shards import Shards
 from .train_generator import ENCODER, psnr
 
 # %% ../../nbs/people/50_make_bundle.ipynb #ac3478d6
-LIMIT = 15*2**20   # bytes of a bundle
+LIMIT = 20*10**6   # bytes of a bundle
 
 def averaged(
     checkpoint,      # of `train_generator`

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CLASS_WEIGHTS', 'FLIPPED', 'ENCODER', 'region_weights', 'reconstruction_loss', 'feature_loss', 'smaller',
-           'PatchCritic', 'GeneratorTraining', 'Batches', 'sliced_distance', 'fit_mapping', 'r_squared', 'psnr',
-           'Training', 'evaluate', 'sheet', 'train', 'append_row', 'main']
+           'PatchCritic', 'penalty', 'balanced_gradient', 'GeneratorTraining', 'Batches', 'sliced_distance',
+           'fit_mapping', 'r_squared', 'psnr', 'Training', 'evaluate', 'sheet', 'train', 'append_row', 'main']
 
 # %% ../../nbs/people/20_train_generator.ipynb #77de68da
 import csv
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastcore.script import call_parse
+from tqdm.auto import tqdm
 from ..core import StitchError, clone_network, load_meta, load_tensors, save_tensors, to_image, to_tensor
 from ..generator import Generator
 from ..encode import Encoder
@@ -87,22 +88,45 @@ class PatchCritic(nn.Module):
     "Is this patch rendered or generated? (N,3,R,R) -> list of feature maps, the last of them the scores."
     def __init__(self,
         widths:tuple=(32, 64, 128, 128), # channels at R/2, R/4, R/8, R/8
+        coarse:int=8,                    # pixels: coarser structure is not seen
     ):
         super().__init__()
-        from torch.nn.utils.parametrizations import spectral_norm
-        ins = (3,) + tuple(widths)
-        self.convs = nn.ModuleList(spectral_norm(nn.Conv2d(i, o, 4 if k < 3 else 3, 2 if k < 3 else 1, 1))
+        self.coarse, ins = coarse, (3,) + tuple(widths)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 4 if k < 3 else 3, 2 if k < 3 else 1, 1)
                                    for k, (i, o) in enumerate(zip(ins, widths)))
-        self.score = spectral_norm(nn.Conv2d(widths[-1], 1, 3, 1, 1))
+        self.score = nn.Conv2d(widths[-1], 1, 3, 1, 1)
+        for conv in self.convs: nn.init.kaiming_normal_(conv.weight, .2)
 
     def forward(self, x):
-        maps = []
+        coarse = F.interpolate(F.avg_pool2d(x, self.coarse), scale_factor=self.coarse, mode='bilinear')
+        x, maps = 8*(x - coarse), []   # the band's spread is about .1
         for conv in self.convs:
             x = F.leaky_relu(conv(x), .2)
             maps.append(x)
         return maps + [self.score(x)]
 
+def penalty(
+    critic:nn.Module,   # its last output is the scores
+    x:torch.Tensor,     # (N,3,R,R) renders
+)->torch.Tensor:        # scalar, mean over pictures of the squared gradient of the mean score
+    "R1: how steep the critic is at real pictures."
+    x = x.detach().requires_grad_()
+    slope = torch.autograd.grad(critic(x)[-1].float().mean((1, 2, 3)).sum(), x, create_graph=True)[0]
+    return slope.square().sum((1, 2, 3)).mean()
+
 # %% ../../nbs/people/20_train_generator.ipynb #472b07b9
+def balanced_gradient(
+    first:torch.Tensor,   # (N,3,R,R) gradient that sets the scale, for the first N of the pictures
+    second:torch.Tensor,  # (M,3,R,R) gradient to be scaled, M >= N
+    share:float,          # of the first's norm that the second may have on the same pictures
+)->torch.Tensor:          # (M,3,R,R) their sum; beyond N the second alone
+    "Add two gradients at a fixed ratio of their norms."
+    n = len(first)
+    out = second*(share*first.norm()/second[:n].norm().clamp_min(1e-12))
+    out[:n] += first
+    return out
+
+# %% ../../nbs/people/20_train_generator.ipynb #4d134bc0
 @dataclass(frozen=True)
 class GeneratorTraining:
     "Everything that the training may depend on; shares are fractions of the whole run."
@@ -112,15 +136,17 @@ class GeneratorTraining:
     lr_encoder:float=1e-3       # Adam, encoder; six times that for its last, equalised layers
     lr_head:float=2e-3          # Adam, linear attribute head
     lr_critic:float=4e-4        # Adam, patch discriminator
+    gamma:float=.02             # weight of R1
+    r1_every:int=16             # steps between two penalties
     clip:float=1.               # bound on the gradient norm of generator and encoder
     small_until:float=0.        # share of the run at half resolution
     anneal_from:float=.65       # share after which the learning rates fall linearly to a tenth
-    critic_from:float=.8        # share after which the critic learns; its voice rises to full over a tenth of the run
+    critic_from:float=.55       # share after which the critic learns; its voice rises to full over a tenth of the run
     lambda_feature:float=.25    # trunk features
     lambda_delta:float=.02      # mean square of the layers' differences from w
     lambda_w:float=.02          # (variance of w - 1)^2 and a tenth of its squared mean
     lambda_attribute:float=.2   # linear head to the attributes
-    lambda_adversarial:float=.02# critic's score
+    share_adversarial:float=.5  # norm of the critic's gradient on the pictures, as a share of the reconstruction's
     lambda_match:float=.3       # critic's features
     drop_delta:float=.25        # share of pictures drawn from w alone
     delta_from:float=.02        # share of the run before layers may differ; full at twice that
@@ -144,7 +170,7 @@ class GeneratorTraining:
 FLIPPED = ('yaw', 'roll')   # attributes that change sign in a mirror
 ENCODER = dict(width=16, blocks=(2, 2, 2, 1), head_width=12, stem_stride=2, coarse=5, middle=9, pool=4)  # a narrow `Encoder`: 1.5 million weights
 
-# %% ../../nbs/people/20_train_generator.ipynb #d435a6cd
+# %% ../../nbs/people/20_train_generator.ipynb #887309d0
 class Batches:
     "Random batches of renders and pairs, as tensors."
     def __init__(self,
@@ -189,7 +215,7 @@ class Batches:
         if self.pairs.has('lb'): out['labels_b'] = turn(torch.from_numpy(self.pairs.take('lb', index)), flip)
         return out
 
-# %% ../../nbs/people/20_train_generator.ipynb #887309d0
+# %% ../../nbs/people/20_train_generator.ipynb #7719a1c7
 def sliced_distance(
     a:torch.Tensor,         # (N,D) sample
     b:torch.Tensor,         # (N,D) sample of the same size
@@ -236,7 +262,7 @@ def fit_mapping(
     with torch.no_grad(): mapping.w_avg.copy_(mean)
     return history
 
-# %% ../../nbs/people/20_train_generator.ipynb #22d200f8
+# %% ../../nbs/people/20_train_generator.ipynb #b6692ea5
 def r_squared(
     truth:torch.Tensor,      # (M,A) NaN where unknown
     predicted:torch.Tensor,  # (M,A)
@@ -333,30 +359,39 @@ class Training:
         if loud and len(self.recent) >= 4*c.w_dim: extra = self.gaussian(c.batch//4)
         codes = w_plus if extra is None else torch.cat([w_plus, extra[:, None].expand(-1, w_plus.shape[1], -1)])
         with self.autocast(): drawn = G.synthesis(codes[:, :G.num_ws], noise='none')
-        drawn, free = drawn.float().split([len(target), len(codes) - len(target)])
-        parts = dict(rec=reconstruction_loss(target, drawn, weights), delta=delta.square().mean(), w=(w.var(0).mean() - 1).square() + .1*w.mean(0).square().mean())
+        drawn = drawn.float()
+        leaf = drawn.detach().requires_grad_()   # losses on the picture stop here; their gradients are balanced, then go on together
+        mine = leaf[:len(target)]
+        parts = dict(rec=reconstruction_loss(target, mine, weights), delta=delta.square().mean(), w=(w.var(0).mean() - 1).square() + .1*w.mean(0).square().mean())
         known = ~b['attributes'].isnan()
         guess = self.head(w[:n])
         parts['attribute'] = F.smooth_l1_loss(guess[known], b['attributes'][known])
-        loss = parts['rec'] + c.lambda_delta*parts['delta'] + c.lambda_w*parts['w'] + c.lambda_attribute*parts['attribute']
+        seen, code_loss = parts['rec'], c.lambda_delta*parts['delta'] + c.lambda_w*parts['w'] + c.lambda_attribute*parts['attribute']
         if self.trunk is not None and G is self.G:
-            with self.autocast(): parts['feature'] = feature_loss(self.trunk, target, drawn)
-            loss = loss + c.lambda_feature*parts['feature']
+            with self.autocast(): parts['feature'] = feature_loss(self.trunk, target, mine)
+            seen = seen + c.lambda_feature*parts['feature']
         if loud:
-            fakes = torch.cat([drawn, free])
             self.critic.requires_grad_(True)
             with self.autocast():
-                real, fake = self.critic(target)[-1].float(), self.critic(fakes.detach())[-1].float()
-            parts['critic'] = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
-            self._update('C', parts['critic'])
+                real, fake = self.critic(target)[-1].float(), self.critic(leaf.detach())[-1].float()
+            parts['critic'] = F.softplus(-real).mean() + F.softplus(fake).mean()
+            cost = parts['critic']
+            if self.steps % c.r1_every == 0:
+                parts['r1'] = penalty(self.critic, target)
+                cost = cost + .5*c.gamma*c.r1_every*parts['r1']
+            self._update('C', cost)
             self.critic.requires_grad_(False)
             with self.autocast():
-                maps, goal = self.critic(fakes), self.critic(target)
-            parts['adversarial'] = -maps[-1].float().mean()
-            parts['match'] = sum((p[:len(target)].float() - q.float().detach()).abs().mean()/(q.float().abs().mean() + 1e-3) for p, q in zip(maps[:-1], goal))/4
-            loss = loss + loud*(c.lambda_adversarial*parts['adversarial'] + c.lambda_match*parts['match'])
+                maps = self.critic(leaf)
+                with torch.no_grad(): goal = self.critic(target)
+            parts['adversarial'] = F.softplus(-maps[-1].float()).mean()
+            parts['match'] = sum((p[:len(target)].float() - q.float()).abs().mean()/(q.float().abs().mean() + 1e-3) for p, q in zip(maps[:-1], goal))/4
+            seen = seen + loud*c.lambda_match*parts['match']
+            against = torch.autograd.grad(parts['adversarial'], leaf, retain_graph=True)[0]
+        gradient = torch.autograd.grad(seen, leaf)[0][:len(target)]
+        if loud: gradient = balanced_gradient(gradient, against, loud*c.share_adversarial)
         for key in 'GEH': self.optimisers[key].zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward([drawn, code_loss], [gradient, None])
         norms = [nn.utils.clip_grad_norm_([p for g in self.optimisers[k].param_groups for p in g['params']], c.clip) for k in 'GE']
         parts['norm_G'], parts['norm_E'] = norms
         if all(bool(torch.isfinite(v)) for v in norms):
@@ -379,13 +414,27 @@ class Training:
             for p, q in zip(average.buffers(), net.buffers()): p.copy_(q)
         self.directions_ema.lerp_(self.directions.detach(), 1 - decay)
 
-    def gaussian(self, n):  # -> (n,D) latents with the recent mean and nine tenths of the spread
-        "New people near those seen lately."
+    def gaussian(self, n):  # -> (n,D) latents
+        "New people: a normal distribution with the mean and spread of those seen lately."
         mean, spread = self.recent.mean(0), self.recent.var(0)
         centred = self.recent - mean
         mix = torch.randn(n, len(centred), generator=self.random)/len(centred)**.5
         assert spread.isfinite().all()
-        return (mean + .9*mix @ centred).to(self.device)
+        return (mean + mix @ centred).to(self.device)
+
+    def begin_from(self, path):
+        "Take networks and directions over from another run, as far as names and shapes agree; optimisers and counters start anew."
+        tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
+        for k, net in self.modules().items():
+            own = net.state_dict()
+            net.load_state_dict({n: tensors.get(f'{k}/{n}', v) if getattr(tensors.get(f'{k}/{n}'), 'shape', None) == v.shape else v for n, v in own.items()})
+        with torch.no_grad():
+            for i, name in enumerate(self.names):
+                if name not in meta['names']: continue
+                j = meta['names'].index(name)
+                self.directions[i], self.directions_ema[i] = tensors['directions'][j].to(self.device), tensors['directions_ema'][j].to(self.device)
+                self.head.weight[i], self.head.bias[i] = tensors['head/weight'][j].to(self.device), tensors['head/bias'][j].to(self.device)
+        self.recent = tensors['recent']
 
     # what survives a restart
     def modules(self): return dict(G=self.G, E=self.E, G_ema=self.G_ema, E_ema=self.E_ema, head=self.head, critic=self.critic)
@@ -428,7 +477,7 @@ class Training:
             with self.autocast(): out.append(self.E_ema(x).float().cpu())
         return torch.cat(out)
 
-# %% ../../nbs/people/20_train_generator.ipynb #cb4e5208
+# %% ../../nbs/people/20_train_generator.ipynb #972a67c4
 @torch.no_grad()
 def evaluate(
     training:Training, # networks
@@ -492,7 +541,7 @@ def sheet(
             training.random.set_state(state)
     return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
-# %% ../../nbs/people/20_train_generator.ipynb #f1f836cb
+# %% ../../nbs/people/20_train_generator.ipynb #cb7a1d77
 def train(
     data,                           # folder of shards, may be growing
     out,                            # folder for checkpoint.safetensors, log.csv, samples_*.png
@@ -502,6 +551,7 @@ def train(
     device:str='cpu',
     trunk=None,                     # network for `feature_loss`
     encoder:dict|None=None,         # size of the encoder
+    init='',                        # checkpoint of another run to begin from
     every:float=180.,               # seconds between two looks and checkpoints
     say=print,                      # called with one line now and then
 )->Training:
@@ -515,24 +565,27 @@ def train(
     if checkpoint.is_file():
         training.load(checkpoint)
         say(f'goes on at {training.images} images, {training.seconds/60:.1f} minutes')
+    elif init: training.begin_from(init)
     progress = lambda: training.images/images if images else training.seconds/(60*minutes)
     looked, parts, tick = time.monotonic(), [], time.monotonic()
     def look(last=False):
         held.rescan(); held_pairs.rescan()
-        shown = held if len(held) else batches.crops
-        scores = evaluate(training, shown, held_pairs)
+        look_at = held if len(held) else batches.crops
+        scores = evaluate(training, look_at, held_pairs)
         keys = sorted({k for p in parts for k in p})
         row = dict(images=training.images, seconds=round(training.seconds, 1), progress=round(progress(), 4), crops=len(batches.crops), pairs=len(batches.pairs))
         row |= {k: round(float(np.mean([p[k] for p in parts if k in p])), 5) for k in keys} | {k: round(v, 4) for k, v in scores.items()}
         append_row(out/'log.csv', row)
-        picture = sheet(training, shown, samples=last)
+        picture = sheet(training, look_at, samples=last)
         Image.fromarray(picture).save(out/f'samples_{training.images:07d}.png')
         Image.fromarray(picture).save(out/'samples_latest.png')
         training.save(checkpoint)
         parts.clear()
         say(' '.join(f'{k}={v}' for k, v in row.items()))
+    bar = tqdm(total=1000, initial=min(1000, int(1000*progress())), desc='training', unit='/1000', dynamic_ncols=True, mininterval=5)
     try:
         while progress() < 1:
+            bar.update(min(1000, int(1000*progress())) - bar.n)
             p = training.step(batches.draw(training.random), progress())
             parts.append(p)
             now = time.monotonic()
@@ -543,6 +596,7 @@ def train(
     except KeyboardInterrupt:
         training.save(checkpoint)
         raise
+    finally: bar.close()
     index = np.random.default_rng(config.seed).permutation(len(batches.crops))[:6000]
     fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0])
     training.G.mapping.load_state_dict(training.G_ema.mapping.state_dict())
@@ -563,7 +617,7 @@ def append_row(
         writer.writeheader()
         writer.writerows(old + [row])
 
-# %% ../../nbs/people/20_train_generator.ipynb #92cfceb3
+# %% ../../nbs/people/20_train_generator.ipynb #2e01e174
 @call_parse
 def main(
     data:str='data',     # folder of shards
@@ -576,12 +630,19 @@ def main(
     batch:int=16,        # pictures in a step
     seed:int=0,          # of weights and batches
     every:float=180.,    # seconds between looks and checkpoints
+    init:str='',         # checkpoint of another run to begin from
+    settings:str='',     # further fields of GeneratorTraining: critic_from=0,lr_encoder=5e-4
 ):
     "Train generator, encoder and directions from shards of renders."
     torch.set_num_threads(threads)
+    config = GeneratorTraining(batch=batch, seed=seed)
+    for part in filter(None, settings.split(',')):
+        key, _, value = part.partition('=')
+        if key not in asdict(config): raise StitchError(f'{key!r} is no setting; there are {", ".join(asdict(config))}')
+        config = replace(config, **{key: type(getattr(config, key))(float(value))})
     net = None
     if trunk:
         from stitch_nb.models import convert_weights
         net = convert_weights(trunk)
         net = getattr(net, 'trunk', net)
-    train(data, out, minutes, images or None, GeneratorTraining(batch=batch, seed=seed), device, net, every=every, say=lambda s: print(s, flush=True))
+    train(data, out, minutes, images or None, config, device, net, init=init, every=every, say=lambda s: print(s, flush=True))
