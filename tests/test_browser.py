@@ -175,6 +175,8 @@ class Page:
             self.page.screenshot(path=self.folder/f"{self.name}{what}_{width}.png")
             root = self.page.locator(".stitch-figure3, .stitch-figure9")
             if root.count():
+                self.page.set_viewport_size(dict(width=width, height=2200))    # the notebook scrolls within the window: show all of the app
+                self.page.wait_for_timeout(500)
                 root.first.screenshot(path=self.folder/f"{self.name}{what}_app_{width}.png")
                 over = root.first.evaluate("r => [...r.querySelectorAll('img, select, input, table, .noUi-target')].filter(e => e.getClientRects().length && e.getBoundingClientRect().right > "
                                            "r.getBoundingClientRect().right + 3 && !e.closest('.widget-html-content')?.matches('.stitch-numbers *')).map(e => e.outerHTML.slice(0, 90))")
@@ -274,6 +276,7 @@ def test_figure_3_in_lab(lab, opened):
     close_kernel(page)
 
 
+@pytest.mark.slow
 def test_figure_9_in_lab(lab, opened):
     page, seen = opened("figure_9", lab("figures/91_figure_9.ipynb")), []
     still(page)
@@ -295,6 +298,7 @@ def test_figure_9_in_lab(lab, opened):
     close_kernel(page)
 
 
+@pytest.mark.slow
 def test_walkthrough_in_lab(lab, opened):
     page = opened("walkthrough", lab("walkthrough.ipynb"))
     still(page)
