@@ -130,8 +130,8 @@ class Page:
         self.page.on("pageerror", lambda e: self.wrong.append(str(e)))
         self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
 
-    def errors(self):  # of ours: not of files that the server or an absent network does not have
-        return [e for e in self.wrong if not re.search(r"Failed to load resource|net::ERR|ERR_INTERNET|MathJax|fetch.*(news|extension)|WebSocket", e)]
+    def errors(self):  # of ours: not of files that the server or an absent network does not have, nor of extensions that Voila cannot share
+        return [e for e in self.wrong if not re.search(r"Failed to load resource|net::ERR|ERR_INTERNET|MathJax|fetch.*(news|extension)|WebSocket|shared module", e)]
 
     def picture(self): return self.page.locator(".stitch-picture img").first.get_attribute("src")
 
