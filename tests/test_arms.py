@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb import arms, panels
+from stitch_nb import arms
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig
 from stitch_nb.models import load_models
