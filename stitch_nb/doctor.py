@@ -113,7 +113,7 @@ def ask_landmarks(
     return dict(faces=len(backend(frame)), seconds=round(time.perf_counter() - start, 4))
 
 # %% ../nbs/84_doctor.ipynb #f1abd670
-RATIO = dict(pti=6., stitch=6.)    # an update at 1024 px, in updates at 256 px of the same widths: processor seconds, float32
+RATIO = dict(float32=dict(pti=3.6, stitch=3.6), bfloat16=dict(pti=5.2, stitch=4.5))   # an update at 1024 px, in updates at 256 px of the same widths: processor seconds
 
 def time_updates(
     G,                  # generator on its device
@@ -166,6 +166,7 @@ def ask_speed(
     from stitch_nb.models import load_models
     from stitch_nb.perceptual import LpipsPerceptual
     from stitch_nb.pipeline import RunConfig
+    from stitch_nb.pti import tuning_dtype
     chosen = pick_device(device)
     if bundle == "people":
         models = load_models("people", chosen)
@@ -177,7 +178,7 @@ def ask_speed(
         config = RunConfig.for_models(SimpleNamespace(meta=dict(recipe="reference")))
         real = full or chosen.type == "cuda"
         R = 512 if bundle == "afhqdog" else 1024
-        ratio = {k: 1. if real else v*(R/1024)**2 for k, v in RATIO.items()}
+        ratio = {k: 1. if real else v*(R/1024)**2 for k, v in RATIO[tuning_dtype(config.pti.dtype, chosen)].items()}
         G, P = Generator(resolution=R if real else 256).to(chosen).eval().requires_grad_(False), LpipsPerceptual("alex").to(chosen)
         per, how = {k: v*ratio[k] for k, v in time_updates(G, P, config).items()}, "measured" if real else "scaled from 256 px"
         per["other"] = 2.*(chosen.type != "cuda")

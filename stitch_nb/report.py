@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.script import Param, call_parse
 
-from .arms import ALL_ARMS, CURVES, NUMBERS, check_claims, claims_html, look_up, plot_curves, plot_png, table_html
+from .arms import LEGEND, CURVES, NUMBERS, check_claims, claims_html, look_up, plot_curves, plot_png, table_html
 from .cli import told
 from .core import StitchError, atomic_path
 from .metrics import MEASURES
@@ -204,14 +204,14 @@ def unique_names(runs)->dict:
 
 def several_html(runs:dict)->str:
     "Runs side by side: a picture from the middle of each, the table, the claims, the curves."
-    title = lambda a: ALL_ARMS[a].title if a in ALL_ARMS else a
+    title = lambda a: LEGEND[a].title if a in LEGEND else a
     middle = {a: side_by_side(run, [run.metrics.get("frames", 1)//2]) for a, run in runs.items()}
     figures = "".join(f"<figure>{picture_html(p, f'source and result of {title(a)}, frame {runs[a].start + t}', 480)}<figcaption>{html.escape(title(a))}, frame {runs[a].start + t}: source | result</figcaption></figure>" for a, m in middle.items() for t, p in m.items())
     metrics = {a: run.metrics for a, run in runs.items()}
     claims = check_claims(metrics)
     page = plot_curves({a: run.out for a, run in runs.items()}, tuple(CURVES), next(iter(runs.values())).start)
     chart = "" if page is None else f'<h3>Frame by frame</h3><div class="chart">{picture_html(plot_png(page, 110), "Curves over the frames of " + ", ".join(title(a) for a in runs))}</div>'
-    notes = "".join(f"<li><b>{html.escape(title(a))}</b>: {html.escape(ALL_ARMS[a].note)}</li>" for a in runs if a in ALL_ARMS)
+    notes = "".join(f"<li><b>{html.escape(title(a))}</b>: {html.escape(LEGEND[a].note)}</li>" for a in runs if a in LEGEND)
     means = "".join(f"<li><b>{html.escape(n.title)}</b>: {html.escape(n.means)}</li>" for n in NUMBERS.values())
     return (f'<h2>The runs side by side</h2><div class="strip">{figures}</div>' + (f"<ul>{notes}</ul>" if notes else "") + f'<div class="scroll">{table_html(metrics, caption="One row per measure, one column per run; the best of a row is bold, in brackets what it is to be held against")}</div>'
             + f"<details><summary>What the measures are</summary><ul>{means}</ul></details>" + (f'<div class="scroll">{claims_html(claims)}</div>' if claims else "") + chart)
@@ -227,7 +227,7 @@ def report_html(
     body = [f"<h1>{html.escape(title)}</h1>"]
     if len(runs) > 1: body.append(several_html(named))
     for name, run in named.items():
-        name = ALL_ARMS[name].title if name in ALL_ARMS else name
+        name = LEGEND[name].title if name in LEGEND else name
         body.append(f"<h2>{html.escape(name)}</h2>" + summary_html(run))
         if len(runs) == 1 and (run.out/"strip.png").is_file():
             body.append(picture_html(read_picture(run.out/"strip.png"), "three frames as rows: source, inversion, PTI, edit pasted without stitching, stitched", 1080))

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb import arms
+from stitch_nb import arms, pipeline
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig
 from stitch_nb.models import load_models
@@ -25,13 +25,13 @@ def room(tmp_path_factory):
         tiny.use_disc(patch)
         clip, models = read_clip(tiny.face_clip(folder/"clip.mp4", T=4)), load_models(tiny.tiny_bundle(folder/"bundle"))
         made = arms.write_figure_9(clip, ["smile=1"], folder/"out", models, CONFIG, rows=[0, 3], zoom=("hair",), truth=clip)
-        runs = arms.run_arms(clip, "smile=1", folder/"out", models=models, config=CONFIG, truth=clip)
+        runs = pipeline.ablate(clip, "smile=1", folder/"out", models, CONFIG, truth=clip)
         yield dict(clip=clip, models=models, made=made, runs=runs, folder=folder)
 
 
 def test_arms_share_their_stages(room):
     runs = room["runs"]
-    assert tuple(runs) == arms.PAPER_ARMS and all(s.reused for run in runs.values() for s in run.stages.values())
+    assert tuple(runs) == pipeline.PAPER_ARMS and all(s.reused for run in runs.values() for s in run.stages.values())
     path = lambda arm, stage: runs[arm].stages[stage].path
     assert path("full", "crops") == path("optimised", "crops") and path("full", "generator") == path("no_stitching", "generator")
     assert path("full", "pivots") == path("no_pti", "pivots") != path("optimised", "pivots") and "generator" not in runs["no_pti"].stages
@@ -42,7 +42,7 @@ def test_files(room):
     assert set(made) == {"png", "pdf", "numbers", "curves", "mp4"} and all(p.stat().st_size > 500 for p in made.values())
     assert len(read_clip(made["mp4"])) == 4
     said = json.loads(made["numbers"].read_text())
-    assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(said["arms"]["gap"]) == set(arms.PAPER_ARMS)
+    assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(said["arms"]["gap"]) == set(pipeline.PAPER_ARMS)
     picture = np.asarray(Image.open(made["png"]))
     assert picture.std() > 10 and picture.shape[1] > 5*250
 
@@ -57,10 +57,10 @@ def test_a_frame_of_each_measure(room):
 
 
 def test_every_arm_changes_something():
-    changed = {a: arm.change(CONFIG) for a, arm in arms.ALL_ARMS.items()}
+    changed = {a: change(CONFIG) for a, change in pipeline.ARMS.items()}
     assert changed["full"] == CONFIG and all(c != CONFIG for a, c in changed.items() if a != "full")
     assert len({repr(c) for c in changed.values()}) == len(changed)
-    assert len({(a.colour, a.dash) for a in arms.ALL_ARMS.values()}) == len(changed) and all(a.colour in arms.OKABE_ITO for a in arms.ALL_ARMS.values())
+    assert len({(a.colour, a.dash) for a in arms.LEGEND.values()}) == len(changed) and all(a.colour in arms.OKABE_ITO for a in arms.LEGEND.values())
     assert changed["warm"].stitch.chain > 1 and changed["l2"].stitch.norm == "l2" and changed["no_locality"].pti.lambda_r == 0 == changed["no_smoothing"].sigma_axes
 
 
@@ -83,8 +83,8 @@ def test_the_best_of_a_row_is_bold():
 
 
 def test_refusals(room):
-    with pytest.raises(StitchError, match="no arm is called 'no_face'"): arms.check_arms(["no_face"])
-    with pytest.raises(StitchError, match="no arm is chosen"): arms.check_arms([])
+    with pytest.raises(StitchError, match="no arm is called 'no_face'"): pipeline.check_arms(["no_face"])
+    with pytest.raises(StitchError, match="no arm is chosen"): pipeline.check_arms([])
     with pytest.raises(StitchError, match="frame 9 is not in the clip"): arms.write_figure_9(room["clip"], ["smile=1"], room["folder"]/"o", room["models"], CONFIG, rows=[9])
     assert not (room["folder"]/"o").exists()
     with pytest.raises(StitchError, match="frame -1"): arms.figure_9(room["clip"], room["runs"], [-1])
@@ -121,11 +121,11 @@ def test_a_clip_that_changes_in_between(room, monkeypatch, tmp_path):
     "Arms of two different films are no comparison."
     tiny.use_disc(monkeypatch)
     path = tiny.face_clip(tmp_path/"clip.mp4", T=2)
-    honest = arms.edit_clip
+    honest = pipeline.edit_clip
 
     def and_then(*args, **kwargs):
         run = honest(*args, **kwargs)
         tiny.face_clip(path, T=2, at=(30, 22))
         return run
-    monkeypatch.setattr(arms, "edit_clip", and_then)
-    with pytest.raises(StitchError, match="changed while its arms were run"): arms.run_arms(read_clip(path), "smile=1", tmp_path/"out", ("no_stitching", "full"), room["models"], CONFIG)
+    monkeypatch.setattr(pipeline, "edit_clip", and_then)
+    with pytest.raises(StitchError, match="changed while its arms were run"): pipeline.ablate(read_clip(path), "smile=1", tmp_path/"out", room["models"], CONFIG, ("no_stitching", "full"))

@@ -1,6 +1,5 @@
 "The command line: what works, and what each kind of bad input says."
 import json
-import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -32,14 +31,7 @@ def call(monkeypatch, bundle, tmp_path, capsys):
     monkeypatch.setenv("STITCH_CACHE", str(tmp_path/"cache"))
 
     def run(video, **options):
-        capsys.readouterr()
-        options = tiny.QUICK | dict(models=str(bundle), out=str(tmp_path/"run")) | options
-        try: stitch_edit(str(video), **options)
-        except SystemExit as stop: status = stop.code
-        else: status = 0
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return status, re.split(r"[\r\n]+", said.err.strip())[-1], said.out
+        return tiny.outcome(stitch_edit, capsys, str(video), **tiny.QUICK | dict(models=str(bundle), out=str(tmp_path/"run")) | options)
     return run
 
 

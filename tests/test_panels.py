@@ -252,13 +252,7 @@ def test_classes(app):
 def call(bundle, tmp_path, capsys):
     "`call(clip, **options)` runs stitch_figure on discs; (status, last line of stderr, everything on stdout)."
     def run(clip, figure="3", **options):
-        capsys.readouterr()
-        try: stitch_figure(figure, str(clip), **dict(out=str(tmp_path/"out"), models=str(bundle), mask="hull", pti_steps=2, stitch_steps=2) | options)
-        except SystemExit as stop: status = stop.code
-        else: status = 0
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return status, re.split(r"[\r\n]+", said.err.strip())[-1], said.out
+        return tiny.outcome(stitch_figure, capsys, figure, str(clip), **dict(out=str(tmp_path/"out"), models=str(bundle), mask="hull", pti_steps=2, stitch_steps=2) | options)
     return run
 
 

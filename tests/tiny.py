@@ -1,4 +1,5 @@
 "A bundle of 32 pixels, clips with a face that is a red disc, and a landmark backend that finds it: a whole run in a second or two."
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def use_disc(monkeypatch=None):
     replacement = lambda name="auto", models=None, device=None: Disc()
     if monkeypatch is None: pipeline.landmark_backend = replacement
     else: monkeypatch.setattr(pipeline, "landmark_backend", replacement)
+
+
+def outcome(command, capsys, *args, **options) -> tuple:
+    "A command called here: (status, last line of stderr, everything on stdout); a traceback fails the test."
+    capsys.readouterr()
+    try: command(*args, **options)
+    except SystemExit as stop: status = stop.code
+    else: status = 0
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return status, re.split(r"[\r\n]+", said.err.strip())[-1], said.out
 
 
 QUICK = dict(mask="hull", pti_steps=2, stitch_steps=2, edit=["smile=1"], device="cpu")
