@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEGEND', 'NUMBERS', 'CLAIMS', 'CURVES', 'Arm', 'Number', 'look_up', 'arm_table', 'best_arm', 'table_html', 'Claim',
-           'check_claims', 'claims_html', 'frame_values', 'plot_curves', 'plot_png', 'arm_frames', 'figure_9',
-           'describe_arms', 'arm_video', 'write_figure_9', 'Figure9App']
+           'check_claims', 'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png',
+           'arm_frames', 'figure_9', 'describe_arms', 'arm_video', 'write_figure_9', 'Figure9App']
 
 # %% ../nbs/94_arms.ipynb #77de68da
 import base64
@@ -169,6 +169,35 @@ def claims_html(
     return f'<table><caption>The claims of the caption, measured</caption><thead><tr><th scope="col">claim</th><th scope="col">measured</th><th scope="col">holds?</th></tr></thead><tbody>{"".join(cells)}</tbody></table>{why}'
 
 # %% ../nbs/94_arms.ipynb #91032ad7
+def claims_on(
+    clips,                        # names of samples, or paths
+    edits,                        # 'smile=2', an `Edit`, or several
+    out:str|Path,                 # folder: one for each clip, with its arms and stages; the same call goes on where a stopped one was
+    file:str|Path,                # .json, written after each clip
+    part:slice=slice(None),       # frames of each clip
+    models:Bundle|None=None,      # None: the default bundle
+    config:RunConfig|None=None,   # the full method's settings; None: what suits the bundle
+    progress=None,                # as in `edit_clip`
+)->dict:                          # clip to list of dicts, as from `check_claims`
+    "The caption's claims on several clips; `StitchError` where a clip cannot be read."
+    found = {}
+    for clip in map(open_clip, clips):
+        name, (a, b, _) = clip.path.stem, part.indices(len(clip))
+        found[name] = check_claims(ablate(clip.trim(a, b), edits, Path(out)/name, models, config, progress=progress))
+        write_json(file, found)
+    return found
+
+def claims_by_clip(
+    found:dict,      # from `claims_on`, or read from its file
+)->str:              # a <table>: a row for each clip, a column for each claim
+    "How many times larger the number is in the arm that lacks something: above 1 the claim holds."
+    names = list(dict.fromkeys(c["claim"] for claims in found.values() for c in claims))
+    head = "".join(f'<th scope="col">{html.escape(n)}</th>' for n in names)
+    def cell(c): return "<td>–</td>" if c is None else f'<td>{c["measure"]} x {c["ratio"]:.2f}{"" if c["holds"] else ": <b>does not hold</b>"}</td>'
+    rows = "".join(f'<tr><th scope="row">{html.escape(clip)}</th>' + "".join(cell(next((c for c in claims if c["claim"] == n), None)) for n in names) + "</tr>" for clip, claims in found.items())
+    return f'<table><caption>The claims on every clip</caption><thead><tr><th scope="col">clip</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+# %% ../nbs/94_arms.ipynb #d435a6cd
 CURVES = dict(   # key in frames.json to what the axis says, and the source's own curve
     edit_flicker=("flicker of the edit, relative to its size", None), trembling=("trembling of the result against the source, grey levels", None), gap_stitched=("gap at the contour, grey levels", None), identity_distance=("distance to the source's identity", None),
     warp_result=("warping error, grey levels", "warp_source"), result_id_local=("identity: cosine with the frame before", "source_id_local"),
@@ -221,7 +250,7 @@ def plot_png(
     page.savefig(out, format="png", dpi=dpi, metadata=dict(Software=None))
     return out.getvalue()
 
-# %% ../nbs/94_arms.ipynb #d435a6cd
+# %% ../nbs/94_arms.ipynb #887309d0
 def arm_frames(
     clip,                # `Clip`
     runs:dict,           # arm to `Run`
@@ -285,7 +314,7 @@ def arm_video(
             yield page
     return write_video(counted(), path, clip.fps, crf=crf)
 
-# %% ../nbs/94_arms.ipynb #887309d0
+# %% ../nbs/94_arms.ipynb #7719a1c7
 def write_figure_9(
     clip,                # `Clip`
     edits,               # texts: 'smile=2'
@@ -317,7 +346,7 @@ def write_figure_9(
         with (progress or (lambda _: nullcontext(None)))("video") as tick: made["mp4"] = arm_video(clip, runs, out/"figure_9.mp4", video, progress=tick)
     return made
 
-# %% ../nbs/94_arms.ipynb #22d200f8
+# %% ../nbs/94_arms.ipynb #b6692ea5
 class Figure9App(Figure3App):
     "Figure 9 with its knobs, for a notebook; how it works and waits is Figure 3's."
     def __init__(self,

@@ -89,7 +89,7 @@ def stitch_edit(
     person:str=DEFAULT.person, # whose face: largest, or 0, 1, ... from the left
     frames:str="", # part of the clip, A:B in frames; default: all
     pti_steps:int=None, # passes over the clip in tuning the generator (default: 16, official weights 80)
-    pti_lr:float=None, # learning rate of tuning (default: 0.003, official weights 3e-05)
+    pti_lr:float=None, # learning rate of tuning (default: 0.006, official weights 3e-05)
     stitch_steps:int=None, # updates per frame in stitching (default: 60, official weights 100)
     norm:str=None, # of the stitching loss: l1 (paper), l2 (the authors' code) (default: l1, official weights l2)
     lambda_m:float=None, # weight of the edited content in stitching (default: 0.1, official weights 0.01)

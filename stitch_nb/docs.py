@@ -31,6 +31,7 @@ PAGE_STYLE = """.jp-InputPrompt, .jp-OutputPrompt {display:none !important}
 .jp-OutputArea-output img, .jp-OutputArea-output video {max-width:100%; height:auto}
 .jp-OutputArea-output {overflow-x:auto}
 :focus-visible {outline:3px solid #0072B2; outline-offset:2px}
+.badge {display:inline-block; background:#0072B2; color:white !important; font-size:85%; padding:.1em .7em; border-radius:.4em}
 """
 
 def shown_cell(
@@ -135,7 +136,7 @@ def page_of(
         elif cell.cell_type == "markdown": cell.source = with_formulas(moved_links(cell.source, where.parent, pages))
         cells.append(cell)
     link = f"https://colab.research.google.com/github/{SITE.split('.com/')[1]}/blob/main/nbs/{where.as_posix()}"
-    badge = f'<a href="{link}">Open in Colab</a> (first: <code>!pip install git+{SITE}</code>)'
+    badge = f'<a class="badge" href="{link}">Open in Colab</a> (first: <code>!pip install git+{SITE}</code>)'
     nb.cells = cells[:1] + [nbformat.v4.new_markdown_cell(badge)] + cells[1:]
     return nb, title
 

@@ -19,9 +19,9 @@ from .core import StitchError, autocast, check_shape, clone_network, frames_at_o
 class PTIConfig:
     "How one generator is tuned for a clip. `PTIConfig.reference()` is the authors' schedule."
     passes:int = 16               # passes over all frames; authors' recipes: 80
-    batch:int = 8                 # frames per update; authors: 1
+    batch:int = 4                 # frames per update; authors: 1
     shuffle:bool = True           # a new order of frames each pass (seeded); authors: False
-    lr:float = 3e-3               # Adam; authors: 3e-5 at 1024 px
+    lr:float = 6e-3               # Adam; authors: 3e-5 at 1024 px
     ramp:str = 'update'           # learning rate rises and falls: 'none' (authors' runs), 'pass' (their code's option), 'update'
     lambda_lpips:float = 1.       # weight of the perceptual distance; authors: 1
     lambda_l2:float = 10.         # weight of the mean squared error, pixels in [-1,1]; authors: 10

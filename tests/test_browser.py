@@ -101,7 +101,7 @@ def lab(home):
     "`lab(path)` is the address of a notebook, of a copy, in JupyterLab."
     root, port, token = home/"notebooks", free_port(), os.urandom(12).hex()
     (root/"figures").mkdir(parents=True)
-    for path in ("figures/90_figure_3.ipynb", "figures/91_figure_9.ipynb", "walkthrough.ipynb"): shutil.copy(NBS/path, root/path)
+    for path in ("figures/90_figure_3.ipynb", "figures/91_figure_9.ipynb", "figures/claims.json", "walkthrough.ipynb"): shutil.copy(NBS/path, root/path)
     options = ["--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
                f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"]
     server = Server([sys.executable, "-m", "jupyterlab", *options], home, f"http://127.0.0.1:{port}/api/status?token={token}")
@@ -276,21 +276,31 @@ def test_figure_3_in_lab(lab, opened):
     close_kernel(page)
 
 
-@pytest.mark.slow
+def other(page, place, what):
+    "Do something that needs no computing; the picture at `place` is another one."
+    old = page.page.locator(f"{place} img").first.get_attribute("src")
+    what()
+    page.page.wait_for_function("([place, old]) => document.querySelector(place + ' img').src !== old", arg=[place, old], polling=500)
+
+
+def move_figure_9(page):
+    seen = []
+    page.page.locator(".stitch-figure9 .stitch-picture img").wait_for(state="attached")
+    page.ready()
+    other(page, ".stitch-picture", lambda: page.slide("frame", "ArrowLeft"))
+    other(page, ".stitch-diagram", lambda: page.choose("curve", 1))
+    page.moved(lambda name: page.page.locator(f".stitch-{name} input").first.click(), seen, "arm-optimised")
+    page.moved(page.slide, seen, "strength", times=2)
+    page.moved(page.choose, seen, "edit", 0)
+    page.page.locator(".stitch-numbers table").wait_for(state="attached")
+
+
 def test_figure_9_in_lab(lab, opened):
-    page, seen = opened("figure_9", lab("figures/91_figure_9.ipynb")), []
+    page = opened("figure_9", lab("figures/91_figure_9.ipynb"))
     still(page)
     page.shoot("_unrun")
     run_all(page)
-    page.page.locator(".stitch-figure9 .stitch-picture img").wait_for(state="attached")
-    page.moved_by_frame = page.picture()
-    page.slide("frame", "ArrowLeft")
-    page.page.wait_for_function("b => document.querySelector('.stitch-picture img').src !== b", arg=page.moved_by_frame, polling=500)
-    curve = page.page.locator(".stitch-diagram img").first.get_attribute("src")
-    page.choose("curve", 1)
-    page.page.wait_for_function("b => document.querySelector('.stitch-diagram img').src !== b", arg=curve, polling=500)
-    page.moved(lambda name: page.page.locator(f".stitch-{name} input").first.click(), seen, "arm-optimised")
-    page.moved(page.slide, seen, "strength", times=2)
+    move_figure_9(page)
     assert page.described()
     page.shoot()
     assert {"frame", "curve", "edit", "strength", "arm-full"} <= page.walk("clip")
@@ -298,7 +308,6 @@ def test_figure_9_in_lab(lab, opened):
     close_kernel(page)
 
 
-@pytest.mark.slow
 def test_walkthrough_in_lab(lab, opened):
     page = opened("walkthrough", lab("walkthrough.ipynb"))
     still(page)
@@ -311,28 +320,35 @@ def test_walkthrough_in_lab(lab, opened):
     close_kernel(page)
 
 
-def test_figure_3_as_app(home, opened):
-    pytest.importorskip("voila", reason="voila is not installed: pip install 'stitch_nb[app]'")
-    port, folder = free_port(), home/"app"
-    folder.mkdir()
-    shutil.copy(NBS/"figures"/"90_figure_3.ipynb", folder)
-    if not os.environ.get("STITCH_BROWSER_FULL"): shorten(folder/"90_figure_3.ipynb")
-    code = f"import sys; from pathlib import Path; from stitch_nb import apps; apps.app_notebook = lambda figure: Path({str(folder/'90_figure_3.ipynb')!r}); " \
-           f"apps.stitch_app('3', port={port}, no_browser=True)"
-    server = Server([sys.executable, "-c", code], home, f"http://127.0.0.1:{port}/no-such-page")
-    try:
-        page = opened("app_3", f"http://127.0.0.1:{port}/")
-        move_app(page)
-    finally: server.close()
-
-
-def move_app(page):
+def move_app_3(page):
     seen = []
     page.ready()
-    assert page.page.locator(".jp-InputArea-editor:visible").count() == 0      # no code
     page.moved(page.slide, seen, "strength", times=2)
     page.moved(page.choose, seen, "edit", 0)
     page.moved(page.choose, seen, "zoom", 3)
-    assert page.described()
-    page.shoot()
-    assert not page.errors()
+
+
+def read_app(page):
+    page.page.locator("h2:has-text('References'), h1:has-text('References')").first.wait_for(state="attached")
+    assert page.page.locator("img").count() >= 10
+
+
+@pytest.mark.parametrize("name, notebook, move", [("3", "90_figure_3.ipynb", move_app_3), ("9", "91_figure_9.ipynb", move_figure_9), ("walkthrough", "walkthrough.ipynb", read_app)])
+def test_as_app(home, opened, name, notebook, move):
+    "`stitch_app`: no code, the same controls."
+    pytest.importorskip("voila", reason="voila is not installed: pip install 'stitch_nb[app]'")
+    port, folder = free_port(), home/f"app-{name}"
+    folder.mkdir()
+    for path in next(NBS.rglob(notebook)), NBS/"figures"/"claims.json": shutil.copy(path, folder)
+    if not os.environ.get("STITCH_BROWSER_FULL"): shorten(folder/notebook)
+    code = f"import sys; from pathlib import Path; from stitch_nb import apps; apps.app_notebook = lambda figure: Path({str(folder/notebook)!r}); " \
+           f"apps.stitch_app({name!r}, port={port}, no_browser=True)"
+    server = Server([sys.executable, "-c", code], home, f"http://127.0.0.1:{port}/no-such-page")
+    try:
+        page = opened(f"app_{name}", f"http://127.0.0.1:{port}/")
+        move(page)
+        assert page.page.locator(".jp-InputArea-editor:visible").count() == 0      # no code
+        assert page.described()
+        page.shoot()
+        assert not page.errors()
+    finally: server.close()
