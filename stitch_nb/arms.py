@@ -394,6 +394,16 @@ class Figure9App(Figure3App):
         self.video_button.on_click(lambda _: self._ask(video=True))
         self.cancel.on_click(lambda _: self.stop())
 
+    def show_runs(self,
+        clip,        # the part of the clip that was edited
+        runs:dict,   # from `pipeline.ablate`
+    ):
+        "Show arms that were run already; nothing is computed until a control asks for it."
+        self.clip_open, self.runs = clip, runs
+        self._set_frames(clip)
+        self._draw()
+        self._say("ready")
+
     def _changed(self, change):
         if not self.quiet: self._ask()
 

@@ -329,7 +329,7 @@ def move_app_3(page):
 
 
 def read_app(page):
-    page.page.locator("h2:has-text('References'), h1:has-text('References')").first.wait_for(state="attached")
+    page.page.locator("h2:has-text('References'), h1:has-text('References')").first.wait_for(state="visible")
     assert page.page.locator("img").count() >= 10
 
 
