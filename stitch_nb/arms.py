@@ -179,10 +179,11 @@ def claims_on(
     config:RunConfig|None=None,   # the full method's settings; None: what suits the bundle
     progress=None,                # as in `edit_clip`
 )->dict:                          # clip to list of dicts, as from `check_claims`
-    "The caption's claims on several clips; `StitchError` where a clip cannot be read."
-    found = {}
-    for clip in map(open_clip, clips):
-        name, (a, b, _) = clip.path.stem, part.indices(len(clip))
+    "The caption's claims on several clips; `StitchError` if one cannot be read, or two have one name."
+    opened, found = {c.path.stem: c for c in map(open_clip, clips)}, {}
+    if len(opened) < len(clips): raise StitchError(f"two of the clips have the same name: {', '.join(map(str, clips))}; rename one")
+    for name, clip in opened.items():
+        a, b, _ = part.indices(len(clip))
         found[name] = check_claims(ablate(clip.trim(a, b), edits, Path(out)/name, models, config, progress=progress))
         write_json(file, found)
     return found

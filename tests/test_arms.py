@@ -129,3 +129,14 @@ def test_a_clip_that_changes_in_between(room, monkeypatch, tmp_path):
         return run
     monkeypatch.setattr(pipeline, "edit_clip", and_then)
     with pytest.raises(StitchError, match="changed while its arms were run"): pipeline.ablate(read_clip(path), "smile=1", tmp_path/"out", room["models"], CONFIG, ("no_stitching", "full"))
+
+
+def test_settings_follow_the_bundle(room, monkeypatch):
+    "Where no settings are given, published generators get the authors' depth, the small one this project's."
+    tiny.use_disc(monkeypatch)
+    clip, passes = room["clip"].trim(0, 1), {}
+    for recipe in ("people", "reference"):
+        monkeypatch.setitem(room["models"].meta, "recipe", recipe)
+        run = pipeline.edit_clip(clip, "smile=1", room["folder"]/recipe, room["models"])
+        passes[recipe] = run.record["settings"]["pti"]["passes"], run.record["settings"]["stitch"]["norm"]
+    assert passes == dict(people=(PTIConfig().passes, "l1"), reference=(PTIConfig.reference().passes, "l2"))
