@@ -18,7 +18,7 @@ from stitch_nb.pipeline import OUTPUTS, RunConfig, edit_clip
 from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
 
-CONFIG = RunConfig(mask="hull", pti=PTIConfig(passes=7, dtype="float32"), stitch=StitchConfig(steps=3, dtype="float32"), lossless=True)
+CONFIG = RunConfig(mask="hull", pti=PTIConfig(passes=7, batch=8, dtype="float32"), stitch=StitchConfig(steps=3, dtype="float32"), lossless=True)
 STAGES = ("faces", "crops", "masks", "pivots", "generator", "recon", "stitched", "result", "compare")
 
 
