@@ -52,7 +52,7 @@ def voila_command(
 
 @call_parse
 def stitch_app(
-    figure:Param("3, 9 or walkthrough", str)="3",
+    figure:Param("3, 9 or walkthrough", str, opt=False, nargs="?")="3",
     port:Param("Port on this machine", int)=8866,
     no_browser:Param("Serve only, open nothing", bool)=False,
 ):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATIO', 'PACKAGES', 'probe', 'ask_python', 'ask_torch', 'ask_memory', 'ask_disk', 'ask_ffmpeg', 'ask_people',
            'ask_bundle', 'ask_package', 'ask_landmarks', 'time_updates', 'clip_seconds', 'ask_speed', 'diagnose',
-           'advice', 'say_time', 'page', 'stitch_doctor']
+           'advice', 'say_time', 'page', 'doctor_parser', 'stitch_doctor']
 
 # %% ../nbs/84_doctor.ipynb #77de68da
 import argparse
@@ -247,14 +247,18 @@ def page(found:dict)->str:
     rows += ["", "what to do"] + [f"  - {text}" for text in found.get("advice", []) or ["nothing: all is well"]]
     return "\n".join(rows)
 
-def stitch_doctor(argv:list|None=None):
-    "What this machine can do, on one page."
+def doctor_parser():
+    "The options of `stitch_doctor`."
     parser = argparse.ArgumentParser("stitch_doctor", description="What this machine can do: tools, networks, landmarks, and how long a clip will take.")
     parser.add_argument("--frames", type=int, default=100, help="length of the clip whose time is estimated (default: 100)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--quick", action="store_true", help="without the benchmark")
     parser.add_argument("--full", action="store_true", help="time 1024 px for real, also on a processor: about a minute, 8 GB")
-    o = parser.parse_args(argv)
+    return parser
+
+def stitch_doctor(argv:list|None=None):
+    "What this machine can do, on one page."
+    o = doctor_parser().parse_args(argv)
     found = diagnose(max(o.frames, 1), o.device, not o.quick, o.full)
     print(json.dumps(found, indent=1) if o.json else page(found))

@@ -948,7 +948,7 @@ def as_rows(text:str):
 @call_parse
 def stitch_figure(
     figure:str, # which figure of the paper: 3 (after every stage) or 9 (the ablation)
-    clip:str="talk", # a sample (talk, turn, pan, ...), or a video: mp4, mov, mkv, webm, or a folder of frames
+    clip:Param("a sample (talk, turn, pan, ...), or a video: mp4, mov, mkv, webm, or a folder of frames", str, opt=False, nargs="?")="talk",
     edit:Param("what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)", action="append")=None,
     out:str="", # folder; default: stitch_figure_<name of the clip>
     rows:str="", # frame numbers of the rows, e.g. 12,36,60; default: three, spread over the clip

@@ -3,6 +3,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from fastcore.script import anno_parser
 
 import stitch_nb
 
@@ -146,3 +148,28 @@ def test_links_between_notebooks_lead_somewhere():
             for target in re.findall(r"\]\((?!https?://|#|mailto:|attachment:)([^)#\s]+)", "".join(cell["source"])):
                 if not (path.parent/target).exists(): broken.append(f"{path.name}: {target}")
     assert not broken
+
+
+def commands_said():
+    "Every `stitch_...` command line in the README and in the notebooks' prose."
+    texts = [(ROOT/"README.md").read_text(encoding="utf-8")]
+    texts += ["".join(c["source"]) for path in NOTEBOOKS for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+    lines = {m for text in texts for m in re.findall(r"`(stitch_[a-z]+ [^`\n]+)`", text) + re.findall(r"^(stitch_[a-z]+ .+)$", text, re.M)}
+    return sorted(line.split("  #")[0].strip() for line in lines)
+
+
+@pytest.mark.parametrize("line", commands_said())
+def test_commands_are_understood(line, settings):
+    "A command that a page shows is one that the program takes."
+    name, *words = shlex.split(line)
+    places = dict(re.findall(r"(\w+)=(stitch_nb\.\w+:\w+)", settings["console_scripts"]))
+    module, _, function = places[name].partition(":")
+    if name == "stitch_weights": parser = import_module(module).weights_parser()
+    elif name == "stitch_doctor": parser = import_module(module).doctor_parser()
+    else: parser = anno_parser(getattr(import_module(module), function).__wrapped__, name)
+    parser.parse_args(words)      # exits where it does not understand
+
+
+def test_commands_were_found():
+    said = " ".join(commands_said())
+    assert all(f"{name} " in said for name in ("stitch_edit", "stitch_figure", "stitch_report", "stitch_weights", "stitch_app", "stitch_docs"))
