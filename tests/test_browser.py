@@ -64,7 +64,8 @@ def home(tmp_path_factory):
 def environment(home):
     own = dict(STITCH_NB_HOME="cache", JUPYTER_CONFIG_DIR="config", JUPYTER_DATA_DIR="data", JUPYTER_RUNTIME_DIR="runtime", IPYTHONDIR="ipython",
                JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces")
-    return os.environ | {k: str(home/v) for k, v in own.items()} | dict(PYTHONWARNINGS="ignore", JUPYTER_PLATFORM_DIRS="1", PYTHONPATH=str(NBS.parent))
+    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}     # diagrams are drawn into the page, whatever the tests' own process draws into
+    return inherited | {k: str(home/v) for k, v in own.items()} | dict(PYTHONWARNINGS="ignore", JUPYTER_PLATFORM_DIRS="1", PYTHONPATH=str(NBS.parent))
 
 
 def free_port():
