@@ -19,7 +19,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 NBS = Path(__file__).resolve().parents[1]/"nbs"
-PATIENCE = float(os.environ.get("STITCH_PATIENCE", 600))   # seconds that one step may take on a busy machine
+PATIENCE = float(os.environ.get("STITCH_PATIENCE", 240))   # seconds that one step may take on a busy machine
 WIDTHS = 1280, 800
 
 # The figures and the walkthrough at full length take minutes; the tests run the same cells with shorter tuning. STITCH_BROWSER_FULL=1 leaves the numbers as they are.
