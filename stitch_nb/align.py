@@ -18,267 +18,327 @@ from .core import StitchError
 
 # %% ../nbs/10_align.ipynb #7b52009b
 def face_axes(
-    landmarks:np.ndarray,  # (T,68,2) float, source pixels, integer = pixel centre
-    scale:float=1.,        # how much larger than FFHQ's the square is
-)->tuple:                  # centres, x_axes, y_axes: (T,2) float64 each, source pixels
+    landmarks: np.ndarray,  # (T,68,2) float, source pixels, integer = pixel centre
+    scale: float = 1.0,  # how much larger than FFHQ's the square is
+) -> tuple:  # centres, x_axes, y_axes: (T,2) float64 each, source pixels
     "Centre and half-side vectors of the square FFHQ would cut around each face."
     points = np.asarray(landmarks, np.float64)
-    if points.ndim!=3 or points.shape[1:]!=(68,2):
-        raise StitchError(f'landmarks has shape {points.shape}, expected (T, 68, 2): 68 points (x, y) for each frame')
+    if points.ndim != 3 or points.shape[1:] != (68, 2):
+        raise StitchError(
+            f'landmarks has shape {points.shape}, expected (T, 68, 2): 68 points (x, y) for each frame'
+        )
     if not np.isfinite(points).all():
-        bad = np.flatnonzero(~np.isfinite(points).all((1,2)))
-        raise StitchError(f'landmarks of frames {bad[:8].tolist()} are not finite: fill the gaps first (find_faces does)')
-    if not scale>0: raise StitchError(f'scale is {scale}, it must be positive: 1 is the square of FFHQ')
-    eye_left, eye_right = points[:,36:42].mean(1), points[:,42:48].mean(1)
-    eyes, mouth = (eye_left+eye_right)/2, (points[:,48]+points[:,54])/2
-    d, v = eye_right-eye_left, mouth-eyes
-    x = d+v[:,::-1]*[1,-1]
+        bad = np.flatnonzero(~np.isfinite(points).all((1, 2)))
+        raise StitchError(
+            f'landmarks of frames {bad[:8].tolist()} are not finite: fill the gaps first (find_faces does)'
+        )
+    if not scale > 0:
+        raise StitchError(f'scale is {scale}, it must be positive: 1 is the square of FFHQ')
+    eye_left, eye_right = points[:, 36:42].mean(1), points[:, 42:48].mean(1)
+    eyes, mouth = (eye_left + eye_right) / 2, (points[:, 48] + points[:, 54]) / 2
+    d, v = eye_right - eye_left, mouth - eyes
+    x = d + v[:, ::-1] * [1, -1]
     length = np.hypot(*x.T)
-    if (length<1e-6).any():
-        raise StitchError(f'frame {int(np.argmin(length))}: eyes and mouth coincide, so the face has no direction; check its landmarks')
-    half = np.maximum(2*np.hypot(*d.T), 1.8*np.hypot(*v.T))*scale
-    x = x/length[:,None]*half[:,None]
-    return eyes+.1*v, x, x[:,::-1]*[-1,1]
+    if (length < 1e-6).any():
+        raise StitchError(
+            f'frame {int(np.argmin(length))}: eyes and mouth coincide, so the face has no direction; check its landmarks'
+        )
+    half = np.maximum(2 * np.hypot(*d.T), 1.8 * np.hypot(*v.T)) * scale
+    x = x / length[:, None] * half[:, None]
+    return eyes + 0.1 * v, x, x[:, ::-1] * [-1, 1]
 
 # %% ../nbs/10_align.ipynb #0716d970
 def quads_from_axes(
-    centres:np.ndarray,  # (T,2) source pixels
-    x_axes:np.ndarray,   # (T,2) source pixels, half a side to the right
-    y_axes:np.ndarray,   # (T,2) source pixels, half a side down
-)->np.ndarray:           # (T,4,2) float64, corners ul,ll,lr,ur
+    centres: np.ndarray,  # (T,2) source pixels
+    x_axes: np.ndarray,  # (T,2) source pixels, half a side to the right
+    y_axes: np.ndarray,  # (T,2) source pixels, half a side down
+) -> np.ndarray:  # (T,4,2) float64, corners ul,ll,lr,ur
     "The four corners around a centre."
     c, x, y = centres, x_axes, y_axes
-    return np.stack([c-x-y, c-x+y, c+x+y, c+x-y], 1)
+    return np.stack([c - x - y, c - x + y, c + x + y, c + x - y], 1)
 
 # %% ../nbs/10_align.ipynb #9e6a55b6
 def axes_from_quads(
-    quads:np.ndarray,  # (T,4,2) source pixels, corners ul,ll,lr,ur
-)->tuple:              # centres, x_axes, y_axes: (T,2) float64 each
+    quads: np.ndarray,  # (T,4,2) source pixels, corners ul,ll,lr,ur
+) -> tuple:  # centres, x_axes, y_axes: (T,2) float64 each
     "The inverse of `quads_from_axes`."
     ul, ll, lr, ur = np.moveaxis(np.asarray(quads, np.float64), 1, 0)
-    return (ul+ll+lr+ur)/4, (lr+ur-ul-ll)/4, (ll+lr-ul-ur)/4
+    return (ul + ll + lr + ur) / 4, (lr + ur - ul - ll) / 4, (ll + lr - ul - ur) / 4
 
 # %% ../nbs/10_align.ipynb #12c6fc06
 def smooth_track(
-    track:np.ndarray,  # (T,K) float, one row a frame
-    sigma:float,       # Gaussian width in frames; 0 returns a copy
-    segments=None,     # ((start, stop), ...) frames to smooth apart, None: the whole clip at once
-)->np.ndarray:         # (T,K) float64, never aliases `track`
+    track: np.ndarray,  # (T,K) float, one row a frame
+    sigma: float,  # Gaussian width in frames; 0 returns a copy
+    segments=None,  # ((start, stop), ...) frames to smooth apart, None: the whole clip at once
+) -> np.ndarray:  # (T,K) float64, never aliases `track`
     "Gaussian low-pass along time, never across a cut."
     track = np.array(track, np.float64)
-    if not sigma>=0: raise StitchError(f'sigma is {sigma} frames, it must be 0 (no smoothing) or more')
-    if sigma==0: return track
-    for a,b in ((0, len(track)),) if segments is None else segments:
-        if b>a: track[a:b] = gaussian_filter1d(track[a:b], sigma, axis=0, mode='reflect', truncate=4.)
+    if not sigma >= 0:
+        raise StitchError(f'sigma is {sigma} frames, it must be 0 (no smoothing) or more')
+    if sigma == 0:
+        return track
+    for a, b in ((0, len(track)),) if segments is None else segments:
+        if b > a:
+            track[a:b] = gaussian_filter1d(track[a:b], sigma, axis=0, mode='reflect', truncate=4.0)
     return track
 
 # %% ../nbs/10_align.ipynb #f6e1126c
 def smooth_quads(
-    quads:np.ndarray,       # (T,4,2) float64, source pixels, corners ul,ll,lr,ur
-    sigma_centre:float=1.,  # frames; the authors' value is 1
-    sigma_axes:float=3.,    # frames; the authors' value is 3
-    segments=None,          # ((start, stop), ...) frames to smooth apart (scene cuts)
-)->np.ndarray:              # (T,4,2) float64, source pixels, never aliases `quads`
+    quads: np.ndarray,  # (T,4,2) float64, source pixels, corners ul,ll,lr,ur
+    sigma_centre: float = 1.0,  # frames; the authors' value is 1
+    sigma_axes: float = 3.0,  # frames; the authors' value is 3
+    segments=None,  # ((start, stop), ...) frames to smooth apart (scene cuts)
+) -> np.ndarray:  # (T,4,2) float64, source pixels, never aliases `quads`
     "Low-pass the crop squares along time: position a little, size and rotation more."
     c, x, y = axes_from_quads(quads)
-    return quads_from_axes(smooth_track(c, sigma_centre, segments),
-                           *(smooth_track(a, sigma_axes, segments) for a in (x,y)))
+    return quads_from_axes(
+        smooth_track(c, sigma_centre, segments),
+        *(smooth_track(a, sigma_axes, segments) for a in (x, y)),
+    )
 
 # %% ../nbs/10_align.ipynb #bc33ea4e
 def quads_from_landmarks(
-    landmarks:np.ndarray,   # (T,68,2) float, source pixels
-    scale:float=1.,         # 1 is FFHQ's square; a bundle names its own
-    sigma_centre:float=0.,  # frames
-    sigma_axes:float=0.,    # frames
-    segments=None,          # ((start, stop), ...) frames to smooth apart (scene cuts)
-)->np.ndarray:              # (T,4,2) float64, source pixels, corners ul,ll,lr,ur
+    landmarks: np.ndarray,  # (T,68,2) float, source pixels
+    scale: float = 1.0,  # 1 is FFHQ's square; a bundle names its own
+    sigma_centre: float = 0.0,  # frames
+    sigma_axes: float = 0.0,  # frames
+    segments=None,  # ((start, stop), ...) frames to smooth apart (scene cuts)
+) -> np.ndarray:  # (T,4,2) float64, source pixels, corners ul,ll,lr,ur
     "The crop square of each frame, smoothed over time if asked."
     c, x, y = face_axes(landmarks, scale)
-    return quads_from_axes(smooth_track(c, sigma_centre, segments),
-                           *(smooth_track(a, sigma_axes, segments) for a in (x,y)))
+    return quads_from_axes(
+        smooth_track(c, sigma_centre, segments),
+        *(smooth_track(a, sigma_axes, segments) for a in (x, y)),
+    )
 
 # %% ../nbs/10_align.ipynb #63266754
 def check_quad(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-)->np.ndarray:        # (4,2) float64, a copy
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+) -> np.ndarray:  # (4,2) float64, a copy
     "A quad fit to crop with: finite, not empty, a parallelogram."
     q = np.array(quad, np.float64)
-    if q.shape!=(4,2): raise StitchError(f'quad has shape {q.shape}, expected (4, 2): corners ul, ll, lr, ur')
-    if not np.isfinite(q).all(): raise StitchError(f'quad {q.tolist()} is not finite: this frame has no face')
-    (ax,ay), (bx,by) = q[3]-q[0], q[1]-q[0]
-    side = max(np.hypot(ax,ay), np.hypot(bx,by))
-    if not abs(ax*by-ay*bx)>1e-6*max(side,1e-3)**2: raise StitchError(f'quad {q.round(2).tolist()} has no area')
-    if np.abs(q[0]+q[2]-q[1]-q[3]).max()>1e-3*side:
-        raise StitchError(f'quad {q.round(2).tolist()} is not a parallelogram: corners go ul, ll, lr, ur')
+    if q.shape != (4, 2):
+        raise StitchError(f'quad has shape {q.shape}, expected (4, 2): corners ul, ll, lr, ur')
+    if not np.isfinite(q).all():
+        raise StitchError(f'quad {q.tolist()} is not finite: this frame has no face')
+    (ax, ay), (bx, by) = q[3] - q[0], q[1] - q[0]
+    side = max(np.hypot(ax, ay), np.hypot(bx, by))
+    if not abs(ax * by - ay * bx) > 1e-6 * max(side, 1e-3) ** 2:
+        raise StitchError(f'quad {q.round(2).tolist()} has no area')
+    if np.abs(q[0] + q[2] - q[1] - q[3]).max() > 1e-3 * side:
+        raise StitchError(
+            f'quad {q.round(2).tolist()} is not a parallelogram: corners go ul, ll, lr, ur'
+        )
     return q
 
 # %% ../nbs/10_align.ipynb #cb4e5208
 def crop_to_frame(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,            # pixels of the crop's side
-)->np.ndarray:        # (2,3) float64: crop position (x,y,1) -> frame position; pixel centres at +0.5
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R: int,  # pixels of the crop's side
+) -> np.ndarray:  # (2,3) float64: crop position (x,y,1) -> frame position; pixel centres at +0.5
     "The affine map from the crop to the frame."
     q = check_quad(quad)
-    return np.stack([(q[3]-q[0])/R, (q[1]-q[0])/R, q[0]+.5], 1)
+    return np.stack([(q[3] - q[0]) / R, (q[1] - q[0]) / R, q[0] + 0.5], 1)
 
 # %% ../nbs/10_align.ipynb #ca3512f4
 def footprint(
-    shrink:float,  # source pixels for each output pixel along one axis
-)->tuple:          # number of samples, width they are spread over in output pixels
+    shrink: float,  # source pixels for each output pixel along one axis
+) -> tuple:  # number of samples, width they are spread over in output pixels
     "How many bilinear samples an output pixel averages, and how far apart."
-    if shrink<=1: return 1, 0.
-    width = (1-shrink**-2)**.5
-    return max(2, ceil(shrink*width-1e-9)), width
+    if shrink <= 1:
+        return 1, 0.0
+    width = (1 - shrink**-2) ** 0.5
+    return max(2, ceil(shrink * width - 1e-9)), width
 
 # %% ../nbs/10_align.ipynb #761f22b2
 def resample(
-    image:torch.Tensor,  # (C,h,w) float
-    matrix:np.ndarray,   # (2,3) output position -> image position, pixel centres at +0.5
-    height:int,          # output pixels
-    width:int,           # output pixels
-    keep=None,           # (x0,y0,x1,y1) image positions outside of which samples are 0; None clamps to the edge
-    mode:str='bilinear', # 'bilinear', 'bicubic' or 'nearest'
-    antialias:bool=True, # average over the footprint of an output pixel where the image shrinks
-)->torch.Tensor:         # (C,height,width) float, new
+    image: torch.Tensor,  # (C,h,w) float
+    matrix: np.ndarray,  # (2,3) output position -> image position, pixel centres at +0.5
+    height: int,  # output pixels
+    width: int,  # output pixels
+    keep=None,  # (x0,y0,x1,y1) image positions outside of which samples are 0; None clamps to the edge
+    mode: str = 'bilinear',  # 'bilinear', 'bicubic' or 'nearest'
+    antialias: bool = True,  # average over the footprint of an output pixel where the image shrinks
+) -> torch.Tensor:  # (C,height,width) float, new
     "Sample an image under an affine map."
+
     def positions(n, shrink):
-        k, spread = footprint(shrink) if antialias else (1, 0.)
-        return k, (np.arange(n)[:,None]+.5+spread*((np.arange(k)+.5)/k-.5)).ravel()
-    (kx, u), (ky, v) = (positions(n, np.hypot(*matrix[:,i])) for i,n in enumerate((width, height)))
-    x, y = (np.add.outer(matrix[i,1]*v, matrix[i,0]*u+matrix[i,2]) for i in range(2))
+        k, spread = footprint(shrink) if antialias else (1, 0.0)
+        return k, (np.arange(n)[:, None] + 0.5 + spread * ((np.arange(k) + 0.5) / k - 0.5)).ravel()
+
+    (kx, u), (ky, v) = (
+        positions(n, np.hypot(*matrix[:, i])) for i, n in enumerate((width, height))
+    )
+    x, y = (np.add.outer(matrix[i, 1] * v, matrix[i, 0] * u + matrix[i, 2]) for i in range(2))
     h, w = image.shape[-2:]
-    grid = np.stack([x*(2/w)-1, y*(2/h)-1], -1)
+    grid = np.stack([x * (2 / w) - 1, y * (2 / h) - 1], -1)
     grid = torch.from_numpy(grid).to(image)[None]
     out = F.grid_sample(image[None], grid, mode=mode, padding_mode='border', align_corners=False)
     if keep is not None:
-        inside = (x>=keep[0])&(x<keep[2])&(y>=keep[1])&(y<keep[3])
-        out = out*torch.from_numpy(inside).to(out)
-    return (F.avg_pool2d(out, (ky,kx)) if kx*ky>1 else out)[0]
+        inside = (x >= keep[0]) & (x < keep[2]) & (y >= keep[1]) & (y < keep[3])
+        out = out * torch.from_numpy(inside).to(out)
+    return (F.avg_pool2d(out, (ky, kx)) if kx * ky > 1 else out)[0]
 
 # %% ../nbs/10_align.ipynb #98fbc42f
 def reflect_index(
-    start:int,     # first position, may be negative
-    stop:int,      # one past the last position, may be beyond `n`
-    n:int,         # length of the axis
-)->np.ndarray:     # (stop-start,) indices in 0..n-1
+    start: int,  # first position, may be negative
+    stop: int,  # one past the last position, may be beyond `n`
+    n: int,  # length of the axis
+) -> np.ndarray:  # (stop-start,) indices in 0..n-1
     "Indices of an axis continued by reflection at the outer edges of its first and last pixel."
-    i = np.arange(start, stop)%(2*n)
-    return np.minimum(i, 2*n-1-i)
+    i = np.arange(start, stop) % (2 * n)
+    return np.minimum(i, 2 * n - 1 - i)
 
 # %% ../nbs/10_align.ipynb #fe2ef495
 def check_frame(
-    frame:np.ndarray,  # (H,W,3) uint8
-)->np.ndarray:         # the same array
+    frame: np.ndarray,  # (H,W,3) uint8
+) -> np.ndarray:  # the same array
     "A frame as every function here takes it."
-    if getattr(frame, 'dtype', None)!=np.uint8 or frame.ndim!=3 or frame.shape[2]!=3 or 0 in frame.shape:
-        raise StitchError(f'frame is {getattr(frame, "dtype", type(frame).__name__)} {getattr(frame, "shape", "")}, '
-                          'expected uint8 (H, W, 3): convert grey or transparent images to RGB')
+    if (
+        getattr(frame, 'dtype', None) != np.uint8
+        or frame.ndim != 3
+        or frame.shape[2] != 3
+        or 0 in frame.shape
+    ):
+        raise StitchError(
+            f'frame is {getattr(frame, "dtype", type(frame).__name__)} {getattr(frame, "shape", "")}, '
+            'expected uint8 (H, W, 3): convert grey or transparent images to RGB'
+        )
     return frame
 
 # %% ../nbs/10_align.ipynb #827bfc45
 def to_bytes(
-    values:np.ndarray,       # float, nominal 0..255
-    rounding:str='nearest',  # 'nearest', or 'floor' as Pillow's warps do
-)->np.ndarray:               # uint8, same shape
+    values: np.ndarray,  # float, nominal 0..255
+    rounding: str = 'nearest',  # 'nearest', or 'floor' as Pillow's warps do
+) -> np.ndarray:  # uint8, same shape
     "Float levels to bytes."
-    if rounding not in ('nearest','floor'): raise StitchError(f"rounding is {rounding!r}, use 'nearest' or 'floor'")
-    return np.clip(np.rint(values) if rounding=='nearest' else np.floor(values), 0, 255).astype(np.uint8)
+    if rounding not in ('nearest', 'floor'):
+        raise StitchError(f"rounding is {rounding!r}, use 'nearest' or 'floor'")
+    return np.clip(np.rint(values) if rounding == 'nearest' else np.floor(values), 0, 255).astype(
+        np.uint8
+    )
 
 # %% ../nbs/10_align.ipynb #e1822db4
 def crop_frame(
-    frame:np.ndarray,        # (H,W,3) uint8
-    quad:np.ndarray,         # (4,2) source pixels, corners ul,ll,lr,ur; may leave the frame
-    R:int,                   # pixels of the crop's side
-    border:str='reflect',    # beyond the frame: 'reflect' or 'black'
-    rounding:str='nearest',  # 'nearest' or 'floor'
-    resample_mode:str='bilinear',  # 'bilinear' or 'bicubic'
-    reference:bool=False,    # reproduce the authors' crops byte for byte: black, floor, pre-shrink by the diagonal
-)->np.ndarray:               # (R,R,3) uint8, new
+    frame: np.ndarray,  # (H,W,3) uint8
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur; may leave the frame
+    R: int,  # pixels of the crop's side
+    border: str = 'reflect',  # beyond the frame: 'reflect' or 'black'
+    rounding: str = 'nearest',  # 'nearest' or 'floor'
+    resample_mode: str = 'bilinear',  # 'bilinear' or 'bicubic'
+    reference: bool = False,  # reproduce the authors' crops byte for byte: black, floor, pre-shrink by the diagonal
+) -> np.ndarray:  # (R,R,3) uint8, new
     "Cut the aligned square out of a frame."
     check_frame(frame)
-    if not (isinstance(R, (int,np.integer)) and R>0): raise StitchError(f'R is {R!r}, expected a positive number of pixels')
-    if border not in ('reflect','black'): raise StitchError(f"border is {border!r}, use 'reflect' or 'black'")
-    if reference: return crop_reference(frame, quad, R)
-    matrix, (H,W) = crop_to_frame(quad, R), frame.shape[:2]
-    k = max(1, int(np.hypot(*matrix[:,:2]).min()/3))
-    corners = check_quad(quad)+.5
-    x0, y0 = np.floor(corners.min(0)).astype(int)-2
-    w, h = -(-(np.ceil(corners.max(0)).astype(int)+2-(x0,y0))//k)*k
-    part = frame[reflect_index(y0, y0+h, H)[:,None], reflect_index(x0, x0+w, W)]
-    part = torch.from_numpy(part).permute(2,0,1).float()
-    if k>1: part = F.avg_pool2d(part, k)
-    local = np.concatenate([matrix[:,:2], matrix[:,2:]-[[x0],[y0]]], 1)/k
-    keep = None if border=='reflect' else (-x0/k, -y0/k, (W-x0)/k, (H-y0)/k)
+    if not (isinstance(R, (int, np.integer)) and R > 0):
+        raise StitchError(f'R is {R!r}, expected a positive number of pixels')
+    if border not in ('reflect', 'black'):
+        raise StitchError(f"border is {border!r}, use 'reflect' or 'black'")
+    if reference:
+        return crop_reference(frame, quad, R)
+    matrix, (H, W) = crop_to_frame(quad, R), frame.shape[:2]
+    k = max(1, int(np.hypot(*matrix[:, :2]).min() / 3))
+    corners = check_quad(quad) + 0.5
+    x0, y0 = np.floor(corners.min(0)).astype(int) - 2
+    w, h = -(-(np.ceil(corners.max(0)).astype(int) + 2 - (x0, y0)) // k) * k
+    part = frame[reflect_index(y0, y0 + h, H)[:, None], reflect_index(x0, x0 + w, W)]
+    part = torch.from_numpy(part).permute(2, 0, 1).float()
+    if k > 1:
+        part = F.avg_pool2d(part, k)
+    local = np.concatenate([matrix[:, :2], matrix[:, 2:] - [[x0], [y0]]], 1) / k
+    keep = None if border == 'reflect' else (-x0 / k, -y0 / k, (W - x0) / k, (H - y0) / k)
     crop = resample(part, local, R, R, keep, resample_mode)
-    if rounding=='nearest': return crop.round_().clamp_(0,255).byte().permute(1,2,0).contiguous().numpy()
-    return to_bytes(crop.permute(1,2,0).numpy()+1e-4, rounding)
+    if rounding == 'nearest':
+        return crop.round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    return to_bytes(crop.permute(1, 2, 0).numpy() + 1e-4, rounding)
 
 # %% ../nbs/10_align.ipynb #8effee40
 def crop_labels(
-    labels:np.ndarray,  # (H,W) uint8, one class a pixel
-    quad:np.ndarray,    # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,              # pixels of the crop's side
-)->np.ndarray:          # (R,R) uint8, new
+    labels: np.ndarray,  # (H,W) uint8, one class a pixel
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R: int,  # pixels of the crop's side
+) -> np.ndarray:  # (R,R) uint8, new
     "The same square out of a class map: the nearest class, reflected beyond the frame."
-    x, y = np.meshgrid(*[np.arange(R)+.5]*2)
-    at = np.floor(np.stack([x, y, np.ones_like(x)], -1)@crop_to_frame(quad, R).T).astype(int)
-    cols, rows = (reflect_index(at[...,i].min(), at[...,i].max()+1, n)[at[...,i]-at[...,i].min()] for i,n in enumerate(labels.shape[::-1]))
+    x, y = np.meshgrid(*[np.arange(R) + 0.5] * 2)
+    at = np.floor(np.stack([x, y, np.ones_like(x)], -1) @ crop_to_frame(quad, R).T).astype(int)
+    cols, rows = (
+        reflect_index(at[..., i].min(), at[..., i].max() + 1, n)[at[..., i] - at[..., i].min()]
+        for i, n in enumerate(labels.shape[::-1])
+    )
     return np.asarray(labels)[rows, cols]
 
 # %% ../nbs/10_align.ipynb #5a5b0f9b
 def crop_reference(
-    frame:np.ndarray,  # (H,W,3) uint8
-    quad:np.ndarray,   # (4,2) source pixels
-    R:int,             # pixels of the crop's side
-)->np.ndarray:         # (R,R,3) uint8
+    frame: np.ndarray,  # (H,W,3) uint8
+    quad: np.ndarray,  # (4,2) source pixels
+    R: int,  # pixels of the crop's side
+) -> np.ndarray:  # (R,R,3) uint8
     "The authors' crop: black outside, truncated levels, shrink decided by the diagonal of the quad."
     q = check_quad(quad)
-    diagonal = np.hypot(*(q[3]-q[1]))
-    k = int(diagonal/(2*R))
-    if k>1:
-        size = tuple(int(np.rint(n/k)) for n in frame.shape[1::-1])
-        frame, q, diagonal = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)), q/k, diagonal/k
-    grow = max(int(np.rint(diagonal*.1)), 3)
-    x0, y0 = np.maximum(np.floor(q.min(0)).astype(int)-grow, 0)
-    x1, y1 = np.minimum(np.ceil(q.max(0)).astype(int)+grow, frame.shape[1::-1])
-    if x1<=x0 or y1<=y0: return np.zeros((R,R,3), np.uint8)
-    part, (h,w) = frame[y0:y1,x0:x1].astype(np.float64), (y1-y0, x1-x0)
-    u = (np.arange(R)+.5)/R
-    weights = np.stack([np.outer(1-u,1-u), np.outer(u,1-u), np.outer(u,u), np.outer(1-u,u)], -1)
-    x, y = np.moveaxis(weights@(q-[x0,y0]+.5), -1, 0)
-    i, j = np.floor(y-.5).astype(int), np.floor(x-.5).astype(int)
-    fy, fx = (y-.5-i)[...,None], (x-.5-j)[...,None]
-    rows, cols = (np.clip(i,0,h-1), np.clip(i+1,0,h-1)), (np.clip(j,0,w-1), np.clip(j+1,0,w-1))
-    top, bottom = (part[r,cols[0]]+(part[r,cols[1]]-part[r,cols[0]])*fx for r in rows)
-    inside = (x>=0)&(x<w)&(y>=0)&(y<h)
-    return to_bytes((top+(bottom-top)*fy)*inside[...,None], 'floor')
+    diagonal = np.hypot(*(q[3] - q[1]))
+    k = int(diagonal / (2 * R))
+    if k > 1:
+        size = tuple(int(np.rint(n / k)) for n in frame.shape[1::-1])
+        frame, q, diagonal = (
+            np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)),
+            q / k,
+            diagonal / k,
+        )
+    grow = max(int(np.rint(diagonal * 0.1)), 3)
+    x0, y0 = np.maximum(np.floor(q.min(0)).astype(int) - grow, 0)
+    x1, y1 = np.minimum(np.ceil(q.max(0)).astype(int) + grow, frame.shape[1::-1])
+    if x1 <= x0 or y1 <= y0:
+        return np.zeros((R, R, 3), np.uint8)
+    part, (h, w) = frame[y0:y1, x0:x1].astype(np.float64), (y1 - y0, x1 - x0)
+    u = (np.arange(R) + 0.5) / R
+    weights = np.stack(
+        [np.outer(1 - u, 1 - u), np.outer(u, 1 - u), np.outer(u, u), np.outer(1 - u, u)], -1
+    )
+    x, y = np.moveaxis(weights @ (q - [x0, y0] + 0.5), -1, 0)
+    i, j = np.floor(y - 0.5).astype(int), np.floor(x - 0.5).astype(int)
+    fy, fx = (y - 0.5 - i)[..., None], (x - 0.5 - j)[..., None]
+    rows, cols = (
+        (np.clip(i, 0, h - 1), np.clip(i + 1, 0, h - 1)),
+        (np.clip(j, 0, w - 1), np.clip(j + 1, 0, w - 1)),
+    )
+    top, bottom = (part[r, cols[0]] + (part[r, cols[1]] - part[r, cols[0]]) * fx for r in rows)
+    inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    return to_bytes((top + (bottom - top) * fy) * inside[..., None], 'floor')
 
 # %% ../nbs/10_align.ipynb #a17554a0
 def frame_to_crop(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,            # pixels of the crop's side
-)->np.ndarray:        # (2,3) float64: frame position (x,y,1) -> crop position; pixel centres at +0.5
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R: int,  # pixels of the crop's side
+) -> np.ndarray:  # (2,3) float64: frame position (x,y,1) -> crop position; pixel centres at +0.5
     "The inverse of `crop_to_frame`."
     m = crop_to_frame(quad, R)
-    inverse = np.linalg.inv(m[:,:2])
-    return np.concatenate([inverse, -inverse@m[:,2:]], 1)
+    inverse = np.linalg.inv(m[:, :2])
+    return np.concatenate([inverse, -inverse @ m[:, 2:]], 1)
 
 # %% ../nbs/10_align.ipynb #c66c6517
 def move_points(
-    points:np.ndarray,  # (...,2) positions, integer = pixel centre
-    matrix:np.ndarray,  # (2,3) from `crop_to_frame` or `frame_to_crop`
-)->np.ndarray:          # (...,2) float64 positions, integer = pixel centre
+    points: np.ndarray,  # (...,2) positions, integer = pixel centre
+    matrix: np.ndarray,  # (2,3) from `crop_to_frame` or `frame_to_crop`
+) -> np.ndarray:  # (...,2) float64 positions, integer = pixel centre
     "Carry landmarks from the frame to the crop or back."
-    return (np.asarray(points, np.float64)+.5)@matrix[:,:2].T+matrix[:,2]-.5
+    return (np.asarray(points, np.float64) + 0.5) @ matrix[:, :2].T + matrix[:, 2] - 0.5
 
 # %% ../nbs/10_align.ipynb #4d89d294
 def inverse_coefficients(
-    quad:np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
-    R:int,            # pixels of the crop's side
-)->np.ndarray:        # (8,) float64: a..h of the perspective map frame -> crop, pixel centres at +0.5
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    R: int,  # pixels of the crop's side
+) -> np.ndarray:  # (8,) float64: a..h of the perspective map frame -> crop, pixel centres at +0.5
     "Coefficients of x' = (ax+by+c)/(gx+hy+1), y' = (dx+ey+f)/(gx+hy+1)."
-    source, target = np.array(quad, np.float64)+.5, np.array([[0,0],[0,R],[R,R],[R,0]], np.float64)
-    rows = [row for (x,y),(u,v) in zip(source, target)
-            for row in ([x,y,1,0,0,0,-u*x,-u*y], [0,0,0,x,y,1,-v*x,-v*y])]
-    try: return np.linalg.solve(np.array(rows), target.ravel())
-    except np.linalg.LinAlgError: raise StitchError(f'quad {np.asarray(quad).tolist()} has no area') from None
+    source, target = (
+        np.array(quad, np.float64) + 0.5,
+        np.array([[0, 0], [0, R], [R, R], [R, 0]], np.float64),
+    )
+    rows = [
+        row
+        for (x, y), (u, v) in zip(source, target)
+        for row in ([x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y])
+    ]
+    try:
+        return np.linalg.solve(np.array(rows), target.ravel())
+    except np.linalg.LinAlgError:
+        raise StitchError(f'quad {np.asarray(quad).tolist()} has no area') from None

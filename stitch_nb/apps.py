@@ -17,46 +17,70 @@ from fastcore.script import Param, call_parse
 from .core import StitchError
 
 # %% ../nbs/96_apps.ipynb #1b645389
-PAGES = {"3": ("figures/90_figure_3.ipynb", "panels", "Figure3App"),
-         "9": ("figures/91_figure_9.ipynb", "arms", "Figure9App"),
-         "walkthrough": ("walkthrough.ipynb", None, None)}  # name -> notebook, module and class of the app
+PAGES = {
+    "3": ("figures/90_figure_3.ipynb", "panels", "Figure3App"),
+    "9": ("figures/91_figure_9.ipynb", "arms", "Figure9App"),
+    "walkthrough": ("walkthrough.ipynb", None, None),
+}  # name -> notebook, module and class of the app
+
 
 def app_notebook(
-    name:str,        # '3', '9' or 'walkthrough'
-    root:Path=None,  # folder of the notebooks; None: `nbs` of the checkout that the package runs from
-    folder:Path=None,# where a stand-in is written if the notebook is not there; None: a new temporary folder
-)->Path:             # of the notebook to serve
+    name: str,  # '3', '9' or 'walkthrough'
+    root: Path = None,  # folder of the notebooks; None: `nbs` of the checkout that the package runs from
+    folder: Path = None,  # where a stand-in is written if the notebook is not there; None: a new temporary folder
+) -> Path:  # of the notebook to serve
     "The notebook behind an app, or a stand-in for it."
-    if name not in PAGES: raise StitchError(f"there is no app {name!r}; choose one of {', '.join(PAGES)}")
+    if name not in PAGES:
+        raise StitchError(f"there is no app {name!r}; choose one of {', '.join(PAGES)}")
     notebook, module, cls = PAGES[name]
-    path = (root or Path(__file__).parent.parent/"nbs")/notebook
-    if path.is_file(): return path
-    if module is None: raise StitchError(f"{notebook} is not part of the installed package: clone the repository to read it")
+    path = (root or Path(__file__).parent.parent / "nbs") / notebook
+    if path.is_file():
+        return path
+    if module is None:
+        raise StitchError(
+            f"{notebook} is not part of the installed package: clone the repository to read it"
+        )
     lines = f"from stitch_nb.{module} import {cls}", f"app = {cls}()\napp"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
-    out = Path(folder or tempfile.mkdtemp())/Path(notebook).name
+    out = Path(folder or tempfile.mkdtemp()) / Path(notebook).name
     nbformat.write(nb, out)
     return out
 
 # %% ../nbs/96_apps.ipynb #902ba3cd
 def voila_command(
-    path:Path,         # notebook
-    port:int=8866,
-    browser:bool=True, # open one
-)->list:               # of words
+    path: Path,  # notebook
+    port: int = 8866,
+    browser: bool = True,  # open one
+) -> list:  # of words
     "The command line that serves a notebook."
-    if not importlib.util.find_spec("voila"): raise StitchError("apps need voila: pip install 'stitch_nb[app]'")
-    if not 0 < port < 65536: raise StitchError(f"port is {port}; it must be 1 to 65535")
-    return [sys.executable, "-m", "voila", str(path), f"--port={port}", "--strip_sources=True", "--Voila.ip=127.0.0.1",
-            "--VoilaExecutor.timeout=600"] + ([] if browser else ["--no-browser"])
+    if not importlib.util.find_spec("voila"):
+        raise StitchError("apps need voila: pip install 'stitch_nb[app]'")
+    if not 0 < port < 65536:
+        raise StitchError(f"port is {port}; it must be 1 to 65535")
+    return [
+        sys.executable,
+        "-m",
+        "voila",
+        str(path),
+        f"--port={port}",
+        "--strip_sources=True",
+        "--Voila.ip=127.0.0.1",
+        "--VoilaExecutor.timeout=600",
+    ] + ([] if browser else ["--no-browser"])
+
 
 @call_parse
 def stitch_app(
-    figure:Param("3, 9 or walkthrough", str, opt=False, nargs="?")="3",
-    port:Param("Port on this machine", int)=8866,
-    no_browser:Param("Serve only, open nothing", bool)=False,
+    figure: Param("3, 9 or walkthrough", str, opt=False, nargs="?") = "3",
+    port: Param("Port on this machine", int) = 8866,
+    no_browser: Param("Serve only, open nothing", bool) = False,
 ):
     "Open a figure as an app: widgets and pictures without code."
-    try: sys.exit(subprocess.run(voila_command(app_notebook(figure), port, not no_browser)).returncode)
-    except StitchError as error: sys.exit(f"stitch_app: {error}")
-    except KeyboardInterrupt: sys.exit(0)
+    try:
+        sys.exit(
+            subprocess.run(voila_command(app_notebook(figure), port, not no_browser)).returncode
+        )
+    except StitchError as error:
+        sys.exit(f"stitch_app: {error}")
+    except KeyboardInterrupt:
+        sys.exit(0)

@@ -21,9 +21,33 @@ from PIL import Image
 
 from .core import StitchError, atomic_path, hash_of
 from .models import Bundle
-from .panels import (OKABE_ITO, STYLE, Figure3App, column_frames, img_tag, lay_out_grid, open_clip, paint, paint_pdf,
-                              prepare, sample_clips, settings_for, stoppable, zoom_boxes)
-from .pipeline import ARMS, PAPER_ARMS, RunConfig, ablate, check_arms, clip_key, edit_clip, strip_frames, write_json
+from stitch_nb.panels import (
+    OKABE_ITO,
+    STYLE,
+    Figure3App,
+    column_frames,
+    img_tag,
+    lay_out_grid,
+    open_clip,
+    paint,
+    paint_pdf,
+    prepare,
+    sample_clips,
+    settings_for,
+    stoppable,
+    zoom_boxes,
+)
+from stitch_nb.pipeline import (
+    ARMS,
+    PAPER_ARMS,
+    RunConfig,
+    ablate,
+    check_arms,
+    clip_key,
+    edit_clip,
+    strip_frames,
+    write_json,
+)
 from .show import inline_video
 from .video import read_clip, write_video
 
@@ -31,64 +55,219 @@ from .video import read_clip, write_video
 @dataclass(frozen=True)
 class Arm:
     "One way to do it, for the reader: the full method with one thing changed (`pipeline.ARMS` changes it)."
-    title:str          # of its column
-    note:str           # what is changed, and what that should show
-    colour:str         # of its curve, a name of `OKABE_ITO`
-    dash:str           # of its curve, as matplotlib writes it: told apart without colours too
+
+    title: str  # of its column
+    note: str  # what is changed, and what that should show
+    colour: str  # of its curve, a name of `OKABE_ITO`
+    dash: str  # of its curve, as matplotlib writes it: told apart without colours too
+
 
 LEGEND = dict(
-    no_pti=Arm("no PTI", "the encoder's inversion is edited and stitched by the generator as it came; the person should drift", "orange", "--"),
-    optimised=Arm("optimised pivots", "each frame's latent is found by descent, alone, not by the encoder; then PTI and stitching; the edit should flicker", "vermillion", "-."),
-    no_stitching=Arm("no stitching", "the edit is pasted through the dilated mask as it is; the border should show", "sky", ":"),
+    no_pti=Arm(
+        "no PTI",
+        "the encoder's inversion is edited and stitched by the generator as it came; the person should drift",
+        "orange",
+        "--",
+    ),
+    optimised=Arm(
+        "optimised pivots",
+        "each frame's latent is found by descent, alone, not by the encoder; then PTI and stitching; the edit should flicker",
+        "vermillion",
+        "-.",
+    ),
+    no_stitching=Arm(
+        "no stitching",
+        "the edit is pasted through the dilated mask as it is; the border should show",
+        "sky",
+        ":",
+    ),
     full=Arm("full", "encoder, PTI, stitching", "blue", "-"),
-    no_smoothing=Arm("no smoothing", "landmarks align each frame alone, without the low-pass over time", "green", "--"),
-    no_locality=Arm("no locality", "PTI without the term that keeps the generator as it was elsewhere in latent space", "purple", "-."),
-    l2=Arm("L2", "the stitching loss squares its differences, as the authors' code does; for published generators that is the full method already", "yellow", ":"),
-    warm=Arm("warm starts", "stitching goes on from the frame before, six frames in a row, with a third of the updates", "black", (0, (5, 1, 1, 1))))
+    no_smoothing=Arm(
+        "no smoothing",
+        "landmarks align each frame alone, without the low-pass over time",
+        "green",
+        "--",
+    ),
+    no_locality=Arm(
+        "no locality",
+        "PTI without the term that keeps the generator as it was elsewhere in latent space",
+        "purple",
+        "-.",
+    ),
+    l2=Arm(
+        "L2",
+        "the stitching loss squares its differences, as the authors' code does; for published generators that is the full method already",
+        "yellow",
+        ":",
+    ),
+    warm=Arm(
+        "warm starts",
+        "stitching goes on from the frame before, six frames in a row, with a third of the updates",
+        "black",
+        (0, (5, 1, 1, 1)),
+    ),
+)
 
 # %% ../nbs/94_arms.ipynb #7b52009b
 @dataclass(frozen=True)
 class Number:
     "A number of metrics.json, as tables show it."
-    title:str
-    path:tuple       # keys in metrics.json
-    better:str       # 'less', 'more', 'near 1', or '' where neither is better in itself
-    form:str         # how it is written
-    means:str        # one sentence
-    reference:tuple=()  # keys of the value that the source (or the truth) has; shown beside it
+
+    title: str
+    path: tuple  # keys in metrics.json
+    better: str  # 'less', 'more', 'near 1', or '' where neither is better in itself
+    form: str  # how it is written
+    means: str  # one sentence
+    reference: tuple = ()  # keys of the value that the source (or the truth) has; shown beside it
+
 
 NUMBERS = dict(
-    gap=Number("gap", ("gap", "stitched"), "less", "{:.2f}", "how far the pasted picture and the source disagree where each has half the weight, grey levels; 0: no seam can show"),
-    seam=Number("seam", ("seam", "stitched"), "near 1", "{:.2f}", "colour step across that contour relative to the source's own; below 1: the crop is smoother than the film"),
-    trembling=Number("trembling", ("trembling",), "less", "{:.2f}", "change from frame to frame, along the source's motion, of what the edit changed, grey levels"),
-    warp_error=Number("warping error", ("warp_error", "result"), "less", "{:.2f}", "change from frame to frame along the source's motion, grey levels, beside the source's own", ("warp_error", "source")),
-    edit_flicker=Number("edit flicker", ("edit_flicker",), "less", "{:.3f}", "how much of the edit itself changes from frame to frame, its motion taken out, relative to its size, before stitching"),
-    tl_id=Number("TL-ID", ("tl_id",), "near 1", "{:.4f}", "identity of neighbouring frames: similarity divided by the source's (the paper's measure); can pass 1"),
-    tl_raw=Number("TL raw", ("similarity", "result", "local"), "more", "{:.4f}", "the same before the division, beside the source's", ("similarity", "source", "local")),
-    tg_id=Number("TG-ID", ("tg_id",), "near 1", "{:.4f}", "identity over all pairs of frames, divided by the source's (the paper's measure); can pass 1"),
-    tg_raw=Number("TG raw", ("similarity", "result", "whole"), "more", "{:.4f}", "the same before the division, beside the source's", ("similarity", "source", "whole")),
-    identity=Number("identity distance", ("identity_distance",), "less", "{:.4f}", "1 - cosine between each frame and the same frame of the source; an edit costs some of it, the true edit too where it is known", ("identity_distance_of_truth",)),
-    psnr=Number("PTI, dB", ("psnr", "pti", "mean"), "more", "{:.1f}", "PSNR of the generator at the unedited pivots against the crops, mean over frames; beside it the worst frame", ("psnr", "pti", "worst")),
-    ssim=Number("SSIM", ("ssim", "pti", "mean"), "more", "{:.3f}", "structural similarity of the same, beside the worst frame", ("ssim", "pti", "worst")),
-    perceptual=Number("perceptual", ("perceptual", "pti", "mean"), "less", "{:.4f}", "perceptual distance of the same (the network is named in the settings), beside the worst frame", ("perceptual", "pti", "worst")),
-    leak=Number("leak", ("leak",), "less", "{:.4g}", "part of the pixels outside of the paste that changed before encoding; 0 is right"),
-    target=Number("on target, %", ("attributes", "target"), "", "{:.1f}", "root mean square change of the measures that the edit is meant to move, percent of the eyes' distance, beside the true edit's", ("attributes_of_truth", "target")),
-    off_target=Number("off target, %", ("attributes", "off_target"), "less", "{:.1f}", "the same of all other measures", ("attributes_of_truth", "off_target")),
-    true_edit=Number("true edit, dB", ("true_edit", "gain"), "more", "{:+.2f}", "how much nearer than the source the result is to the true edit, PSNR inside the mask; beside it the result's PSNR", ("true_edit", "result")))
+    gap=Number(
+        "gap",
+        ("gap", "stitched"),
+        "less",
+        "{:.2f}",
+        "how far the pasted picture and the source disagree where each has half the weight, grey levels; 0: no seam can show",
+    ),
+    seam=Number(
+        "seam",
+        ("seam", "stitched"),
+        "near 1",
+        "{:.2f}",
+        "colour step across that contour relative to the source's own; below 1: the crop is smoother than the film",
+    ),
+    trembling=Number(
+        "trembling",
+        ("trembling",),
+        "less",
+        "{:.2f}",
+        "change from frame to frame, along the source's motion, of what the edit changed, grey levels",
+    ),
+    warp_error=Number(
+        "warping error",
+        ("warp_error", "result"),
+        "less",
+        "{:.2f}",
+        "change from frame to frame along the source's motion, grey levels, beside the source's own",
+        ("warp_error", "source"),
+    ),
+    edit_flicker=Number(
+        "edit flicker",
+        ("edit_flicker",),
+        "less",
+        "{:.3f}",
+        "how much of the edit itself changes from frame to frame, its motion taken out, relative to its size, before stitching",
+    ),
+    tl_id=Number(
+        "TL-ID",
+        ("tl_id",),
+        "near 1",
+        "{:.4f}",
+        "identity of neighbouring frames: similarity divided by the source's (the paper's measure); can pass 1",
+    ),
+    tl_raw=Number(
+        "TL raw",
+        ("similarity", "result", "local"),
+        "more",
+        "{:.4f}",
+        "the same before the division, beside the source's",
+        ("similarity", "source", "local"),
+    ),
+    tg_id=Number(
+        "TG-ID",
+        ("tg_id",),
+        "near 1",
+        "{:.4f}",
+        "identity over all pairs of frames, divided by the source's (the paper's measure); can pass 1",
+    ),
+    tg_raw=Number(
+        "TG raw",
+        ("similarity", "result", "whole"),
+        "more",
+        "{:.4f}",
+        "the same before the division, beside the source's",
+        ("similarity", "source", "whole"),
+    ),
+    identity=Number(
+        "identity distance",
+        ("identity_distance",),
+        "less",
+        "{:.4f}",
+        "1 - cosine between each frame and the same frame of the source; an edit costs some of it, the true edit too where it is known",
+        ("identity_distance_of_truth",),
+    ),
+    psnr=Number(
+        "PTI, dB",
+        ("psnr", "pti", "mean"),
+        "more",
+        "{:.1f}",
+        "PSNR of the generator at the unedited pivots against the crops, mean over frames; beside it the worst frame",
+        ("psnr", "pti", "worst"),
+    ),
+    ssim=Number(
+        "SSIM",
+        ("ssim", "pti", "mean"),
+        "more",
+        "{:.3f}",
+        "structural similarity of the same, beside the worst frame",
+        ("ssim", "pti", "worst"),
+    ),
+    perceptual=Number(
+        "perceptual",
+        ("perceptual", "pti", "mean"),
+        "less",
+        "{:.4f}",
+        "perceptual distance of the same (the network is named in the settings), beside the worst frame",
+        ("perceptual", "pti", "worst"),
+    ),
+    leak=Number(
+        "leak",
+        ("leak",),
+        "less",
+        "{:.4g}",
+        "part of the pixels outside of the paste that changed before encoding; 0 is right",
+    ),
+    target=Number(
+        "on target, %",
+        ("attributes", "target"),
+        "",
+        "{:.1f}",
+        "root mean square change of the measures that the edit is meant to move, percent of the eyes' distance, beside the true edit's",
+        ("attributes_of_truth", "target"),
+    ),
+    off_target=Number(
+        "off target, %",
+        ("attributes", "off_target"),
+        "less",
+        "{:.1f}",
+        "the same of all other measures",
+        ("attributes_of_truth", "off_target"),
+    ),
+    true_edit=Number(
+        "true edit, dB",
+        ("true_edit", "gain"),
+        "more",
+        "{:+.2f}",
+        "how much nearer than the source the result is to the true edit, PSNR inside the mask; beside it the result's PSNR",
+        ("true_edit", "result"),
+    ),
+)
+
 
 def look_up(
-    record:dict,  # e.g. metrics.json
-    path:tuple,   # keys
-):                # the value, or None if any key is absent
+    record: dict,  # e.g. metrics.json
+    path: tuple,  # keys
+):  # the value, or None if any key is absent
     "A value deep in nested dicts."
     for key in path:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
+
 def arm_table(
-    runs:dict,          # arm to `Run`, or to a dict as in metrics.json
+    runs: dict,  # arm to `Run`, or to a dict as in metrics.json
     numbers=tuple(NUMBERS),  # which, of `NUMBERS`
-)->dict:                # number to {arm: value or None}; numbers that no arm has are left out
+) -> dict:  # number to {arm: value or None}; numbers that no arm has are left out
     "The arms side by side."
     metrics = {a: getattr(run, "metrics", run) for a, run in runs.items()}
     table = {n: {a: look_up(m, NUMBERS[n].path) for a, m in metrics.items()} for n in numbers}
@@ -96,23 +275,28 @@ def arm_table(
 
 # %% ../nbs/94_arms.ipynb #fa35e192
 def best_arm(
-    number:str,   # of `NUMBERS`
-    row:dict,     # arm to value
-)->str|None:      # None where nothing can be said
+    number: str,  # of `NUMBERS`
+    row: dict,  # arm to value
+) -> str | None:  # None where nothing can be said
     "Who is best, if less or more is better."
     known = {a: v for a, v in row.items() if v is not None}
     how = NUMBERS[number].better
-    if len(known) < 2 or how not in ("less", "more", "near 1"): return None
+    if len(known) < 2 or how not in ("less", "more", "near 1"):
+        return None
     cost = dict(less=lambda v: v, more=lambda v: -v) | {"near 1": lambda v: abs(v - 1)}
     return min(known, key=lambda a: cost[how](known[a]))
 
+
 def table_html(
-    runs:dict,              # arm to `Run`, or to metrics
-    numbers=tuple(NUMBERS), # of `NUMBERS`
-    caption:str="Arms of the ablation: one row per measure",
-)->str:                     # a <table>; the best of each row is bold
+    runs: dict,  # arm to `Run`, or to metrics
+    numbers=tuple(NUMBERS),  # of `NUMBERS`
+    caption: str = "Arms of the ablation: one row per measure",
+) -> str:  # a <table>; the best of each row is bold
     "The arms side by side, as HTML."
-    table, metrics = arm_table(runs, numbers), {a: getattr(run, "metrics", run) for a, run in runs.items()}
+    table, metrics = (
+        arm_table(runs, numbers),
+        {a: getattr(run, "metrics", run) for a, run in runs.items()},
+    )
     title = lambda a: LEGEND[a].title if a in LEGEND else a
     head = "".join(f'<th scope="col">{html.escape(title(a))}</th>' for a in runs)
     rows = []
@@ -120,132 +304,233 @@ def table_html(
         best, cells = best_arm(n, row), []
         shown = {a: NUMBERS[n].form.format(v) for a, v in row.items() if v is not None}
         first = {a for a in shown if best and shown[a] == shown[best]}
-        first = set() if len(first) == len(shown) else first              # what looks alike is equally good
+        first = set() if len(first) == len(shown) else first  # what looks alike is equally good
         for a, value in row.items():
             text = "–" if value is None else NUMBERS[n].form.format(value)
             beside = look_up(metrics[a], NUMBERS[n].reference) if NUMBERS[n].reference else None
             text = f"<b>{text}</b>" if a in first else text
-            cells.append(f"<td>{text}" + (f' <small>({NUMBERS[n].form.format(beside)})</small>' if beside is not None else "") + "</td>")
-        arrow = dict(less=" ↓", more=" ↑").get(NUMBERS[n].better, " → 1" if NUMBERS[n].better else "")
-        rows.append(f'<tr><th scope="row" title="{html.escape(NUMBERS[n].means, quote=True)}">{html.escape(NUMBERS[n].title)}{arrow}</th>{"".join(cells)}</tr>')
+            cells.append(
+                f"<td>{text}"
+                + (
+                    f' <small>({NUMBERS[n].form.format(beside)})</small>'
+                    if beside is not None
+                    else ""
+                )
+                + "</td>"
+            )
+        arrow = dict(less=" ↓", more=" ↑").get(
+            NUMBERS[n].better, " → 1" if NUMBERS[n].better else ""
+        )
+        rows.append(
+            f'<tr><th scope="row" title="{html.escape(NUMBERS[n].means, quote=True)}">{html.escape(NUMBERS[n].title)}{arrow}</th>{"".join(cells)}</tr>'
+        )
     return f"<table><caption>{html.escape(caption)}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 # %% ../nbs/94_arms.ipynb #0716d970
 @dataclass(frozen=True)
 class Claim:
     "A sentence of Figure 9's caption, as a comparison of one number between two arms."
-    says:str         # in words
-    arm:str          # the arm that lacks something
-    number:str       # of `NUMBERS`: larger in the arm if the sentence holds
-    otherwise:str    # what to think if it does not
+
+    says: str  # in words
+    arm: str  # the arm that lacks something
+    number: str  # of `NUMBERS`: larger in the arm if the sentence holds
+    otherwise: str  # what to think if it does not
+
 
 CLAIMS = (
-    Claim("Pivots found by optimisation make the edit flicker", "optimised", "edit_flicker",
-          "the descent was too short: all frames begin at the average face, and the fewer steps they take the nearer they stay to it and to one another"),
-    Claim("Without PTI the person drifts", "no_pti", "identity",
-          "the encoder already draws this person well, or the identity network, trained on the same renders, is blind to what PTI mends"),
-    Claim("Without stitching a seam shows", "no_stitching", "gap",
-          "the edit leaves the border alone, or too few updates were made for the stitching to close it"))
+    Claim(
+        "Pivots found by optimisation make the edit flicker",
+        "optimised",
+        "edit_flicker",
+        "the descent was too short: all frames begin at the average face, and the fewer steps they take the nearer they stay to it and to one another",
+    ),
+    Claim(
+        "Without PTI the person drifts",
+        "no_pti",
+        "identity",
+        "the encoder already draws this person well, or the identity network, trained on the same renders, is blind to what PTI mends",
+    ),
+    Claim(
+        "Without stitching a seam shows",
+        "no_stitching",
+        "gap",
+        "the edit leaves the border alone, or too few updates were made for the stitching to close it",
+    ),
+)
+
 
 def check_claims(
-    runs:dict,       # arm to `Run`, or to metrics; 'full' among them
-)->list:             # of dict(claim, measure, arm, full, ratio, holds, why); claims whose arms were not run are left out
+    runs: dict,  # arm to `Run`, or to metrics; 'full' among them
+) -> list:  # of dict(claim, measure, arm, full, ratio, holds, why); claims whose arms were not run are left out
     "The caption's claims, with numbers."
     metrics, found = {a: getattr(run, "metrics", run) for a, run in runs.items()}, []
     for c in CLAIMS:
-        if c.arm not in metrics or "full" not in metrics: continue
+        if c.arm not in metrics or "full" not in metrics:
+            continue
         arm, full = (look_up(metrics[a], NUMBERS[c.number].path) for a in (c.arm, "full"))
-        if arm is None or full is None: continue
+        if arm is None or full is None:
+            continue
         holds = arm > full
-        found.append(dict(claim=c.says, measure=NUMBERS[c.number].title, arm=arm, full=full, ratio=arm/full if full else float("inf"), holds=holds, why="" if holds else c.otherwise))
+        found.append(
+            dict(
+                claim=c.says,
+                measure=NUMBERS[c.number].title,
+                arm=arm,
+                full=full,
+                ratio=arm / full if full else float("inf"),
+                holds=holds,
+                why="" if holds else c.otherwise,
+            )
+        )
     return found
 
+
 def claims_html(
-    claims:list,   # from `check_claims`
-)->str:            # a <table>, and a sentence for each claim that fails
+    claims: list,  # from `check_claims`
+) -> str:  # a <table>, and a sentence for each claim that fails
     "claim | measured | holds?"
-    cells = [f'<tr><th scope="row">{html.escape(c["claim"])}</th><td>{html.escape(c["measure"])} {c["arm"]:.3g}, full {c["full"]:.3g} (x {c["ratio"]:.2f})</td><td>{"yes" if c["holds"] else "<b>no</b>"}</td></tr>' for c in claims]
-    why = "".join(f"<p><b>{html.escape(c['claim'])}: not on this clip.</b> Perhaps {html.escape(c['why'])}.</p>" for c in claims if not c["holds"])
+    cells = [
+        f'<tr><th scope="row">{html.escape(c["claim"])}</th><td>{html.escape(c["measure"])} {c["arm"]:.3g}, full {c["full"]:.3g} (x {c["ratio"]:.2f})</td><td>{"yes" if c["holds"] else "<b>no</b>"}</td></tr>'
+        for c in claims
+    ]
+    why = "".join(
+        f"<p><b>{html.escape(c['claim'])}: not on this clip.</b> Perhaps {html.escape(c['why'])}.</p>"
+        for c in claims
+        if not c["holds"]
+    )
     return f'<table><caption>The claims of the caption, measured</caption><thead><tr><th scope="col">claim</th><th scope="col">measured</th><th scope="col">holds?</th></tr></thead><tbody>{"".join(cells)}</tbody></table>{why}'
 
 # %% ../nbs/94_arms.ipynb #91032ad7
 def claims_on(
-    clips,                        # names of samples, or paths
-    edits,                        # 'smile=2', an `Edit`, or several
-    out:str|Path,                 # folder: one for each clip, with its arms and stages; the same call goes on where a stopped one was
-    file:str|Path,                # .json, written after each clip
-    part:slice=slice(None),       # frames of each clip
-    models:Bundle|None=None,      # None: the default bundle
-    config:RunConfig|None=None,   # the full method's settings; None: what suits the bundle
-    progress=None,                # as in `edit_clip`
-)->dict:                          # clip to list of dicts, as from `check_claims`
+    clips,  # names of samples, or paths
+    edits,  # 'smile=2', an `Edit`, or several
+    out: str
+    | Path,  # folder: one for each clip, with its arms and stages; the same call goes on where a stopped one was
+    file: str | Path,  # .json, written after each clip
+    part: slice = slice(None),  # frames of each clip
+    models: Bundle | None = None,  # None: the default bundle
+    config: RunConfig | None = None,  # the full method's settings; None: what suits the bundle
+    progress=None,  # as in `edit_clip`
+) -> dict:  # clip to list of dicts, as from `check_claims`
     "The caption's claims on several clips; `StitchError` if one cannot be read, or two have one name."
     opened, found = {c.path.stem: c for c in map(open_clip, clips)}, {}
-    if len(opened) < len(clips): raise StitchError(f"two of the clips have the same name: {', '.join(map(str, clips))}; rename one")
+    if len(opened) < len(clips):
+        raise StitchError(
+            f"two of the clips have the same name: {', '.join(map(str, clips))}; rename one"
+        )
     for name, clip in opened.items():
         a, b, _ = part.indices(len(clip))
-        found[name] = check_claims(ablate(clip.trim(a, b), edits, Path(out)/name, models, config, progress=progress))
+        found[name] = check_claims(
+            ablate(clip.trim(a, b), edits, Path(out) / name, models, config, progress=progress)
+        )
         write_json(file, found)
     return found
 
+
 def claims_by_clip(
-    found:dict,      # from `claims_on`, or read from its file
-)->str:              # a <table>: a row for each clip, a column for each claim
+    found: dict,  # from `claims_on`, or read from its file
+) -> str:  # a <table>: a row for each clip, a column for each claim
     "How many times larger the number is in the arm that lacks something: above 1 the claim holds."
     names = list(dict.fromkeys(c["claim"] for claims in found.values() for c in claims))
     head = "".join(f'<th scope="col">{html.escape(n)}</th>' for n in names)
-    def cell(c): return "<td>–</td>" if c is None else f'<td>{c["measure"]} x {c["ratio"]:.2f}{"" if c["holds"] else ": <b>does not hold</b>"}</td>'
-    rows = "".join(f'<tr><th scope="row">{html.escape(clip)}</th>' + "".join(cell(next((c for c in claims if c["claim"] == n), None)) for n in names) + "</tr>" for clip, claims in found.items())
+
+    def cell(c):
+        return (
+            "<td>–</td>"
+            if c is None
+            else f'<td>{c["measure"]} x {c["ratio"]:.2f}{"" if c["holds"] else ": <b>does not hold</b>"}</td>'
+        )
+
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(clip)}</th>'
+        + "".join(cell(next((c for c in claims if c["claim"] == n), None)) for n in names)
+        + "</tr>"
+        for clip, claims in found.items()
+    )
     return f'<table><caption>The claims on every clip</caption><thead><tr><th scope="col">clip</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 # %% ../nbs/94_arms.ipynb #d435a6cd
-CURVES = dict(   # key in frames.json to what the axis says, and the source's own curve
-    edit_flicker=("flicker of the edit, relative to its size", None), trembling=("trembling of the result against the source, grey levels", None), gap_stitched=("gap at the contour, grey levels", None), identity_distance=("distance to the source's identity", None),
-    warp_result=("warping error, grey levels", "warp_source"), result_id_local=("identity: cosine with the frame before", "source_id_local"),
-    result_id_whole=("identity: mean cosine with all others", "source_id_whole"), pti_psnr=("PTI, dB", None), result_mouth_width=("width of the mouth, eye distances", "source_mouth_width"),
-    true_edit_gain=("nearer to the true edit than the source, dB", None))
+CURVES = dict(  # key in frames.json to what the axis says, and the source's own curve
+    edit_flicker=("flicker of the edit, relative to its size", None),
+    trembling=("trembling of the result against the source, grey levels", None),
+    gap_stitched=("gap at the contour, grey levels", None),
+    identity_distance=("distance to the source's identity", None),
+    warp_result=("warping error, grey levels", "warp_source"),
+    result_id_local=("identity: cosine with the frame before", "source_id_local"),
+    result_id_whole=("identity: mean cosine with all others", "source_id_whole"),
+    pti_psnr=("PTI, dB", None),
+    result_mouth_width=("width of the mouth, eye distances", "source_mouth_width"),
+    true_edit_gain=("nearer to the true edit than the source, dB", None),
+)
+
 
 def frame_values(
-    run,        # `Run`, or a run folder
-)->dict:        # name to list of T numbers or None; empty for a run that was measured before there was frames.json
+    run,  # `Run`, or a run folder
+) -> dict:  # name to list of T numbers or None; empty for a run that was measured before there was frames.json
     "What was measured of each frame."
-    path = Path(getattr(run, "out", run))/"frames.json"
+    path = Path(getattr(run, "out", run)) / "frames.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
+
 def plot_curves(
-    runs:dict,                   # label to `Run`, or run folder; labels of `LEGEND` have their own colours
+    runs: dict,  # label to `Run`, or run folder; labels of `LEGEND` have their own colours
     which=("edit_flicker", "gap_stitched", "identity_distance"),  # of `CURVES`
-    start:int=0,                 # number of the first frame
-    width:float=9.,              # inches
-    marked=None,                 # a frame number to mark
-):                               # matplotlib Figure; None if no run has any of the curves
+    start: int = 0,  # number of the first frame
+    width: float = 9.0,  # inches
+    marked=None,  # a frame number to mark
+):  # matplotlib Figure; None if no run has any of the curves
     "One diagram for each measure, one line for each arm."
     from matplotlib.figure import Figure
+
     values = {a: frame_values(run) for a, run in runs.items()}
-    which = [w for w in which if any(np.isfinite(np.array(v.get(w) or [], np.float64)).any() for v in values.values())]
-    if not which: return None
-    page, lines = Figure(figsize=(width, 1.9*len(which) + .7), layout="constrained"), {}
+    which = [
+        w
+        for w in which
+        if any(np.isfinite(np.array(v.get(w) or [], np.float64)).any() for v in values.values())
+    ]
+    if not which:
+        return None
+    page, lines = Figure(figsize=(width, 1.9 * len(which) + 0.7), layout="constrained"), {}
     spare = [("black", "-"), ("blue", "--"), ("vermillion", "-."), ("green", ":")]
     for ax, w in zip(np.atleast_1d(page.subplots(len(which), 1, sharex=True)), which):
         for i, (a, v) in enumerate(values.items()):
             colour, dash = (LEGEND[a].colour, LEGEND[a].dash) if a in LEGEND else spare[i % 4]
             y = np.array(v.get(w) or [], np.float64)
-            if np.isfinite(y).any(): lines[LEGEND[a].title if a in LEGEND else a], = ax.plot(start + np.arange(len(y)), y, color=OKABE_ITO[colour], ls=dash, lw=1.8, zorder=2 if dash == "-" else 3)
+            if np.isfinite(y).any():
+                (lines[LEGEND[a].title if a in LEGEND else a],) = ax.plot(
+                    start + np.arange(len(y)),
+                    y,
+                    color=OKABE_ITO[colour],
+                    ls=dash,
+                    lw=1.8,
+                    zorder=2 if dash == "-" else 3,
+                )
             y = np.array(v.get(CURVES[w][1]) or [], np.float64)
-            if i == 0 and np.isfinite(y).any(): lines["source"], = ax.plot(start + np.arange(len(y)), y, color="#808080", lw=1)
-        if marked is not None: ax.axvline(marked, color="#404040", lw=.8)
+            if i == 0 and np.isfinite(y).any():
+                (lines["source"],) = ax.plot(start + np.arange(len(y)), y, color="#808080", lw=1)
+        if marked is not None:
+            ax.axvline(marked, color="#404040", lw=0.8)
         ax.set_title(CURVES[w][0], fontsize=10, loc="left")
-        ax.grid(color="#dddddd", lw=.6)
+        ax.grid(color="#dddddd", lw=0.6)
         ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlabel("frame")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    if len(lines) > 1: page.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=min(len(lines), 5), fontsize=9, frameon=False)
+    if len(lines) > 1:
+        page.legend(
+            lines.values(),
+            lines.keys(),
+            loc="outside upper center",
+            ncols=min(len(lines), 5),
+            fontsize=9,
+            frameon=False,
+        )
     return page
 
+
 def plot_png(
-    page,            # matplotlib Figure
-    dpi:int=96,
-)->bytes:
+    page,  # matplotlib Figure
+    dpi: int = 96,
+) -> bytes:
     "A diagram as a PNG without date or version; the same bytes each time."
     out = io.BytesIO()
     page.savefig(out, format="png", dpi=dpi, metadata=dict(Software=None))
@@ -253,113 +538,169 @@ def plot_png(
 
 # %% ../nbs/94_arms.ipynb #887309d0
 def arm_frames(
-    clip,                # `Clip`
-    runs:dict,           # arm to `Run`
-    rows,                # frame numbers within the clip
-    kept:dict|None=None, # decoded frames that the caller keeps from one call to the next
-)->dict:                 # title to list of (H,W,3) uint8
+    clip,  # `Clip`
+    runs: dict,  # arm to `Run`
+    rows,  # frame numbers within the clip
+    kept: dict | None = None,  # decoded frames that the caller keeps from one call to the next
+) -> dict:  # title to list of (H,W,3) uint8
     "The source's frames and each arm's."
-    videos = {"source": (clip.path, clip.start, lambda: clip)} | {LEGEND[a].title: (run.out, run.record["key"], lambda run=run: read_clip(run.result)) for a, run in runs.items()}
+    videos = {"source": (clip.path, clip.start, lambda: clip)} | {
+        LEGEND[a].title: (run.out, run.record["key"], lambda run=run: read_clip(run.result))
+        for a, run in runs.items()
+    }
+
     def frames(where, which, video):
-        if kept is None: return [video()[t] for t in rows]
-        if (where, which) not in kept: kept[where, which] = list(video().frames())
+        if kept is None:
+            return [video()[t] for t in rows]
+        if (where, which) not in kept:
+            kept[where, which] = list(video().frames())
         return [kept[where, which][t] for t in rows]
+
     return {title: frames(*v) for title, v in videos.items()}
 
+
 def figure_9(
-    clip,                         # `Clip`
-    runs:dict,                    # from `pipeline.ablate`
-    rows=None,                    # frame numbers within the clip; None: three, spread over it
-    state=None,                   # `panels.ClipState` of the clip, for `zoom`
-    zoom=(),                      # regions to enlarge: hair, neck, mouth
-    kept=None,                    # as in `arm_frames`
-    cell:int|None=None,           # px, width of a picture; None: its own, within 256 to 400
-):                                # `panels.Sheet`
+    clip,  # `Clip`
+    runs: dict,  # from `pipeline.ablate`
+    rows=None,  # frame numbers within the clip; None: three, spread over it
+    state=None,  # `panels.ClipState` of the clip, for `zoom`
+    zoom=(),  # regions to enlarge: hair, neck, mouth
+    kept=None,  # as in `arm_frames`
+    cell: int | None = None,  # px, width of a picture; None: its own, within 256 to 400
+):  # `panels.Sheet`
     "Source and arms side by side, each with its gap, its flicker and its distance from the person."
     rows = list(rows) if rows is not None else strip_frames(len(clip))
     wrong = [t for t in rows if not 0 <= t < len(clip)]
-    if wrong: raise StitchError(f"frame {wrong[0]} is not in the clip: it has frames 0 to {len(clip) - 1}")
-    boxes = zoom_boxes(state, settings_for(state, rows, next(iter(runs.values())).record["edits"], None), zoom) if zoom and state is not None else None
+    if wrong:
+        raise StitchError(
+            f"frame {wrong[0]} is not in the clip: it has frames 0 to {len(clip) - 1}"
+        )
+    boxes = (
+        zoom_boxes(
+            state, settings_for(state, rows, next(iter(runs.values())).record["edits"], None), zoom
+        )
+        if zoom and state is not None
+        else None
+    )
     table = arm_table(runs, ("gap", "edit_flicker", "identity"))
     short = dict(gap="gap {:.1f}", edit_flicker="flicker {:.2f}", identity="id {:.2f}")
-    say = lambda a: "  ".join(short[n].format(row[a]).replace(" 0.", " .") for n, row in table.items() if row[a] is not None)
+    say = lambda a: "  ".join(
+        short[n].format(row[a]).replace(" 0.", " .")
+        for n, row in table.items()
+        if row[a] is not None
+    )
     notes = {"source": "as filmed"} | {LEGEND[a].title: say(a) for a in runs}
-    return lay_out_grid(arm_frames(clip, runs, rows, kept), [f"frame {clip.start + t}" for t in rows], boxes, notes, cell)
+    return lay_out_grid(
+        arm_frames(clip, runs, rows, kept),
+        [f"frame {clip.start + t}" for t in rows],
+        boxes,
+        notes,
+        cell,
+    )
+
 
 def describe_arms(
-    clip, runs:dict, rows=None,
-)->str:
+    clip,
+    runs: dict,
+    rows=None,
+) -> str:
     "The figure in words, for those who cannot see it."
     rows = list(rows) if rows is not None else strip_frames(len(clip))
-    said = "; ".join(f"{c['claim'].lower()}: {c['measure']} {c['arm']:.3g} against {c['full']:.3g}" for c in check_claims(runs))
+    said = "; ".join(
+        f"{c['claim'].lower()}: {c['measure']} {c['arm']:.3g} against {c['full']:.3g}"
+        for c in check_claims(runs)
+    )
     edits = ", ".join(next(iter(runs.values())).record["edits"])
-    return f"Figure 9 on {clip.path.stem}, edit {edits}, frames {', '.join(str(clip.start + t) for t in rows)} as rows. Columns: source, {', '.join(LEGEND[a].title for a in runs)}. {said}".strip() + "."
+    return (
+        f"Figure 9 on {clip.path.stem}, edit {edits}, frames {', '.join(str(clip.start + t) for t in rows)} as rows. Columns: source, {', '.join(LEGEND[a].title for a in runs)}. {said}".strip()
+        + "."
+    )
+
 
 def arm_video(
-    clip, runs:dict,
-    path:str|Path,           # .mp4
-    part:slice=slice(None),  # frames of the clip
-    height:int|None=None,    # px of a column
-    crf:int=20,
-    progress=None,           # tick(done, total, text)
-)->Path:
+    clip,
+    runs: dict,
+    path: str | Path,  # .mp4
+    part: slice = slice(None),  # frames of the clip
+    height: int | None = None,  # px of a column
+    crf: int = 20,
+    progress=None,  # tick(done, total, text)
+) -> Path:
     "The same columns as video, in step."
     frames = range(len(clip))[part]
-    if not frames: raise StitchError(f"frames {part.start}:{part.stop} are empty, the clip has {len(clip)}; choose others")
+    if not frames:
+        raise StitchError(
+            f"frames {part.start}:{part.stop} are empty, the clip has {len(clip)}; choose others"
+        )
     cut = lambda video: video.trim(frames[0], frames[-1] + 1)
     videos = [cut(clip), *(cut(read_clip(run.result)) for run in runs.values())]
     rows = (list(r) for r in zip(*(v.frames() for v in videos)))
+
     def counted():
-        for n, page in enumerate(column_frames(rows, ["source", *(LEGEND[a].title for a in runs)], height), 1):
-            if progress: progress(n, len(frames), "")
+        for n, page in enumerate(
+            column_frames(rows, ["source", *(LEGEND[a].title for a in runs)], height), 1
+        ):
+            if progress:
+                progress(n, len(frames), "")
             yield page
+
     return write_video(counted(), path, clip.fps, crf=crf)
 
 # %% ../nbs/94_arms.ipynb #7719a1c7
 def write_figure_9(
-    clip,                # `Clip`
-    edits,               # texts: 'smile=2'
-    out:Path,            # folder: the files, a run folder for each arm, and stages/
-    models:Bundle,
-    config:RunConfig,
-    rows=None,           # frame numbers, as the video counts; None: three, spread over the clip
+    clip,  # `Clip`
+    edits,  # texts: 'smile=2'
+    out: Path,  # folder: the files, a run folder for each arm, and stages/
+    models: Bundle,
+    config: RunConfig,
+    rows=None,  # frame numbers, as the video counts; None: three, spread over the clip
     zoom=("hair", "neck"),  # regions enlarged below each frame; () for none
-    video:slice|None=slice(None),  # frames of the clip; None: no video
+    video: slice | None = slice(None),  # frames of the clip; None: no video
     progress=None,
-    arms=PAPER_ARMS,     # of `LEGEND`
-    truth=None,          # the true edit of the same frames, if there is one
-)->dict:                 # kind to path
+    arms=PAPER_ARMS,  # of `LEGEND`
+    truth=None,  # the true edit of the same frames, if there is one
+) -> dict:  # kind to path
     "Figure 9 as PNG, PDF and mp4, with the arms' numbers as HTML and JSON and their curves as PNG."
     out, rows = Path(out), None if rows is None else [n - clip.start for n in rows]
     wrong = [t for t in rows or () if not 0 <= t < len(clip)]
-    if wrong: raise StitchError(f"frame {wrong[0] + clip.start} is not in the clip: it has frames {clip.start} to {clip.start + len(clip) - 1}")
+    if wrong:
+        raise StitchError(
+            f"frame {wrong[0] + clip.start} is not in the clip: it has frames {clip.start} to {clip.start + len(clip) - 1}"
+        )
     runs = ablate(clip, edits, out, models, config, arms, progress, truth=truth)
-    state = prepare(clip, models, config, out/"stages", progress=progress) if zoom else None
+    state = prepare(clip, models, config, out / "stages", progress=progress) if zoom else None
     sheet = figure_9(clip, runs, rows, state, zoom)
-    made = dict(png=out/"figure_9.png", pdf=paint_pdf(sheet, out/"figure_9.pdf"))
-    with atomic_path(made["png"]) as part: Image.fromarray(paint(sheet)).save(part)
-    made["numbers"] = write_json(out/"figure_9.json", dict(arms=arm_table(runs), claims=check_claims(runs)))
+    made = dict(png=out / "figure_9.png", pdf=paint_pdf(sheet, out / "figure_9.pdf"))
+    with atomic_path(made["png"]) as part:
+        Image.fromarray(paint(sheet)).save(part)
+    made["numbers"] = write_json(
+        out / "figure_9.json", dict(arms=arm_table(runs), claims=check_claims(runs))
+    )
     curves = plot_curves(runs, tuple(CURVES), clip.start)
     if curves is not None:
-        made["curves"] = out/"figure_9_curves.png"
-        with atomic_path(made["curves"]) as part: Path(part).write_bytes(plot_png(curves, 150))
+        made["curves"] = out / "figure_9_curves.png"
+        with atomic_path(made["curves"]) as part:
+            Path(part).write_bytes(plot_png(curves, 150))
     if video is not None:
-        with (progress or (lambda _: nullcontext(None)))("video") as tick: made["mp4"] = arm_video(clip, runs, out/"figure_9.mp4", video, progress=tick)
+        with (progress or (lambda _: nullcontext(None)))("video") as tick:
+            made["mp4"] = arm_video(clip, runs, out / "figure_9.mp4", video, progress=tick)
     return made
 
 # %% ../nbs/94_arms.ipynb #b6692ea5
 class Figure9App(Figure3App):
     "Figure 9 with its knobs, for a notebook; how it works and waits is Figure 3's."
-    def __init__(self,
-        clip:str="talk",              # the name of a sample, or a path
-        edit:str|None=None,           # None: 'smile' if the bundle has it, else its first
-        strength:float=2.,
-        models:Bundle|str|None=None,  # None: the default bundle
-        config:RunConfig|None=None,   # the full method's; None: what suits the bundle
-        folder:str|Path|None=None,    # where runs are kept; None: `panels.default_folder()`
-        part:slice=slice(0, 8),       # frames of the clip that are edited: eight keep it brisk
-        arms=PAPER_ARMS,              # which are on at first
-        start:bool=True,              # begin to work at once
+
+    def __init__(
+        self,
+        clip: str = "talk",  # the name of a sample, or a path
+        edit: str | None = None,  # None: 'smile' if the bundle has it, else its first
+        strength: float = 2.0,
+        models: Bundle | str | None = None,  # None: the default bundle
+        config: RunConfig | None = None,  # the full method's; None: what suits the bundle
+        folder: str | Path | None = None,  # where runs are kept; None: `panels.default_folder()`
+        part: slice = slice(0, 8),  # frames of the clip that are edited: eight keep it brisk
+        arms=PAPER_ARMS,  # which are on at first
+        start: bool = True,  # begin to work at once
     ):
         self.arms_on, self.part_wanted, self.runs, self.kept = check_arms(arms), part, {}, {}
         super().__init__(clip, edit, strength, models, config, folder, start=start)
@@ -367,37 +708,132 @@ class Figure9App(Figure3App):
     def _build(self, clip, edit, strength):
         "The controls; each has a class by which tests and style sheets find it."
         import ipywidgets as w
+
         names, samples = list(self.models.directions), sample_clips()
         text = dict(description_width="110px")
+
         def made(cls, kind, *args, **kwargs):
-            widget = cls(*args, **{**dict(layout=w.Layout(width="auto", flex="1 1 260px", min_width="240px"), style=text), **kwargs})
+            widget = cls(
+                *args,
+                **{
+                    **dict(
+                        layout=w.Layout(width="auto", flex="1 1 260px", min_width="240px"),
+                        style=text,
+                    ),
+                    **kwargs,
+                },
+            )
             return widget.add_class(f"stitch-{kind}")
-        toggle = lambda a: made(w.Checkbox, f"arm-{a.replace('_', '-')}", a in self.arms_on, description=LEGEND[a].title, indent=False, tooltip=LEGEND[a].note,
-                                style={}, layout=w.Layout(width="auto", min_width="150px", margin="0 12px 0 0"))
+
+        toggle = lambda a: made(
+            w.Checkbox,
+            f"arm-{a.replace('_', '-')}",
+            a in self.arms_on,
+            description=LEGEND[a].title,
+            indent=False,
+            tooltip=LEGEND[a].note,
+            style={},
+            layout=w.Layout(width="auto", min_width="150px", margin="0 12px 0 0"),
+        )
         self.toggles = {a: toggle(a) for a in LEGEND}
-        self.clip = made(w.Dropdown, "clip", options=samples if clip in samples else [str(clip), *samples], value=str(clip), description="clip")
-        self.edit = made(w.Dropdown, "edit", options=names, value=edit or ("smile" if "smile" in names else names[0]), description="edit")
-        self.strength = made(w.FloatSlider, "strength", strength, min=-4, max=4, step=.5, description="strength", continuous_update=False)
+        self.clip = made(
+            w.Dropdown,
+            "clip",
+            options=samples if clip in samples else [str(clip), *samples],
+            value=str(clip),
+            description="clip",
+        )
+        self.edit = made(
+            w.Dropdown,
+            "edit",
+            options=names,
+            value=edit or ("smile" if "smile" in names else names[0]),
+            description="edit",
+        )
+        self.strength = made(
+            w.FloatSlider,
+            "strength",
+            strength,
+            min=-4,
+            max=4,
+            step=0.5,
+            description="strength",
+            continuous_update=False,
+        )
         self.frame = made(w.IntSlider, "frame", 0, 0, 1, description="frame")
-        self.curve = made(w.Dropdown, "curve", options=[(v[0], k) for k, v in CURVES.items()], value="edit_flicker", description="curve")
-        self.video_button = made(w.Button, "video-button", description="make the video", style={}, layout=w.Layout(width="150px"))
-        self.cancel = made(w.Button, "cancel", description="cancel", style={}, disabled=True, layout=w.Layout(width="100px"))
-        self.progress = made(w.IntProgress, "progress", 0, 0, 1000, layout=w.Layout(flex="1 1 200px", width="auto", height="22px"), style=dict(bar_color=OKABE_ITO["blue"]))
-        plain = lambda kind, value="": made(w.HTML, kind, value, style={}, layout=w.Layout(width="100%"))
-        self.status, self.image, self.diagram, self.table, self.claims, self.video = (plain(k) for k in ("status", "picture", "diagram", "numbers", "claims", "video"))
-        row = lambda *items: w.Box(items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center"))
-        style = STYLE.replace("figure3", "figure9") + "<style>.stitch-figure9 caption {text-align:left; font-weight:bold} .stitch-numbers .widget-html-content {overflow-x:auto}</style>"
-        self.root = w.VBox([plain("style", style), row(self.clip, self.edit, self.strength), row(*self.toggles.values()), row(self.progress, self.cancel), self.status,
-                            row(self.frame), self.image, row(self.curve), self.diagram, self.table, self.claims, row(self.video_button), self.video],
-                           layout=w.Layout(width="100%")).add_class("stitch-figure9")
-        for widget in (self.clip, self.edit, self.strength, *self.toggles.values()): widget.observe(self._changed, "value")
-        for widget in (self.frame, self.curve): widget.observe(self._look, "value")
+        self.curve = made(
+            w.Dropdown,
+            "curve",
+            options=[(v[0], k) for k, v in CURVES.items()],
+            value="edit_flicker",
+            description="curve",
+        )
+        self.video_button = made(
+            w.Button,
+            "video-button",
+            description="make the video",
+            style={},
+            layout=w.Layout(width="150px"),
+        )
+        self.cancel = made(
+            w.Button,
+            "cancel",
+            description="cancel",
+            style={},
+            disabled=True,
+            layout=w.Layout(width="100px"),
+        )
+        self.progress = made(
+            w.IntProgress,
+            "progress",
+            0,
+            0,
+            1000,
+            layout=w.Layout(flex="1 1 200px", width="auto", height="22px"),
+            style=dict(bar_color=OKABE_ITO["blue"]),
+        )
+        plain = lambda kind, value="": made(
+            w.HTML, kind, value, style={}, layout=w.Layout(width="100%")
+        )
+        self.status, self.image, self.diagram, self.table, self.claims, self.video = (
+            plain(k) for k in ("status", "picture", "diagram", "numbers", "claims", "video")
+        )
+        row = lambda *items: w.Box(
+            items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center")
+        )
+        style = (
+            STYLE.replace("figure3", "figure9")
+            + "<style>.stitch-figure9 caption {text-align:left; font-weight:bold} .stitch-numbers .widget-html-content {overflow-x:auto}</style>"
+        )
+        self.root = w.VBox(
+            [
+                plain("style", style),
+                row(self.clip, self.edit, self.strength),
+                row(*self.toggles.values()),
+                row(self.progress, self.cancel),
+                self.status,
+                row(self.frame),
+                self.image,
+                row(self.curve),
+                self.diagram,
+                self.table,
+                self.claims,
+                row(self.video_button),
+                self.video,
+            ],
+            layout=w.Layout(width="100%"),
+        ).add_class("stitch-figure9")
+        for widget in (self.clip, self.edit, self.strength, *self.toggles.values()):
+            widget.observe(self._changed, "value")
+        for widget in (self.frame, self.curve):
+            widget.observe(self._look, "value")
         self.video_button.on_click(lambda _: self._ask(video=True))
         self.cancel.on_click(lambda _: self.stop())
 
-    def show_runs(self,
-        clip,        # the part of the clip that was edited
-        runs:dict,   # from `pipeline.ablate`
+    def show_runs(
+        self,
+        clip,  # the part of the clip that was edited
+        runs: dict,  # from `pipeline.ablate`
     ):
         "Show arms that were run already; nothing is computed until a control asks for it."
         self.clip_open, self.runs = clip, runs
@@ -406,11 +842,13 @@ class Figure9App(Figure3App):
         self._say("ready")
 
     def _changed(self, change):
-        if not self.quiet: self._ask()
+        if not self.quiet:
+            self._ask()
 
     def _look(self, change):
         "Another frame or curve of what is there: nothing needs to be computed."
-        if not self.quiet and self.runs: self._draw()
+        if not self.quiet and self.runs:
+            self._draw()
 
     def _show(self, halt):
         "Run the arms that are on; show each as soon as it is there."
@@ -418,12 +856,16 @@ class Figure9App(Figure3App):
         clip = open_clip(source)
         clip = clip.trim(*self.part_wanted.indices(len(clip))[:2])
         chosen = check_arms(a for a, t in self.toggles.items() if t.value)
-        edits, runs, progress = [f"{self.edit.value}={self.strength.value:g}"], {}, stoppable(self._stage, halt)
-        out = self.folder/"arms"/hash_of(clip_key(clip), edits, self.models.hash, self.config)
+        edits, runs, progress = (
+            [f"{self.edit.value}={self.strength.value:g}"],
+            {},
+            stoppable(self._stage, halt),
+        )
+        out = self.folder / "arms" / hash_of(clip_key(clip), edits, self.models.hash, self.config)
         for n, a in enumerate(sorted(chosen, key=lambda a: a != "full")):
             self.doing = f"{LEGEND[a].title} ({n + 1} of {len(chosen)})"
-            alter, base = ARMS[a](self.config), self.folder/"stages"
-            runs[a] = edit_clip(clip, edits, out/a, self.models, alter, progress, stages=base)
+            alter, base = ARMS[a](self.config), self.folder / "stages"
+            runs[a] = edit_clip(clip, edits, out / a, self.models, alter, progress, stages=base)
             self.clip_open, self.runs = clip, {b: runs[b] for b in LEGEND if b in runs}
             self._set_frames(clip)
             self._draw()
@@ -441,29 +883,43 @@ class Figure9App(Figure3App):
             low, high = clip.start, clip.start + len(clip) - 1
             if (self.frame.min, self.frame.max) != (low, high):
                 self.frame.max = max(high, self.frame.max)
-                self.frame.min, self.frame.max, self.frame.value = low, high, (low + high)//2
-        finally: self.quiet = False
+                self.frame.min, self.frame.max, self.frame.value = low, high, (low + high) // 2
+        finally:
+            self.quiet = False
 
     def _draw(self):
         clip, runs, t = self.clip_open, self.runs, self.frame.value - self.clip_open.start
-        if not 0 <= t < len(clip): return
-        if len(self.kept) > 24: self.kept.clear()                # a new strength is a new run
+        if not 0 <= t < len(clip):
+            return
+        if len(self.kept) > 24:
+            self.kept.clear()  # a new strength is a new run
         self.picture = paint(figure_9(clip, runs, [t], kept=self.kept))
         self.image.value = img_tag(self.picture, describe_arms(clip, runs, [t]))
         page = plot_curves(runs, (self.curve.value,), clip.start, marked=self.frame.value)
         said = f"{CURVES[self.curve.value][0]}, frame by frame, for {', '.join(LEGEND[a].title for a in runs)}"
-        self.diagram.value = "<p>This clip has no truth to measure that against.</p>" if page is None else f'<img alt="{html.escape(said, quote=True)}" style="max-width:864px" src="data:image/png;base64,{base64.b64encode(plot_png(page)).decode()}">'
+        self.diagram.value = (
+            "<p>This clip has no truth to measure that against.</p>"
+            if page is None
+            else f'<img alt="{html.escape(said, quote=True)}" style="max-width:864px" src="data:image/png;base64,{base64.b64encode(plot_png(page)).decode()}">'
+        )
         self.table.value, self.claims.value = table_html(runs), claims_html(check_claims(runs))
 
     def _make_video(self, halt):
-        if not self.runs: return
-        path = self.folder/"figure_9.mp4"
-        with self._stage("video") as tick: arm_video(self.clip_open, self.runs, path, height=200, crf=26, progress=tick)
+        if not self.runs:
+            return
+        path = self.folder / "figure_9.mp4"
+        with self._stage("video") as tick:
+            arm_video(self.clip_open, self.runs, path, height=200, crf=26, progress=tick)
         words = f"Source and {', '.join(LEGEND[a].title for a in self.runs)} in step"
-        self.video.value = inline_video(path).data.replace("<video ", f'<video aria-label="{html.escape(words, quote=True)}" ', 1)
+        self.video.value = inline_video(path).data.replace(
+            "<video ", f'<video aria-label="{html.escape(words, quote=True)}" ', 1
+        )
 
-    def _source(self): return self.clip.value
+    def _source(self):
+        return self.clip.value
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         "The widgets; a page that is read without a kernel keeps the sentence."
-        return dict(self.root._repr_mimebundle_()) | {"text/plain": "Figure 9 with its knobs: run this cell to move them; the picture above is what it draws."}
+        return dict(self.root._repr_mimebundle_()) | {
+            "text/plain": "Figure 9 with its knobs: run this cell to move them; the picture above is what it draws."
+        }

@@ -14,138 +14,200 @@ from .core import StitchError
 # %% ../nbs/62_bisenet.ipynb #b1d57811
 class ConvBNReLU(nn.Module):
     "Convolution, batch normalisation, ReLU."
-    def __init__(self, c_in:int, c_out:int, kernel:int=3, stride:int=1):
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel//2, bias=False)
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(c_out)
 
-    def forward(self, x): return F.relu(self.bn(self.conv(x)))  # (N,I,H,W) -> (N,O,H/stride,W/stride)
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))  # (N,I,H,W) -> (N,O,H/stride,W/stride)
+
 
 class Residual(nn.Module):
     "ResNet's basic block: two 3x3 convolutions and a way around them."
-    def __init__(self, c_in:int, c_out:int, stride:int=1):
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1):
         super().__init__()
-        self.conv1,self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),nn.BatchNorm2d(c_out)
-        self.conv2,self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),nn.BatchNorm2d(c_out)
-        if stride!=1 or c_in!=c_out:
-            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+        self.conv1, self.bn1 = (
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
+        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        if stride != 1 or c_in != c_out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+            )
 
     def forward(self, x):  # (N,I,H,W) -> (N,O,H/stride,W/stride)
         around = self.downsample(x) if hasattr(self, 'downsample') else x
-        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))+around)
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + around)
+
 
 class ResNet18(nn.Module):
     "The trunk, without its classifier."
-    def __init__(self, width:int=64):  # channels of the first stage, doubled by each of the other three
+
+    def __init__(
+        self, width: int = 64
+    ):  # channels of the first stage, doubled by each of the other three
         super().__init__()
-        c = [width*2**i for i in range(4)]
-        self.conv1,self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False),nn.BatchNorm2d(width)
-        for i,(a,b) in enumerate(zip([width]+c, c)):
-            setattr(self, f'layer{i+1}', nn.Sequential(Residual(a, b, 1 if i==0 else 2), Residual(b, b)))
+        c = [width * 2**i for i in range(4)]
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
+        for i, (a, b) in enumerate(zip([width] + c, c)):
+            setattr(
+                self,
+                f'layer{i + 1}',
+                nn.Sequential(Residual(a, b, 1 if i == 0 else 2), Residual(b, b)),
+            )
 
     def forward(self, x):  # (N,3,H,W) -> maps at 1/8, 1/16 and 1/32
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         eighth = self.layer2(self.layer1(x))
         sixteenth = self.layer3(eighth)
-        return eighth,sixteenth,self.layer4(sixteenth)
+        return eighth, sixteenth, self.layer4(sixteenth)
 
 # %% ../nbs/62_bisenet.ipynb #fa35e192
-def _mean(x): return x.mean((2,3), keepdim=True)  # (N,C,H,W) -> (N,C,1,1)
+def _mean(x):
+    return x.mean((2, 3), keepdim=True)  # (N,C,H,W) -> (N,C,1,1)
+
 
 class Refine(nn.Module):
     "Attention refinement: a 3x3 convolution whose channels are gated by the picture's means."
-    def __init__(self, c_in:int, c_out:int):
+
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.conv = ConvBNReLU(c_in, c_out)
-        self.conv_atten,self.bn_atten = nn.Conv2d(c_out, c_out, 1, bias=False),nn.BatchNorm2d(c_out)
+        self.conv_atten, self.bn_atten = (
+            nn.Conv2d(c_out, c_out, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
 
     def forward(self, x):  # (N,I,H,W) -> (N,O,H,W)
         x = self.conv(x)
-        return x*torch.sigmoid(self.bn_atten(self.conv_atten(_mean(x))))
+        return x * torch.sigmoid(self.bn_atten(self.conv_atten(_mean(x))))
+
 
 class Fuse(nn.Module):
     "Feature fusion: two maps of one size, mixed, and their channels gated."
-    def __init__(self, c_in:int, c_out:int):
+
+    def __init__(self, c_in: int, c_out: int):
         super().__init__()
         self.convblk = ConvBNReLU(c_in, c_out, 1)
-        self.conv1 = nn.Conv2d(c_out, c_out//4, 1, bias=False)
-        self.conv2 = nn.Conv2d(c_out//4, c_out, 1, bias=False)
+        self.conv1 = nn.Conv2d(c_out, c_out // 4, 1, bias=False)
+        self.conv2 = nn.Conv2d(c_out // 4, c_out, 1, bias=False)
 
     def forward(self, sharp, wide):  # (N,A,H,W), (N,B,H,W) -> (N,O,H,W), A+B = I
-        x = self.convblk(torch.cat([sharp,wide], 1))
-        return x+x*torch.sigmoid(self.conv2(F.relu(self.conv1(_mean(x)))))
+        x = self.convblk(torch.cat([sharp, wide], 1))
+        return x + x * torch.sigmoid(self.conv2(F.relu(self.conv1(_mean(x)))))
+
 
 class ContextPath(nn.Module):
     "ResNet-18 down to 1/32, and back up to 1/8."
-    def __init__(self, width:int=64):
+
+    def __init__(self, width: int = 64):
         super().__init__()
-        w = 2*width
+        w = 2 * width
         self.resnet = ResNet18(width)
-        self.arm16,self.arm32 = Refine(4*width, w),Refine(8*width, w)
-        self.conv_head32,self.conv_head16 = ConvBNReLU(w, w),ConvBNReLU(w, w)
-        self.conv_avg = ConvBNReLU(8*width, w, 1)
+        self.arm16, self.arm32 = Refine(4 * width, w), Refine(8 * width, w)
+        self.conv_head32, self.conv_head16 = ConvBNReLU(w, w), ConvBNReLU(w, w)
+        self.conv_avg = ConvBNReLU(8 * width, w, 1)
 
     def forward(self, x):  # (N,3,H,W) -> trunk at 1/8, context at 1/8, context at 1/16
-        eighth,sixteenth,last = self.resnet(x)
-        def grow(a, b): return F.interpolate(a, size=b.shape[2:], mode='nearest')
-        down = self.arm32(last)+self.conv_avg(_mean(last))
+        eighth, sixteenth, last = self.resnet(x)
+
+        def grow(a, b):
+            return F.interpolate(a, size=b.shape[2:], mode='nearest')
+
+        down = self.arm32(last) + self.conv_avg(_mean(last))
         coarse = self.conv_head32(grow(down, sixteenth))
-        return eighth,self.conv_head16(grow(self.arm16(sixteenth)+coarse, eighth)),coarse
+        return eighth, self.conv_head16(grow(self.arm16(sixteenth) + coarse, eighth)), coarse
+
 
 class Labels(nn.Module):
     "A map to logits."
-    def __init__(self, c_in:int, c_middle:int, n_labels:int):
+
+    def __init__(self, c_in: int, c_middle: int, n_labels: int):
         super().__init__()
         self.conv = ConvBNReLU(c_in, c_middle)
         self.conv_out = nn.Conv2d(c_middle, n_labels, 1, bias=False)
 
-    def forward(self, x): return self.conv_out(self.conv(x))  # (N,I,H,W) -> (N,K,H,W)
+    def forward(self, x):
+        return self.conv_out(self.conv(x))  # (N,I,H,W) -> (N,K,H,W)
 
 # %% ../nbs/62_bisenet.ipynb #9e6a55b6
 class BiSeNet(nn.Module):
     "Face parser: (N,3,R,R) in [-1,1] -> logits (N,19,R,R)."
-    def __init__(self,
-        n_labels:int=19,       # classes; ids as in `networks.LABELS`
-        width:int=64,          # channels of the trunk's first stage
-        work:int=512,          # px that the network runs at; crops of another size are resized
-        shrink:str='nearest',  # 'nearest', as the authors' code shrinks its crops, or 'bilinear' with a low-pass
+
+    def __init__(
+        self,
+        n_labels: int = 19,  # classes; ids as in `networks.LABELS`
+        width: int = 64,  # channels of the trunk's first stage
+        work: int = 512,  # px that the network runs at; crops of another size are resized
+        shrink: str = 'nearest',  # 'nearest', as the authors' code shrinks its crops, or 'bilinear' with a low-pass
     ):
         super().__init__()
-        if shrink not in ('nearest','bilinear'): raise StitchError(f"shrink {shrink!r} is unknown: choose 'nearest' or 'bilinear'")
-        if work<32 or work%32: raise StitchError(f'work {work} px is not a multiple of 32: use 512')
+        if shrink not in ('nearest', 'bilinear'):
+            raise StitchError(f"shrink {shrink!r} is unknown: choose 'nearest' or 'bilinear'")
+        if work < 32 or work % 32:
+            raise StitchError(f'work {work} px is not a multiple of 32: use 512')
         self.config = dict(n_labels=n_labels, width=width, work=work, shrink=shrink)
-        self.work,self.shrink = work,shrink
+        self.work, self.shrink = work, shrink
         self.cp = ContextPath(width)
-        self.ffm = Fuse(4*width, 4*width)
-        self.conv_out = Labels(4*width, 4*width, n_labels)
-        self.conv_out16,self.conv_out32 = Labels(2*width, width, n_labels),Labels(2*width, width, n_labels)
+        self.ffm = Fuse(4 * width, 4 * width)
+        self.conv_out = Labels(4 * width, 4 * width, n_labels)
+        self.conv_out16, self.conv_out32 = (
+            Labels(2 * width, width, n_labels),
+            Labels(2 * width, width, n_labels),
+        )
 
     def normalise(self, x):  # (N,3,H,W) in [0,1] -> mean 0 and deviation 1 over ImageNet
         "What the trunk was trained on."
-        mean,deviation = (x.new_tensor(v)[:,None,None] for v in ((.485,.456,.406), (.229,.224,.225)))
-        return (x-mean)/deviation
+        mean, deviation = (
+            x.new_tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        return (x - mean) / deviation
 
-    def heads(self,
-        x:torch.Tensor,     # (N,3,H,W), normalised as for ImageNet; H and W multiples of 32
-    )->tuple:               # three (N,19,H,W): the logits, and those of the two training heads
+    def heads(
+        self,
+        x: torch.Tensor,  # (N,3,H,W), normalised as for ImageNet; H and W multiples of 32
+    ) -> tuple:  # three (N,19,H,W): the logits, and those of the two training heads
         "The network alone, as it was published."
-        sharp,wide,coarse = self.cp(x)
-        maps = self.conv_out(self.ffm(sharp, wide)),self.conv_out16(wide),self.conv_out32(coarse)
-        return tuple(F.interpolate(m, size=x.shape[2:], mode='bilinear', align_corners=True) for m in maps)
+        sharp, wide, coarse = self.cp(x)
+        maps = self.conv_out(self.ffm(sharp, wide)), self.conv_out16(wide), self.conv_out32(coarse)
+        return tuple(
+            F.interpolate(m, size=x.shape[2:], mode='bilinear', align_corners=True) for m in maps
+        )
 
     def resize(self, crops):  # (N,3,R,R) -> (N,3,work,work)
         "Crops at the size that the network runs at."
-        if crops.shape[-2:]==(self.work,self.work): return crops
-        smooth = dict(mode='bilinear', antialias=True) if self.shrink=='bilinear' else dict(mode='nearest')
-        return F.interpolate(crops, size=(self.work,self.work), **smooth)
+        if crops.shape[-2:] == (self.work, self.work):
+            return crops
+        smooth = (
+            dict(mode='bilinear', antialias=True)
+            if self.shrink == 'bilinear'
+            else dict(mode='nearest')
+        )
+        return F.interpolate(crops, size=(self.work, self.work), **smooth)
 
-    def forward(self,
-        crops:torch.Tensor, # (N,3,R,R) in [-1,1]
-    )->torch.Tensor:        # (N,19,R,R) logits
+    def forward(
+        self,
+        crops: torch.Tensor,  # (N,3,R,R) in [-1,1]
+    ) -> torch.Tensor:  # (N,19,R,R) logits
         "What `masks.segment` calls."
-        if crops.ndim!=4 or crops.shape[1]!=3:
-            raise StitchError(f'BiSeNet expects crops of shape (N,3,R,R) in [-1,1], got {tuple(crops.shape)}; use core.to_tensor')
-        x = self.normalise(self.resize(crops).clamp(-1, 1)/2+.5)
-        sharp,wide,_ = self.cp(x)
-        logits = F.interpolate(self.conv_out(self.ffm(sharp, wide)), size=x.shape[2:], mode='bilinear', align_corners=True)
-        return logits if logits.shape[2:]==crops.shape[2:] else F.interpolate(logits, size=crops.shape[2:], mode='nearest')
+        if crops.ndim != 4 or crops.shape[1] != 3:
+            raise StitchError(
+                f'BiSeNet expects crops of shape (N,3,R,R) in [-1,1], got {tuple(crops.shape)}; use core.to_tensor'
+            )
+        x = self.normalise(self.resize(crops).clamp(-1, 1) / 2 + 0.5)
+        sharp, wide, _ = self.cp(x)
+        logits = F.interpolate(
+            self.conv_out(self.ffm(sharp, wide)),
+            size=x.shape[2:],
+            mode='bilinear',
+            align_corners=True,
+        )
+        return (
+            logits
+            if logits.shape[2:] == crops.shape[2:]
+            else F.interpolate(logits, size=crops.shape[2:], mode='nearest')
+        )

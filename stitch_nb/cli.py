@@ -21,194 +21,331 @@ from fastcore.script import Param, call_parse
 from .core import StitchError, bar, sample
 from .models import load_models
 from .pipeline import Run, RunConfig, edit_clip
-from .registry import (REGISTRY, bundle_files, cache_folder, convert, download_bundle, file_state, import_files, missing_files, official_bundles,
-                                remove_files, say_bytes, verify_files)
+from stitch_nb.registry import (
+    REGISTRY,
+    bundle_files,
+    cache_folder,
+    convert,
+    download_bundle,
+    file_state,
+    import_files,
+    missing_files,
+    official_bundles,
+    remove_files,
+    say_bytes,
+    verify_files,
+)
 from .video import parse_frames, read_clip
 
 # %% ../nbs/89_cli.ipynb #c1dfd96e
-def resume_hint(out): return f"what is finished is kept in {out}; the same command goes on from there"
+def resume_hint(out):
+    return f"what is finished is kept in {out}; the same command goes on from there"
+
 
 @contextmanager
 def told(
-    command:str,     # its name, which begins the line
-    out:str|Path,    # the run folder, named where work can be resumed
-):                   # context manager
+    command: str,  # its name, which begins the line
+    out: str | Path,  # the run folder, named where work can be resumed
+):  # context manager
     "Say errors in one line on stderr and leave with the right status."
-    try: yield
-    except StitchError as error: status, said = 2, str(error)
-    except KeyboardInterrupt: status, said = 130, f"stopped; {resume_hint(out)}"
+    try:
+        yield
+    except StitchError as error:
+        status, said = 2, str(error)
+    except KeyboardInterrupt:
+        status, said = 130, f"stopped; {resume_hint(out)}"
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-        status, said = 2, f"no room left on the disk{f' for {error.filename}' if error.filename else ''}: free some; {resume_hint(out)}"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        status, said = (
+            2,
+            f"no room left on the disk{f' for {error.filename}' if error.filename else ''}: free some; {resume_hint(out)}",
+        )
     except (MemoryError, torch.OutOfMemoryError) as error:
-        status, said = 2, f"out of memory ({' '.join(str(error).split())[:80] or type(error).__name__}): take fewer frames or --device cpu; {resume_hint(out)}"
-    else: return
+        status, said = (
+            2,
+            f"out of memory ({' '.join(str(error).split())[:80] or type(error).__name__}): take fewer frames or --device cpu; {resume_hint(out)}",
+        )
+    else:
+        return
     print(f"{command}: {' '.join(said.split())}", file=sys.stderr)
     raise SystemExit(status)
 
 # %% ../nbs/89_cli.ipynb #b1d57811
 DEFAULT = RunConfig()
 
-def report(run:Run):
+
+def report(run: Run):
     "Where the files are, and the numbers that judge the run."
     m, record = run.metrics, run.record
-    lines = [f"landmarks by {record['landmarks']}, perceptual distance by {record['perceptual']}, bundle {record['bundle']['name']}",
-             f"PTI {m['psnr']['pti']['mean']:.1f} dB (worst frame {m['psnr']['pti']['worst']:.1f}); seam {m['seam']['stitched']:.2f} of the source's "
-             f"(blended {m['seam']['blended']:.2f}); outside of the mask {m['outside_identical']:.0%} identical"]
-    if "true_edit" in m: lines.append(f"true edit, inside of the mask: {m['true_edit']['result']:.1f} dB from the result, {m['true_edit']['source']:.1f} dB from the source")
+    lines = [
+        f"landmarks by {record['landmarks']}, perceptual distance by {record['perceptual']}, bundle {record['bundle']['name']}",
+        f"PTI {m['psnr']['pti']['mean']:.1f} dB (worst frame {m['psnr']['pti']['worst']:.1f}); seam {m['seam']['stitched']:.2f} of the source's "
+        f"(blended {m['seam']['blended']:.2f}); outside of the mask {m['outside_identical']:.0%} identical",
+    ]
+    if "true_edit" in m:
+        lines.append(
+            f"true edit, inside of the mask: {m['true_edit']['result']:.1f} dB from the result, {m['true_edit']['source']:.1f} dB from the source"
+        )
     guessed = record["stages"]["faces"].get("interpolated") or []
-    if guessed: lines.append(f"no face of its own in {len(guessed)} frames, interpolated: {', '.join(map(str, guessed[:12]))}{' ...' if len(guessed) > 12 else ''}")
+    if guessed:
+        lines.append(
+            f"no face of its own in {len(guessed)} frames, interpolated: {', '.join(map(str, guessed[:12]))}{' ...' if len(guessed) > 12 else ''}"
+        )
     lines += record.get("notes", [])
-    lines += [f"{name:13} {run.out/name}" for name in ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "run.json")]
+    lines += [
+        f"{name:13} {run.out / name}"
+        for name in ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "run.json")
+    ]
     return "\n".join(lines)
+
 
 def as_person(text):
     "'largest', or a number."
-    if str(text).isdigit(): return int(text)
-    if text != "largest": raise StitchError(f"person is {text!r}; it must be 'largest' or a number, counted from the left, 0 first")
+    if str(text).isdigit():
+        return int(text)
+    if text != "largest":
+        raise StitchError(
+            f"person is {text!r}; it must be 'largest' or a number, counted from the left, 0 first"
+        )
     return text
 
+
 def settings_of(
-    models,          # a Bundle; None: only check the values
-    pti_steps=None, pti_lr=None, stitch_steps=None, norm=None, lambda_m=None, dtype=None, seed=DEFAULT.pti.seed,
-    **others,        # fields of `RunConfig`
-)->RunConfig:
+    models,  # a Bundle; None: only check the values
+    pti_steps=None,
+    pti_lr=None,
+    stitch_steps=None,
+    norm=None,
+    lambda_m=None,
+    dtype=None,
+    seed=DEFAULT.pti.seed,
+    **others,  # fields of `RunConfig`
+) -> RunConfig:
     "What was asked for; what was not is as the bundle's recipe has it."
     base = DEFAULT if models is None else RunConfig.for_models(models)
     given = lambda **values: {k: v for k, v in values.items() if v is not None}
-    return replace(base, **others, pti=replace(base.pti, seed=seed, **given(passes=pti_steps, lr=pti_lr, dtype=dtype)),
-                   stitch=replace(base.stitch, **given(steps=stitch_steps, norm=norm, lambda_m=lambda_m, dtype=dtype)))
+    return replace(
+        base,
+        **others,
+        pti=replace(base.pti, seed=seed, **given(passes=pti_steps, lr=pti_lr, dtype=dtype)),
+        stitch=replace(
+            base.stitch, **given(steps=stitch_steps, norm=norm, lambda_m=lambda_m, dtype=dtype)
+        ),
+    )
+
 
 @call_parse
 def stitch_edit(
-    video:str, # the clip: mp4, mov, mkv, webm, or a folder of frames
-    edit:Param("what to change, e.g. smile=2, age=-1, smile=0:0,24:2,48:0 (frame:strength); may be given several times", action="append")=None,
-    out:str="", # run folder; default: stitch_run_ and the clip's name
-    models:str=None, # networks: people, ffhq, metfaces, afhqdog; a file of weights or a folder with some; joined: ffhq+nada.pt (default: STITCH_MODELS, else people)
-    landmarks:str=DEFAULT.landmarks, # who finds the face: auto, bundle, face_alignment, dlib; none: the centre of the frame
-    person:str=DEFAULT.person, # whose face: largest, or 0, 1, ... from the left
-    frames:str="", # part of the clip, A:B in frames; default: all
-    pti_steps:int=None, # passes over the clip in tuning the generator (default: 16, official weights 80)
-    pti_lr:float=None, # learning rate of tuning (default: 0.006, official weights 3e-05)
-    stitch_steps:int=None, # updates per frame in stitching (default: 60, official weights 100)
-    norm:str=None, # of the stitching loss: l1 (paper), l2 (the authors' code) (default: l1, official weights l2)
-    lambda_m:float=None, # weight of the edited content in stitching (default: 0.1, official weights 0.01)
-    mask:str=DEFAULT.mask, # parser (labels of the crop), hull (of the landmarks), auto
-    dilation:int=None, # width of the border, pixels of the crop; default: the authors' 50 at 1024, in proportion
-    feather:int=DEFAULT.feather, # pixels of the crop over which the paste fades out
-    keep_detail:bool=DEFAULT.keep_detail, # paste only what changed: keeps detail finer than the crop
-    pivots:str=DEFAULT.pivots, # where latents come from: encoder, optimise, auto
-    perceptual:str=DEFAULT.perceptual, # distance used in tuning: lpips, bundle, auto
-    lossless:bool=DEFAULT.lossless, # write result.mp4 without loss, for measuring
-    dtype:str=None, # of tuning and stitching: float32 (reference), bfloat16, auto (bfloat16 where the hardware has it; the default)
-    seed:int=DEFAULT.pti.seed, # of the order of frames in tuning
-    truth:str="", # the same clip truly edited, if there is one: measured against
-    device:str="auto", # auto, cpu, cuda, mps
+    video: str,  # the clip: mp4, mov, mkv, webm, or a folder of frames
+    edit: Param(
+        "what to change, e.g. smile=2, age=-1, smile=0:0,24:2,48:0 (frame:strength); may be given several times",
+        action="append",
+    ) = None,
+    out: str = "",  # run folder; default: stitch_run_ and the clip's name
+    models: str = None,  # networks: people, ffhq, metfaces, afhqdog; a file of weights or a folder with some; joined: ffhq+nada.pt (default: STITCH_MODELS, else people)
+    landmarks: str = DEFAULT.landmarks,  # who finds the face: auto, bundle, face_alignment, dlib; none: the centre of the frame
+    person: str = DEFAULT.person,  # whose face: largest, or 0, 1, ... from the left
+    frames: str = "",  # part of the clip, A:B in frames; default: all
+    pti_steps: int = None,  # passes over the clip in tuning the generator (default: 16, official weights 80)
+    pti_lr: float = None,  # learning rate of tuning (default: 0.006, official weights 3e-05)
+    stitch_steps: int = None,  # updates per frame in stitching (default: 60, official weights 100)
+    norm: str = None,  # of the stitching loss: l1 (paper), l2 (the authors' code) (default: l1, official weights l2)
+    lambda_m: float = None,  # weight of the edited content in stitching (default: 0.1, official weights 0.01)
+    mask: str = DEFAULT.mask,  # parser (labels of the crop), hull (of the landmarks), auto
+    dilation: int = None,  # width of the border, pixels of the crop; default: the authors' 50 at 1024, in proportion
+    feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
+    keep_detail: bool = DEFAULT.keep_detail,  # paste only what changed: keeps detail finer than the crop
+    pivots: str = DEFAULT.pivots,  # where latents come from: encoder, optimise, auto
+    perceptual: str = DEFAULT.perceptual,  # distance used in tuning: lpips, bundle, auto
+    lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
+    dtype: str = None,  # of tuning and stitching: float32 (reference), bfloat16, auto (bfloat16 where the hardware has it; the default)
+    seed: int = DEFAULT.pti.seed,  # of the order of frames in tuning
+    truth: str = "",  # the same clip truly edited, if there is one: measured against
+    device: str = "auto",  # auto, cpu, cuda, mps
 ):
     "Edit a face in a video. The same command goes on where a stopped one was."
     out = out or f"stitch_run_{Path(video).stem}"
     with told("stitch_edit", out):
-        asked = dict(landmarks=landmarks, person=as_person(person), mask=mask, dilation=dilation, feather=feather, keep_detail=keep_detail, pivots=pivots,
-                     perceptual=perceptual, lossless=lossless, pti_steps=pti_steps, pti_lr=pti_lr, stitch_steps=stitch_steps, norm=norm, lambda_m=lambda_m, dtype=dtype, seed=seed)
-        settings_of(None, **asked)          # what cannot be is said before anything is loaded
+        asked = dict(
+            landmarks=landmarks,
+            person=as_person(person),
+            mask=mask,
+            dilation=dilation,
+            feather=feather,
+            keep_detail=keep_detail,
+            pivots=pivots,
+            perceptual=perceptual,
+            lossless=lossless,
+            pti_steps=pti_steps,
+            pti_lr=pti_lr,
+            stitch_steps=stitch_steps,
+            norm=norm,
+            lambda_m=lambda_m,
+            dtype=dtype,
+            seed=seed,
+        )
+        settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None
         clip, true = read_clip(video, frames=part), read_clip(truth, frames=part) if truth else None
         bundle = load_models(models, device)
-        run = edit_clip(clip, edit or [], out, bundle, settings_of(bundle, **asked), progress=bar, truth=true)
+        run = edit_clip(
+            clip, edit or [], out, bundle, settings_of(bundle, **asked), progress=bar, truth=true
+        )
         print(report(run))
 
-TRUE_EDITS = {("talk", "smile=2"): "talk_smile", ("talk", "age=2"): "talk_age", ("talk", "age=-2"): "talk_young",
-              ("toon", "smile=2"): "toon_smile", ("hand", "smile=2"): "hand_smile", ("hair", "smile=2"): "hair_smile"}  # samples that show the same performance, truly edited
+
+TRUE_EDITS = {
+    ("talk", "smile=2"): "talk_smile",
+    ("talk", "age=2"): "talk_age",
+    ("talk", "age=-2"): "talk_young",
+    ("toon", "smile=2"): "toon_smile",
+    ("hand", "smile=2"): "hand_smile",
+    ("hair", "smile=2"): "hair_smile",
+}  # samples that show the same performance, truly edited
+
 
 @call_parse
 def stitch_demo(
-    edit:Param("what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)", action="append")=None,
-    out:str="stitch_run_demo", # run folder
-    clip:str="talk", # which sample: talk, turn, pan, two, toon, hand, hair
-    frames:str="", # part of the clip, A:B in frames; default: all
-    pti_steps:int=None, # passes over the clip in tuning the generator; default: as the bundle has it
-    stitch_steps:int=None, # updates per frame in stitching; default: as the bundle has it
-    lossless:bool=DEFAULT.lossless, # write result.mp4 without loss, for measuring
-    device:str="cpu", # auto, cpu, cuda, mps
-    models:str=None, # other networks, as for stitch_edit; default: the bundle that comes with the package
+    edit: Param(
+        "what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)",
+        action="append",
+    ) = None,
+    out: str = "stitch_run_demo",  # run folder
+    clip: str = "talk",  # which sample: talk, turn, pan, two, toon, hand, hair
+    frames: str = "",  # part of the clip, A:B in frames; default: all
+    pti_steps: int = None,  # passes over the clip in tuning the generator; default: as the bundle has it
+    stitch_steps: int = None,  # updates per frame in stitching; default: as the bundle has it
+    lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
+    device: str = "cpu",  # auto, cpu, cuda, mps
+    models: str = None,  # other networks, as for stitch_edit; default: the bundle that comes with the package
 ):
     "Edit the sample clip."
     with told("stitch_demo", out):
         bundle = load_models(models, device)
-        config = settings_of(bundle, lossless=lossless, pti_steps=pti_steps, stitch_steps=stitch_steps)
+        config = settings_of(
+            bundle, lossless=lossless, pti_steps=pti_steps, stitch_steps=stitch_steps
+        )
         part, edit = parse_frames(frames) if frames else None, edit or ["smile=2"]
         truth = TRUE_EDITS.get((clip, *edit))
-        run = edit_clip(read_clip(sample(clip), frames=part), edit, out, bundle, config, progress=bar,
-                        truth=read_clip(sample(truth), frames=part) if truth else None)
+        run = edit_clip(
+            read_clip(sample(clip), frames=part),
+            edit,
+            out,
+            bundle,
+            config,
+            progress=bar,
+            truth=read_clip(sample(truth), frames=part) if truth else None,
+        )
         print(report(run))
 
 # %% ../nbs/89_cli.ipynb #9e6a55b6
-def weights_table(bundles=None)->str:
+def weights_table(bundles=None) -> str:
     "Every bundle, its files and their state."
     lines = []
     for bundle in bundles or official_bundles():
         files, lack = bundle_files(bundle), missing_files(bundle)
-        lines.append(f"{bundle}: {'complete' if not lack else f'{len(lack)} of {len(files)} files are missing (stitch_weights download {bundle})'}")
+        lines.append(
+            f"{bundle}: {'complete' if not lack else f'{len(lack)} of {len(files)} files are missing (stitch_weights download {bundle})'}"
+        )
         for f in files:
-            lines.append(f"  {f.name:28} {f.role:11} {say_bytes(f.size) if f.size else '':>9}  {file_state(f):14} {f.certainty}")
-    return "\n".join([*lines, f"kept in {cache_folder()} (STITCH_CACHE); LPIPS's trunk and the landmark networks in torch's cache"])
+            lines.append(
+                f"  {f.name:28} {f.role:11} {say_bytes(f.size) if f.size else '':>9}  {file_state(f):14} {f.certainty}"
+            )
+    return "\n".join(
+        [
+            *lines,
+            f"kept in {cache_folder()} (STITCH_CACHE); LPIPS's trunk and the landmark networks in torch's cache",
+        ]
+    )
 
-def licence_notice(files)->str:
+
+def licence_notice(files) -> str:
     "Who allows what, before anything is fetched."
     by = {}
-    for f in files: by.setdefault(f.licence, []).append(f.name)
+    for f in files:
+        by.setdefault(f.licence, []).append(f.name)
     return "\n".join(f"  {licence}\n    {', '.join(names)}" for licence, names in by.items())
 
-def agreed(question:str, yes:bool)->bool:
+
+def agreed(question: str, yes: bool) -> bool:
     "Whether the user agrees; --yes answers in advance."
-    if yes: return True
-    if not sys.stdin.isatty(): raise StitchError(f"{question} there is nobody to ask: add --yes if you agree")
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise StitchError(f"{question} there is nobody to ask: add --yes if you agree")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
 
 def weights_list(o):
     print(weights_table([o.bundle] if o.bundle else None))
     if o.urls:
-        for f in bundle_files(o.bundle) if o.bundle else REGISTRY.values(): print(f.name, *f.urls, f"by hand: {f.page}", sep="\n    ")
+        for f in bundle_files(o.bundle) if o.bundle else REGISTRY.values():
+            print(f.name, *f.urls, f"by hand: {f.page}", sep="\n    ")
     return 0
+
 
 def weights_download(o):
     lack = [f for f in bundle_files(o.bundle) if file_state(f) != "ready"]
-    if not lack: print(f"{o.bundle} is complete"); return 0
+    if not lack:
+        print(f"{o.bundle} is complete")
+        return 0
     print(f"{o.bundle} needs {len(lack)} files, under these licences:\n{licence_notice(lack)}")
-    if not agreed("Do you accept them?", o.yes): print("nothing was fetched"); return 1
+    if not agreed("Do you accept them?", o.yes):
+        print("nothing was fetched")
+        return 1
     failed = download_bundle(o.bundle, o.offline or None, bar)
-    print(f"{o.bundle} is complete: stitch_edit CLIP --edit smile=2 --models {o.bundle}" if not failed else f"{len(failed)} of {len(lack)} files are still missing; the same command asks for them again")
+    print(
+        f"{o.bundle} is complete: stitch_edit CLIP --edit smile=2 --models {o.bundle}"
+        if not failed
+        else f"{len(failed)} of {len(lack)} files are still missing; the same command asks for them again"
+    )
     return 1 if failed else 0
+
 
 def weights_import(o):
     taken = import_files(o.file, o.name)
     for file, line in taken:
         convert(file)
         print(line)
-    for bundle in dict.fromkeys(b for file, _ in taken for b in file.bundles): print(f"{bundle}: {len(missing_files(bundle))} files missing")
+    for bundle in dict.fromkeys(b for file, _ in taken for b in file.bundles):
+        print(f"{bundle}: {len(missing_files(bundle))} files missing")
     return 0
+
 
 def weights_verify(o):
     rows = verify_files()
-    for name, state in rows: print(f"{name:28} {state}")
-    if not rows: print(f"nothing is in {cache_folder()} yet: stitch_weights download ffhq")
+    for name, state in rows:
+        print(f"{name:28} {state}")
+    if not rows:
+        print(f"nothing is in {cache_folder()} yet: stitch_weights download ffhq")
     return 0 if all(state.startswith("ok") for _, state in rows) else 1
 
+
 def weights_remove(o):
-    if not agreed(f"Delete {o.what} from {cache_folder()}?", o.yes): return 1
+    if not agreed(f"Delete {o.what} from {cache_folder()}?", o.yes):
+        return 1
     gone = remove_files(o.what)
     print(f"removed {', '.join(gone)}" if gone else "nothing to remove")
     return 0
 
-def weights_parser()->argparse.ArgumentParser:
+
+def weights_parser() -> argparse.ArgumentParser:
     "The options of `stitch_weights`."
-    parser = argparse.ArgumentParser("stitch_weights", description="Official weights: see them, fetch them, check them.",
-                                     epilog="STITCH_CACHE: the folder; STITCH_OFFLINE=1: never use the network; https_proxy: as for every program")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list | download | import | verify | remove")
+    parser = argparse.ArgumentParser(
+        "stitch_weights",
+        description="Official weights: see them, fetch them, check them.",
+        epilog="STITCH_CACHE: the folder; STITCH_OFFLINE=1: never use the network; https_proxy: as for every program",
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="list | download | import | verify | remove"
+    )
+
     def command(name, run, text):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
+
     sub = command("list", weights_list, "what there is, and what is here")
     sub.add_argument("bundle", nargs="?", choices=official_bundles(), help="only this one")
     sub.add_argument("--urls", action="store_true", help="also the addresses")
@@ -216,17 +353,29 @@ def weights_parser()->argparse.ArgumentParser:
     sub.add_argument("bundle", choices=official_bundles())
     sub.add_argument("--yes", action="store_true", help="accept the licences without being asked")
     sub.add_argument("--offline", action="store_true", help="convert what is here, fetch nothing")
-    sub = command("import", weights_import, "take over files that you have: a file, a folder, or the authors' zip")
+    sub = command(
+        "import",
+        weights_import,
+        "take over files that you have: a file, a folder, or the authors' zip",
+    )
     sub.add_argument("file")
-    sub.add_argument("--name", default="", help="official name of a file that is called otherwise, e.g. ffhq.pkl")
+    sub.add_argument(
+        "--name", default="", help="official name of a file that is called otherwise, e.g. ffhq.pkl"
+    )
     command("verify", weights_verify, "read every file in the cache again and compare")
     sub = command("remove", weights_remove, "delete from the cache")
-    sub.add_argument("what", help="a file's name, a bundle's name, all, or originals (published files that are converted already)")
+    sub.add_argument(
+        "what",
+        help="a file's name, a bundle's name, all, or originals (published files that are converted already)",
+    )
     sub.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
-def stitch_weights(argv:list|None=None):
+
+def stitch_weights(argv: list | None = None):
     "Official weights: list, download, import, verify, remove."
     options = weights_parser().parse_args(argv)
-    with told("stitch_weights", cache_folder()): status = options.run(options)
-    if status: raise SystemExit(status)
+    with told("stitch_weights", cache_folder()):
+        status = options.run(options)
+    if status:
+        raise SystemExit(status)

@@ -21,64 +21,84 @@ from safetensors.torch import load_file, save
 class StitchError(ValueError):
     "Something that a user can put right; the message is one line: the offending value, then the remedy."
 
+
 class StitchLookupError(StitchError, LookupError):
     "A name that does not exist; the message lists the names that do."
 
 # %% ../nbs/00_core.ipynb #b1d57811
 def to_tensor(
-    image,                # (..., H, W, 3) uint8 in 0..255, array or tensor
-    device=None,          # where the result lives; None: on the CPU for an array, in place for a tensor
-)->torch.Tensor:          # (..., 3, H, W) float32 in [-1, 1], never aliases `image`
+    image,  # (..., H, W, 3) uint8 in 0..255, array or tensor
+    device=None,  # where the result lives; None: on the CPU for an array, in place for a tensor
+) -> torch.Tensor:  # (..., 3, H, W) float32 in [-1, 1], never aliases `image`
     "A picture, or a stack of them, as networks take it."
-    if not isinstance(image, torch.Tensor): image = torch.from_numpy(np.array(image))
+    if not isinstance(image, torch.Tensor):
+        image = torch.from_numpy(np.array(image))
     if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-1] != 3:
-        raise StitchError(f'image is {tuple(image.shape)} {image.dtype}, expected (..., H, W, 3) uint8; convert grey or RGBA pictures to RGB')
+        raise StitchError(
+            f'image is {tuple(image.shape)} {image.dtype}, expected (..., H, W, 3) uint8; convert grey or RGBA pictures to RGB'
+        )
     x = image.to(device).movedim(-1, -3).to(torch.float32)
     return x.div(127.5).sub(1).contiguous()
 
 # %% ../nbs/00_core.ipynb #17ba0791
 def to_image(
-    x,                    # (..., 3, H, W) float, [-1, 1]; values outside are clipped
-)->np.ndarray:            # (..., H, W, 3) uint8 in 0..255, rounded half to even
+    x,  # (..., 3, H, W) float, [-1, 1]; values outside are clipped
+) -> np.ndarray:  # (..., H, W, 3) uint8 in 0..255, rounded half to even
     "What a network drew, as a picture."
     x = torch.as_tensor(x).detach()
     if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 3:
-        raise StitchError(f'x is {tuple(x.shape)} {x.dtype}, expected (..., 3, H, W) floating point in [-1, 1]')
+        raise StitchError(
+            f'x is {tuple(x.shape)} {x.dtype}, expected (..., 3, H, W) floating point in [-1, 1]'
+        )
     x = (x.float() + 1) * (255 / 2)
-    return np.ascontiguousarray(x.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy())
+    return np.ascontiguousarray(
+        x.clamp(0, 255).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    )
 
 # %% ../nbs/00_core.ipynb #1574bddb
 def check_shape(
-    x,                    # anything with a shape
-    spec:str,             # axes separated by spaces: numbers, names, '_' (any size); '...' first: any leading axes
-    name:str='x',         # how the message calls `x`
-    **dims,               # names that are bound already, e.g. R=128
-)->dict:                  # name -> size, `dims` included
+    x,  # anything with a shape
+    spec: str,  # axes separated by spaces: numbers, names, '_' (any size); '...' first: any leading axes
+    name: str = 'x',  # how the message calls `x`
+    **dims,  # names that are bound already, e.g. R=128
+) -> dict:  # name -> size, `dims` included
     "Check a shape against its description; the sizes of the named axes come back."
     shape, axes, bound = tuple(x.shape), spec.split(), dict(dims)
-    if axes[:1] == ['...']: axes, tail = axes[1:], shape[max(0, len(shape) - len(axes) + 1):]
-    else: tail = shape
+    if axes[:1] == ['...']:
+        axes, tail = axes[1:], shape[max(0, len(shape) - len(axes) + 1) :]
+    else:
+        tail = shape
     ok = len(tail) == len(axes)
     for axis, size in zip(axes, tail):
         ok &= axis == '_' or size == (int(axis) if axis.isdigit() else bound.setdefault(axis, size))
-    if ok: return bound
+    if ok:
+        return bound
     known = ', '.join(f'{k}={v}' for k, v in dims.items())
-    raise StitchError(f'{name} has shape {shape}, expected ({", ".join(spec.split())})' + (f' with {known}' if known else ''))
+    raise StitchError(
+        f'{name} has shape {shape}, expected ({", ".join(spec.split())})'
+        + (f' with {known}' if known else '')
+    )
 
 # %% ../nbs/00_core.ipynb #b3f0c7f6
 def seeded(
-    seed:int,             # any integer
-    device='cpu',         # the generator draws on this device
-)->torch.Generator:       # a fresh generator; the global state is untouched
+    seed: int,  # any integer
+    device='cpu',  # the generator draws on this device
+) -> torch.Generator:  # a fresh generator; the global state is untouched
     "A generator of random numbers of its own."
     return torch.Generator(device).manual_seed(seed)
 
+
 def pick_device(
-    name='auto',          # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device
-)->torch.device:          # a device that exists here
+    name='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device
+) -> torch.device:  # a device that exists here
     "Where networks live: a GPU if there is one, unless told otherwise."
-    there = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    if name in (None, 'auto'): name = next(k for k, v in there.items() if v)
+    there = {
+        'cuda': torch.cuda.is_available(),
+        'mps': torch.backends.mps.is_available(),
+        'cpu': True,
+    }
+    if name in (None, 'auto'):
+        name = next(k for k, v in there.items() if v)
     kind = str(name).split(':')[0]
     if not there.get(kind):
         can = ', '.join(['auto', *(k for k, v in there.items() if v)])
@@ -87,9 +107,9 @@ def pick_device(
 
 # %% ../nbs/00_core.ipynb #12c6fc06
 def clone_network(
-    net:torch.nn.Module,
-    trainable:bool=True,  # whether the copy's parameters require gradients
-)->torch.nn.Module:       # a deep copy on the same device, in the same mode; never aliases `net`
+    net: torch.nn.Module,
+    trainable: bool = True,  # whether the copy's parameters require gradients
+) -> torch.nn.Module:  # a deep copy on the same device, in the same mode; never aliases `net`
     "A network that can be tuned without touching the one that it comes from."
     twin = copy.deepcopy(net)
     for p in twin.parameters():
@@ -97,34 +117,39 @@ def clone_network(
         p.grad = None
     return twin
 
+
 def frames_at_once(
-    R:int,       # px of the generator
-    most:int,    # frames wanted
-)->int:          # at least 1
+    R: int,  # px of the generator
+    most: int,  # frames wanted
+) -> int:  # at least 1
     "How many frames' activations may be in memory together: eight at 256 px, one from 1024 px on."
     return max(1, min(most, 8 * 256**2 // R**2))
 
+
 def autocast(
-    device,               # a torch.device or its name
-    dtype='float32',      # torch dtype or its name: 'float32' (reference), 'bfloat16', 'float16'
-):                        # context manager
+    device,  # a torch.device or its name
+    dtype='float32',  # torch dtype or its name: 'float32' (reference), 'bfloat16', 'float16'
+):  # context manager
     "Compute in lower precision inside the block; nothing at all for float32."
     if isinstance(dtype, str) and dtype not in ('float32', 'bfloat16', 'float16'):
         raise StitchError(f'dtype {dtype!r} is unknown; choose float32, bfloat16 or float16')
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if dtype == torch.float32: return contextlib.nullcontext()
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=dtype)
 
 # %% ../nbs/00_core.ipynb #f6e1126c
-def _disk_message(e:OSError, path)->str:
+def _disk_message(e: OSError, path) -> str:
     full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full: return f'no room left for {path}; free some space or choose another folder, then run the same command again'
+    if full:
+        return f'no room left for {path}; free some space or choose another folder, then run the same command again'
     return f'cannot write {path} ({e.strerror or e}); choose a folder that you may write to'
+
 
 @contextlib.contextmanager
 def atomic_path(
-    path,                 # the file that is to appear
-):                        # context manager; gives a temporary Path in the same folder, with the same suffix
+    path,  # the file that is to appear
+):  # context manager; gives a temporary Path in the same folder, with the same suffix
     "Write under another name, then rename: `path` appears whole, or stays as it was."
     path = Path(path)
     part = path.with_name(f'.{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}')
@@ -132,132 +157,205 @@ def atomic_path(
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
-    except OSError as e: raise StitchError(_disk_message(e, path)) from e
-    finally: part.unlink(missing_ok=True) if part.parent.is_dir() else None
+    except OSError as e:
+        raise StitchError(_disk_message(e, path)) from e
+    finally:
+        part.unlink(missing_ok=True) if part.parent.is_dir() else None
 
 # %% ../nbs/00_core.ipynb #7719a1c7
 def save_arrays(
-    path,                 # ends in .npz
-    **arrays,             # name=array; numbers and strings become 0-d arrays
-)->Path:                  # `path`
+    path,  # ends in .npz
+    **arrays,  # name=array; numbers and strings become 0-d arrays
+) -> Path:  # `path`
     "Write arrays into one file, whole or not at all."
-    arrays = {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v) for k, v in arrays.items()}
+    arrays = {
+        k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else np.asarray(v)
+        for k, v in arrays.items()
+    }
     bad = [k for k, v in arrays.items() if v.dtype == object]
-    if bad: raise StitchError(f'{bad[0]!r} is not an array of numbers or strings; convert it before saving')
-    with atomic_path(path) as part, open(part, 'wb') as f: np.savez(f, **arrays)
+    if bad:
+        raise StitchError(
+            f'{bad[0]!r} is not an array of numbers or strings; convert it before saving'
+        )
+    with atomic_path(path) as part, open(part, 'wb') as f:
+        np.savez(f, **arrays)
     return Path(path)
 
+
 def load_arrays(
-    path,                 # .npz
-)->dict:                  # name -> array
+    path,  # .npz
+) -> dict:  # name -> array
     "Read what `save_arrays` wrote; refuses pickles."
-    if not Path(path).is_file(): raise StitchError(f'no such file: {path}')
+    if not Path(path).is_file():
+        raise StitchError(f'no such file: {path}')
     try:
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
-    except Exception as e: raise StitchError(f'{path} is not a readable .npz ({str(e).splitlines()[0]}); delete it and run again') from e
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in z.files}
+    except Exception as e:
+        raise StitchError(
+            f'{path} is not a readable .npz ({str(e).splitlines()[0]}); delete it and run again'
+        ) from e
 
 # %% ../nbs/00_core.ipynb #22d200f8
 def save_tensors(
-    path,                 # ends in .safetensors
-    tensors:dict,         # name -> tensor, e.g. a state dict
-    meta:dict|None=None,  # name -> text
-)->Path:                  # `path`
+    path,  # ends in .safetensors
+    tensors: dict,  # name -> tensor, e.g. a state dict
+    meta: dict | None = None,  # name -> text
+) -> Path:  # `path`
     "Write tensors into one safetensors file, whole or not at all."
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     content = save(flat, {k: str(v) for k, v in (meta or {}).items()})
-    with atomic_path(path) as part: part.write_bytes(content)
+    with atomic_path(path) as part:
+        part.write_bytes(content)
     return Path(path)
 
+
 def load_tensors(
-    path,                 # .safetensors
+    path,  # .safetensors
     device='cpu',
-)->dict:                  # name -> tensor on `device`
+) -> dict:  # name -> tensor on `device`
     "Read a safetensors file; nothing in it is executed."
-    if not Path(path).is_file(): raise StitchError(f'no such file: {path}')
-    try: return load_file(path, device=str(device))
-    except Exception as e: raise StitchError(f'{path} is not a readable safetensors file; delete it and run again ({e})') from e
+    if not Path(path).is_file():
+        raise StitchError(f'no such file: {path}')
+    try:
+        return load_file(path, device=str(device))
+    except Exception as e:
+        raise StitchError(
+            f'{path} is not a readable safetensors file; delete it and run again ({e})'
+        ) from e
+
 
 def load_meta(
-    path,                 # .safetensors
-)->dict:                  # name -> text, as given to `save_tensors`
+    path,  # .safetensors
+) -> dict:  # name -> text, as given to `save_tensors`
     "The notes inside of a safetensors file."
-    with safe_open(path, 'pt') as f: return dict(f.metadata() or {})
+    with safe_open(path, 'pt') as f:
+        return dict(f.metadata() or {})
 
 # %% ../nbs/00_core.ipynb #f1f836cb
-def _file_digest(path:Path)->bytes:
+def _file_digest(path: Path) -> bytes:
     "Of a file its content, of a folder the names and contents of its files."
     if path.is_dir():
         inside = sorted(p for p in path.rglob('*') if p.is_file())
-        return hashlib.sha256(b''.join(str(p.relative_to(path)).encode() + b'\0' + _file_digest(p) for p in inside)).digest()
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').digest()
+        return hashlib.sha256(
+            b''.join(str(p.relative_to(path)).encode() + b'\0' + _file_digest(p) for p in inside)
+        ).digest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').digest()
 
-def _leaf_bytes(part)->bytes:
+
+def _leaf_bytes(part) -> bytes:
     "One value without parts, as bytes that start with its kind."
-    if part is None or isinstance(part, bool): return f'c{part}'.encode()
-    if isinstance(part, numbers.Rational): return f'n{Fraction(part)}'.encode()
+    if part is None or isinstance(part, bool):
+        return f'c{part}'.encode()
+    if isinstance(part, numbers.Rational):
+        return f'n{Fraction(part)}'.encode()
     if isinstance(part, (float, complex)):
-        return f'n{Fraction(part)}'.encode() if isinstance(part, float) and np.isfinite(part) else f'f{part!r}'.encode()
-    if isinstance(part, (str, bytes)): return b's' + (part.encode() if isinstance(part, str) else part)
-    if isinstance(part, Path): return b'p' + _file_digest(part)
+        return (
+            f'n{Fraction(part)}'.encode()
+            if isinstance(part, float) and np.isfinite(part)
+            else f'f{part!r}'.encode()
+        )
+    if isinstance(part, (str, bytes)):
+        return b's' + (part.encode() if isinstance(part, str) else part)
+    if isinstance(part, Path):
+        return b'p' + _file_digest(part)
     if isinstance(part, torch.Tensor):
-        raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if part.numel() else b''
+        raw = (
+            part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            if part.numel()
+            else b''
+        )
         return f't{str(part.dtype)[6:]}{tuple(part.shape)}'.encode() + bytes(raw)
-    if isinstance(part, np.ndarray): return f't{part.dtype.name}{part.shape}'.encode() + part.tobytes()
-    if isinstance(part, (torch.dtype, torch.device)): return f'd{part}'.encode()
-    raise StitchError(f'cannot hash a {type(part).__name__}; pass numbers, text, arrays, tensors, paths, dataclasses or containers of them')
+    if isinstance(part, np.ndarray):
+        return f't{part.dtype.name}{part.shape}'.encode() + part.tobytes()
+    if isinstance(part, (torch.dtype, torch.device)):
+        return f'd{part}'.encode()
+    raise StitchError(
+        f'cannot hash a {type(part).__name__}; pass numbers, text, arrays, tensors, paths, dataclasses or containers of them'
+    )
 
 # %% ../nbs/00_core.ipynb #972a67c4
 def _feed(h, part):
     "Add one value to the running hash, length first, so that no two structures give the same bytes."
-    if isinstance(part, np.generic): part = part.item()
-    if isinstance(part, torch.nn.Module): part = dict(part.state_dict())
-    if isinstance(part, slice): part = ('slice', part.start, part.stop, part.step)
+    if isinstance(part, np.generic):
+        part = part.item()
+    if isinstance(part, torch.nn.Module):
+        part = dict(part.state_dict())
+    if isinstance(part, slice):
+        part = ('slice', part.start, part.stop, part.step)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        part = (type(part).__name__, {f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
-    if isinstance(part, dict): part = ('dict', *sorted(part.items(), key=lambda kv: str(kv[0])))
-    if isinstance(part, (set, frozenset)): part = ('set', *sorted(part, key=str))
+        part = (
+            type(part).__name__,
+            {f.name: getattr(part, f.name) for f in dataclasses.fields(part)},
+        )
+    if isinstance(part, dict):
+        part = ('dict', *sorted(part.items(), key=lambda kv: str(kv[0])))
+    if isinstance(part, (set, frozenset)):
+        part = ('set', *sorted(part, key=str))
     if isinstance(part, (list, tuple)):
         h.update(b'l' + struct.pack('<q', len(part)))
-        for p in part: _feed(h, p)
+        for p in part:
+            _feed(h, p)
     else:
         raw = _leaf_bytes(part)
         h.update(struct.pack('<q', len(raw)) + raw)
 
+
 def hash_of(
-    *parts,               # numbers, text, arrays, tensors, networks, Paths (their content), dataclasses, containers of them
-)->str:                   # 16 hexadecimal digits
+    *parts,  # numbers, text, arrays, tensors, networks, Paths (their content), dataclasses, containers of them
+) -> str:  # 16 hexadecimal digits
     "A short name for exactly these values."
     h = hashlib.sha256()
     _feed(h, parts)
     return h.hexdigest()[:16]
 
 # %% ../nbs/00_core.ipynb #5b384ce3
-Progress = Callable[[int, int, str], None]   # done, total, text (one or two numbers worth watching, or '')
+Progress = Callable[
+    [int, int, str], None
+]  # done, total, text (one or two numbers worth watching, or '')
+
 
 def sample(
-    name:str,             # file name in data_samples; '.mp4' may be left out
-)->Path:                  # an existing file
+    name: str,  # file name in data_samples; '.mp4' may be left out
+) -> Path:  # an existing file
     "A file that comes with the project."
     import stitch_nb
+
     package = Path(stitch_nb.__file__).resolve().parent
-    rooms = [p for p in (package/'data_samples', package.parent/'data_samples') if p.is_dir()]
+    rooms = [p for p in (package / 'data_samples', package.parent / 'data_samples') if p.is_dir()]
     for room in rooms:
-        for file in (room/name, room/f'{name}.mp4'):
-            if file.is_file(): return file
-    there = sorted({p.name for room in rooms for p in room.iterdir() if p.is_file() and not p.name.startswith('.')})
-    raise StitchLookupError(f'no sample is called {name!r}; there are: {", ".join(there) or "none, reinstall the package"}')
+        for file in (room / name, room / f'{name}.mp4'):
+            if file.is_file():
+                return file
+    there = sorted(
+        {
+            p.name
+            for room in rooms
+            for p in room.iterdir()
+            if p.is_file() and not p.name.startswith('.')
+        }
+    )
+    raise StitchLookupError(
+        f'no sample is called {name!r}; there are: {", ".join(there) or "none, reinstall the package"}'
+    )
+
 
 @contextlib.contextmanager
 def bar(
-    desc:str,             # what is being done, e.g. 'tuning the generator'
-    **kwargs,             # passed to tqdm, e.g. disable=True
-):                        # context manager; gives a `Progress` callback
+    desc: str,  # what is being done, e.g. 'tuning the generator'
+    **kwargs,  # passed to tqdm, e.g. disable=True
+):  # context manager; gives a `Progress` callback
     "A progress bar with the time that is left."
     from tqdm.auto import tqdm
+
     with tqdm(desc=desc, dynamic_ncols=True, **kwargs) as t:
-        def progress(done:int, total:int, text:str=''):
+
+        def progress(done: int, total: int, text: str = ''):
             t.total = total
-            if text: t.set_postfix_str(text, refresh=False)
+            if text:
+                t.set_postfix_str(text, refresh=False)
             t.update(done - t.n)
+
         yield progress
         t.refresh()

@@ -34,174 +34,264 @@ PAGE_STYLE = """.jp-InputPrompt, .jp-OutputPrompt {display:none !important}
 .badge {display:inline-block; background:#0072B2; color:white !important; font-size:85%; padding:.1em .7em; border-radius:.4em}
 """
 
+
 def shown_cell(
-    source:str,      # of a code cell
-)->str|None:         # without directives; None: the cell is not for readers
+    source: str,  # of a code cell
+) -> str | None:  # without directives; None: the cell is not for readers
     "What is left of a code cell on a page."
     lines = source.split("\n")
     marks = [line[2:].strip() for line in lines if line.startswith("#|")]
-    if any(m.startswith(("hide", "default_exp")) for m in marks): return None
+    if any(m.startswith(("hide", "default_exp")) for m in marks):
+        return None
     return "\n".join(line for line in lines if not line.startswith("#|")).strip("\n") or None
 
 # %% ../nbs/97_docs.ipynb #fe5dbbce
 def with_formulas(
-    text:str,  # Markdown
-)->str:        # Markdown with MathML in place of $...$ and $$...$$
+    text: str,  # Markdown
+) -> str:  # Markdown with MathML in place of $...$ and $$...$$
     "Set the formulas of a text."
     from latex2mathml.converter import convert
+
     parts = re.split(r"(```.*?```|`[^`\n]*`)", text, flags=re.S)
+
     def set_one(m):
         block, tex = (m[1] is not None), (m[1] or m[2])
         tex = re.sub(r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}", tex.strip())
-        try: done = convert(tex, display="block" if block else "inline")
-        except Exception: return m[0]   # a formula that the converter does not know stays as it was written
-        if "\\" in re.sub(r"<[^>]*>", "", done): return m[0]
+        try:
+            done = convert(tex, display="block" if block else "inline")
+        except Exception:
+            return m[0]  # a formula that the converter does not know stays as it was written
+        if "\\" in re.sub(r"<[^>]*>", "", done):
+            return m[0]
         return f"\n\n{done}\n\n" if block else done
-    return "".join(p if k % 2 else re.sub(r"\$\$(.+?)\$\$|(?<![\\\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?!\w)", set_one, p, flags=re.S) for k, p in enumerate(parts))
+
+    return "".join(
+        p
+        if k % 2
+        else re.sub(
+            r"\$\$(.+?)\$\$|(?<![\\\w])\$(?!\s)([^$\n]+?)(?<![\s\\])\$(?!\w)",
+            set_one,
+            p,
+            flags=re.S,
+        )
+        for k, p in enumerate(parts)
+    )
 
 # %% ../nbs/97_docs.ipynb #17ba0791
 def moved_links(
-    text:str,       # Markdown
-    place:Path,     # folder of the page, below the folder of notebooks
-    pages:set,      # relative paths of all pages, as notebooks
-)->str:
+    text: str,  # Markdown
+    place: Path,  # folder of the page, below the folder of notebooks
+    pages: set,  # relative paths of all pages, as notebooks
+) -> str:
     "Links of a notebook, as they must stand on the site."
+
     def move(m):
         label, target = m[1], m[2]
-        if urlsplit(target).scheme or target.startswith(("#", "/")) or not target: return m[0]
+        if urlsplit(target).scheme or target.startswith(("#", "/")) or not target:
+            return m[0]
         path, _, anchor = target.partition("#")
-        there = _tidy(place/unquote(path))
-        if there in pages: return f"{label}({path[:-6]}.html{'#' + anchor if anchor else ''})"
-        if there.startswith("images/"): return m[0]
-        return f"{label}({SITE}/blob/main/{_tidy(Path('nbs')/place/unquote(path))})"
+        there = _tidy(place / unquote(path))
+        if there in pages:
+            return f"{label}({path[:-6]}.html{'#' + anchor if anchor else ''})"
+        if there.startswith("images/"):
+            return m[0]
+        return f"{label}({SITE}/blob/main/{_tidy(Path('nbs') / place / unquote(path))})"
+
     return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", move, text)
 
-def _tidy(path)->str:  # 'a/../b' -> 'b'
+
+def _tidy(path) -> str:  # 'a/../b' -> 'b'
     parts = []
     for part in Path(path).parts:
-        if part == ".." and parts and parts[-1] != "..": parts.pop()
-        elif part != ".": parts.append(part)
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
     return "/".join(parts)
 
 # %% ../nbs/97_docs.ipynb #fa35e192
-def _said(value)->str:  # of a type or a default, for a table
-    if value is inspect.Parameter.empty or value is None: return ""
+def _said(value) -> str:  # of a type or a default, for a table
+    if value is inspect.Parameter.empty or value is None:
+        return ""
     return re.sub(r"\s+at 0x[0-9a-f]+", "", getattr(value, "__name__", None) or str(value))
 
-def _cell(text)->str: return html.escape(str(text or "")).replace("|", "\\|").replace("\n", " ")
+
+def _cell(text) -> str:
+    return html.escape(str(text or "")).replace("|", "\\|").replace("\n", " ")
+
 
 def reference(
-    name:str,    # 'stitch', 'people.clips', ...: a module of the package
-)->str:          # Markdown
+    name: str,  # 'stitch', 'people.clips', ...: a module of the package
+) -> str:  # Markdown
     "The API of a module as its docments tell it."
     module = importlib.import_module(f"stitch_nb.{name}")
     out = [f"# stitch_nb.{name}", "", (module.__doc__ or "").strip(), ""]
     for key in getattr(module, "__all__", []):
         thing = getattr(module, key)
-        if not (inspect.isfunction(thing) or inspect.isclass(thing)) or thing.__module__ != module.__name__: continue
-        try: signature, told = inspect.signature(thing), docments(thing, full=True)
-        except (ValueError, TypeError, OSError, AttributeError, SyntaxError): signature, told = None, {}
+        if (
+            not (inspect.isfunction(thing) or inspect.isclass(thing))
+            or thing.__module__ != module.__name__
+        ):
+            continue
+        try:
+            signature, told = inspect.signature(thing), docments(thing, full=True)
+        except (ValueError, TypeError, OSError, AttributeError, SyntaxError):
+            signature, told = None, {}
         out += [f"## {key}", "", (inspect.getdoc(thing) or "").split("\n\n")[0], ""]
-        if not signature: continue
+        if not signature:
+            continue
         rows = [(k, p, told.get(k) or {}) for k, p in signature.parameters.items()]
         if rows:
             out += ["| argument | type | default | |", "|---|---|---|---|"]
-            out += [f"| `{k}` | {_cell(_said(p.annotation))} | {_cell('' if p.default is p.empty else repr(p.default)[:60])} | {_cell(d.get('docment'))} |" for k, p, d in rows]
+            out += [
+                f"| `{k}` | {_cell(_said(p.annotation))} | {_cell('' if p.default is p.empty else repr(p.default)[:60])} | {_cell(d.get('docment'))} |"
+                for k, p, d in rows
+            ]
         back = told.get("return") or {}
-        if back.get("docment"): out += ["", f"**Returns** {_cell(back['docment'])}"]
+        if back.get("docment"):
+            out += ["", f"**Returns** {_cell(back['docment'])}"]
         out.append("")
     return "\n".join(out)
 
 # %% ../nbs/97_docs.ipynb #0716d970
-def _title(nb)->str:
+def _title(nb) -> str:
     for cell in nb.cells:
         found = re.search(r"^# (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
-        if found: return found[1].strip()
+        if found:
+            return found[1].strip()
     return ""
 
+
 def page_of(
-    path:Path,   # notebook
-    root:Path,   # folder of notebooks
-    pages:set,   # relative paths of all of them
-)->tuple:        # notebook to publish, its title
+    path: Path,  # notebook
+    root: Path,  # folder of notebooks
+    pages: set,  # relative paths of all of them
+) -> tuple:  # notebook to publish, its title
     "A notebook as a page: cells for readers, links, formulas, a badge."
     nb, where = nbformat.read(path, as_version=4), path.relative_to(root)
     title, cells = _title(nb) or where.stem, []
     for cell in nb.cells:
         if cell.cell_type == "code":
             source = shown_cell(cell.source)
-            if source is None and not cell.get("outputs"): continue
-            if source is None and "hide" in cell.source: continue
+            if source is None and not cell.get("outputs"):
+                continue
+            if source is None and "hide" in cell.source:
+                continue
             cell.source = source or ""
-        elif cell.cell_type == "markdown": cell.source = with_formulas(moved_links(cell.source, where.parent, pages))
+        elif cell.cell_type == "markdown":
+            cell.source = with_formulas(moved_links(cell.source, where.parent, pages))
         cells.append(cell)
     link = f"https://colab.research.google.com/github/{SITE.split('.com/')[1]}/blob/main/nbs/{where.as_posix()}"
     badge = f'<a class="badge" href="{link}">Open in Colab</a> (first: <code>!pip install git+{SITE}</code>)'
     nb.cells = cells[:1] + [nbformat.v4.new_markdown_cell(badge)] + cells[1:]
     return nb, title
 
-def notebooks(root:Path)->list:  # sorted, without drafts and checkpoints
+
+def notebooks(root: Path) -> list:  # sorted, without drafts and checkpoints
     "The notebooks that are pages."
-    found = [p for p in root.rglob("*.ipynb") if not any(part.startswith(("_", ".")) for part in p.relative_to(root).parts)]
+    found = [
+        p
+        for p in root.rglob("*.ipynb")
+        if not any(part.startswith(("_", ".")) for part in p.relative_to(root).parts)
+    ]
     return sorted(found, key=lambda p: (p.parent != root, p.relative_to(root).as_posix()))
 
-def exported_to(path:Path)->list:  # of module names: one or none
+
+def exported_to(path: Path) -> list:  # of module names: one or none
     "The module that a notebook becomes."
     cells = nbformat.read(path, as_version=4).cells
-    return [found[1] for c in cells if c.cell_type == "code" and (found := re.match(r"#\| *default_exp +(\S+)", c.source))]
+    return [
+        found[1]
+        for c in cells
+        if c.cell_type == "code" and (found := re.match(r"#\| *default_exp +(\S+)", c.source))
+    ]
+
 
 def menu(
-    titles:dict,   # relative path of the notebook -> title
-    modules:list,  # of the reference
-)->list:           # mkdocs' nav
+    titles: dict,  # relative path of the notebook -> title
+    modules: list,  # of the reference
+) -> list:  # mkdocs' nav
     "The site's table of contents."
     of = lambda test: [{t: p} for p, t in titles.items() if test(p)]
     top = [{"Home": "index.ipynb"}] if "index.ipynb" in titles else []
     top += [{t: p} for p, t in titles.items() if p == "walkthrough.ipynb"]
-    parts = {"Figures": of(lambda p: p.startswith("figures/")), "Stages": of(lambda p: "/" not in p and p[:2].isdigit()),
-             "How the bundle is made": of(lambda p: p.startswith("people/")), "Reference": [{m: f"api/{m}.md"} for m in modules]}
+    parts = {
+        "Figures": of(lambda p: p.startswith("figures/")),
+        "Stages": of(lambda p: "/" not in p and p[:2].isdigit()),
+        "How the bundle is made": of(lambda p: p.startswith("people/")),
+        "Reference": [{m: f"api/{m}.md"} for m in modules],
+    }
     return top + [{k: v} for k, v in parts.items() if v]
 
+
 def build_site(
-    root:Path,       # folder of notebooks
-    out:Path,        # folder of the site, made or replaced
-    only=None,       # relative paths of notebooks; None: all
-    modules=None,    # of the reference; None: all that the notebooks export
-    progress=None,   # callback (done, total, text)
-)->dict:             # pages: how many; broken: list of (page, link)
+    root: Path,  # folder of notebooks
+    out: Path,  # folder of the site, made or replaced
+    only=None,  # relative paths of notebooks; None: all
+    modules=None,  # of the reference; None: all that the notebooks export
+    progress=None,  # callback (done, total, text)
+) -> dict:  # pages: how many; broken: list of (page, link)
     "Build the site and check its links."
     for package in ("mkdocs", "mkdocs_jupyter", "material", "latex2mathml"):
-        if not importlib.util.find_spec(package): raise StitchError(f"the site needs {package}: pip install 'stitch_nb[docs]'")
+        if not importlib.util.find_spec(package):
+            raise StitchError(f"the site needs {package}: pip install 'stitch_nb[docs]'")
     root, out = Path(root).resolve(), Path(out).resolve()
     found = [p for p in notebooks(root) if only is None or p.relative_to(root).as_posix() in only]
-    if not found: raise StitchError(f"{root} holds no notebooks: call stitch_docs from a checkout, or name its nbs folder")
-    if out.exists() and any(out.iterdir()) and not (out/"search").is_dir(): raise StitchError(f"{out} is not empty and no site of ours: choose another --out")
+    if not found:
+        raise StitchError(
+            f"{root} holds no notebooks: call stitch_docs from a checkout, or name its nbs folder"
+        )
+    if out.exists() and any(out.iterdir()) and not (out / "search").is_dir():
+        raise StitchError(f"{out} is not empty and no site of ours: choose another --out")
     pages = {p.relative_to(root).as_posix() for p in found}
     with tempfile.TemporaryDirectory() as tmp:
-        docs, titles, made = Path(tmp)/"docs", {}, []
+        docs, titles, made = Path(tmp) / "docs", {}, []
         for k, path in enumerate(found):
             nb, title = page_of(path, root, pages)
             where = path.relative_to(root)
-            (docs/where).parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(nb, docs/where)
+            (docs / where).parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(nb, docs / where)
             titles[where.as_posix()] = title
             made += exported_to(path)
-            if progress: progress(k + 1, len(found) + 1, where.name)
+            if progress:
+                progress(k + 1, len(found) + 1, where.name)
         for image in root.glob("images/*"):
-            (docs/"images").mkdir(exist_ok=True)
-            (docs/"images"/image.name).write_bytes(image.read_bytes())
-        (docs/"pages.css").write_text(PAGE_STYLE)
+            (docs / "images").mkdir(exist_ok=True)
+            (docs / "images" / image.name).write_bytes(image.read_bytes())
+        (docs / "pages.css").write_text(PAGE_STYLE)
         modules = sorted(made) if modules is None else list(modules)
-        (docs/"api").mkdir(parents=True)
-        for module in modules: (docs/"api"/f"{module}.md").write_text(reference(module))
-        settings = dict(site_name="stitch_nb", copyright=f'<a href="{SITE}">Sources</a>, Apache-2.0', docs_dir=str(docs), site_dir=str(out), use_directory_urls=False, extra_css=["pages.css"], nav=menu(titles, modules),
-                        theme=dict(name="material", font=False, features=["navigation.indexes", "content.code.copy"]),
-                        markdown_extensions=["tables", "attr_list", "md_in_html"],
-                        plugins=["search", {"mkdocs-jupyter": dict(execute=False, include_source=False, show_input=True)}])
-        (Path(tmp)/"mkdocs.yml").write_text(json.dumps(settings))
-        done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "-f", f"{tmp}/mkdocs.yml"], capture_output=True, text=True)
-        if done.returncode: raise StitchError(f"mkdocs failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-        if progress: progress(len(found) + 1, len(found) + 1, "mkdocs")
+        (docs / "api").mkdir(parents=True)
+        for module in modules:
+            (docs / "api" / f"{module}.md").write_text(reference(module))
+        settings = dict(
+            site_name="stitch_nb",
+            copyright=f'<a href="{SITE}">Sources</a>, Apache-2.0',
+            docs_dir=str(docs),
+            site_dir=str(out),
+            use_directory_urls=False,
+            extra_css=["pages.css"],
+            nav=menu(titles, modules),
+            theme=dict(
+                name="material", font=False, features=["navigation.indexes", "content.code.copy"]
+            ),
+            markdown_extensions=["tables", "attr_list", "md_in_html"],
+            plugins=[
+                "search",
+                {"mkdocs-jupyter": dict(execute=False, include_source=False, show_input=True)},
+            ],
+        )
+        (Path(tmp) / "mkdocs.yml").write_text(json.dumps(settings))
+        done = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "-q", "-f", f"{tmp}/mkdocs.yml"],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise StitchError(
+                f"mkdocs failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}"
+            )
+        if progress:
+            progress(len(found) + 1, len(found) + 1, "mkdocs")
     return dict(pages=len(list(out.rglob("*.html"))), broken=broken_links(out))
 
 # %% ../nbs/97_docs.ipynb #b3f0c7f6
@@ -216,38 +306,57 @@ class _Links(HTMLParser):
         self.names |= {a[k] for k in ("id", "name") if a.get(k)}
         self.links += [a[k] for k in ("href", "src") if a.get(k)]
 
+
 def broken_links(
-    site:Path,   # folder of html files
-)->list:         # of (page, link)
+    site: Path,  # folder of html files
+) -> list:  # of (page, link)
     "Links within the site that lead nowhere."
     site, seen = Path(site).resolve(), {}
+
     def read(path):
-        if path not in seen: seen[path] = _Links(path.read_text(errors="replace"))
+        if path not in seen:
+            seen[path] = _Links(path.read_text(errors="replace"))
         return seen[path]
+
     out = []
     for page in sorted(site.rglob("*.html")):
-        if page.name == "404.html": continue
+        if page.name == "404.html":
+            continue
         for link in dict.fromkeys(read(page).links):
             parts = urlsplit(link)
-            if parts.scheme or link.startswith(("//", "data:")): continue
-            there = (page.parent/unquote(parts.path)).resolve() if parts.path else page
-            if there.is_dir(): there = there/"index.html"
+            if parts.scheme or link.startswith(("//", "data:")):
+                continue
+            there = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            if there.is_dir():
+                there = there / "index.html"
             named = unquote(parts.fragment)
-            if not there.exists(): out.append((page.relative_to(site).as_posix(), link))
-            elif named and there.suffix == ".html" and not named.startswith("__") and named not in read(there).names: out.append((page.relative_to(site).as_posix(), link))
+            if not there.exists():
+                out.append((page.relative_to(site).as_posix(), link))
+            elif (
+                named
+                and there.suffix == ".html"
+                and not named.startswith("__")
+                and named not in read(there).names
+            ):
+                out.append((page.relative_to(site).as_posix(), link))
     return out
 
 # %% ../nbs/97_docs.ipynb #472b07b9
 @call_parse
 def stitch_docs(
-    out:Param("Folder of the site", str)="site",
-    nbs:Param("Folder of notebooks", str)="nbs",
-    only:Param("Some of them, separated by commas", str)="",
+    out: Param("Folder of the site", str) = "site",
+    nbs: Param("Folder of notebooks", str) = "nbs",
+    only: Param("Some of them, separated by commas", str) = "",
 ):
     "Build the documentation from PyPI alone: pages, search, reference; links are checked."
     try:
-        with bar("docs") as progress: made = build_site(Path(nbs), Path(out), only.split(",") if only else None, progress=progress)
-    except StitchError as error: sys.exit(f"stitch_docs: {error}")
+        with bar("docs") as progress:
+            made = build_site(
+                Path(nbs), Path(out), only.split(",") if only else None, progress=progress
+            )
+    except StitchError as error:
+        sys.exit(f"stitch_docs: {error}")
     print(f"{made['pages']} pages in {out}/index.html")
-    for page, link in made["broken"]: print(f"broken link in {page}: {link}")
+    for page, link in made["broken"]:
+        print(f"broken link in {page}: {link}")
     sys.exit(1 if made["broken"] else 0)

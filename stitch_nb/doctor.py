@@ -25,87 +25,140 @@ import numpy as np
 import torch
 
 from .core import StitchError, frames_at_once, pick_device, seeded
-from .registry import REGISTRY, cache_folder, file_state, missing_files, official_bundles, say_bytes
+from stitch_nb.registry import (
+    REGISTRY,
+    cache_folder,
+    file_state,
+    missing_files,
+    official_bundles,
+    say_bytes,
+)
 
 # %% ../nbs/84_doctor.ipynb #c1dfd96e
 def probe(
-    question,          # () -> dict
-)->dict:               # its answer with ok=True; or ok=False and the error, in one line
+    question,  # () -> dict
+) -> dict:  # its answer with ok=True; or ok=False and the error, in one line
     "Ask, and survive the answer."
-    try: return dict(ok=True) | question()
+    try:
+        return dict(ok=True) | question()
     except (Exception, SystemExit) as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        return dict(ok=False, error=f"{line[:200] or type(error).__name__}" if isinstance(error, StitchError) else f"{type(error).__name__}: {line[:200]}")
+        return dict(
+            ok=False,
+            error=f"{line[:200] or type(error).__name__}"
+            if isinstance(error, StitchError)
+            else f"{type(error).__name__}: {line[:200]}",
+        )
 
 # %% ../nbs/84_doctor.ipynb #0ade7c2c
-def ask_python()->dict:
+def ask_python() -> dict:
     "Interpreter and system."
-    return dict(version=platform.python_version(), system=platform.platform(terse=True), supported=sys.version_info >= (3, 11))
+    return dict(
+        version=platform.python_version(),
+        system=platform.platform(terse=True),
+        supported=sys.version_info >= (3, 11),
+    )
 
-def ask_torch(device:str="auto")->dict:
+
+def ask_torch(device: str = "auto") -> dict:
     "Torch, the device that would be used, and its precision."
     from stitch_nb.pti import tuning_dtype
+
     chosen = pick_device(device)
-    found = dict(version=torch.__version__, device=str(chosen), threads=torch.get_num_threads(), tuning=tuning_dtype("auto", chosen))
+    found = dict(
+        version=torch.__version__,
+        device=str(chosen),
+        threads=torch.get_num_threads(),
+        tuning=tuning_dtype("auto", chosen),
+    )
     if chosen.type == "cuda":
         free, total = torch.cuda.mem_get_info(chosen)
         found |= dict(name=torch.cuda.get_device_name(chosen), free=free, total=total)
     return found
 
-def ask_memory()->dict:
+
+def ask_memory() -> dict:
     "Main memory, bytes."
     import psutil
+
     memory = psutil.virtual_memory()
     return dict(total=memory.total, available=memory.available)
 
-def ask_disk()->dict:
+
+def ask_disk() -> dict:
     "Room where weights are kept, bytes."
     folder = cache_folder()
     there = next(p for p in (folder, *folder.parents) if p.exists())
-    return dict(folder=str(folder), free=shutil.disk_usage(there).free, writable=os.access(there, os.W_OK))
+    return dict(
+        folder=str(folder), free=shutil.disk_usage(there).free, writable=os.access(there, os.W_OK)
+    )
 
-def ask_ffmpeg()->dict:
+
+def ask_ffmpeg() -> dict:
     "The encoder, and a clip of four frames written and read."
     import imageio_ffmpeg
     from stitch_nb.video import read_clip, write_video
+
     exe = imageio_ffmpeg.get_ffmpeg_exe()
-    version = subprocess.run([exe, "-version"], capture_output=True, text=True, timeout=30).stdout.split()
-    encoders = subprocess.run([exe, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=30).stdout.split()
-    frames = [np.full((32, 48, 3), 60*t, np.uint8) for t in range(4)]
+    version = subprocess.run(
+        [exe, "-version"], capture_output=True, text=True, timeout=30
+    ).stdout.split()
+    encoders = subprocess.run(
+        [exe, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=30
+    ).stdout.split()
+    frames = [np.full((32, 48, 3), 60 * t, np.uint8) for t in range(4)]
     with tempfile.TemporaryDirectory() as folder:
-        back = list(read_clip(write_video(iter(frames), Path(folder)/"try.mp4", Fraction(25))).frames())
+        back = list(
+            read_clip(write_video(iter(frames), Path(folder) / "try.mp4", Fraction(25))).frames()
+        )
     worst = max(float(np.abs(a.astype(int) - b).mean()) for a, b in zip(frames, back, strict=True))
-    return dict(version=version[2] if len(version) > 2 else "unknown", round_trip=worst < 4, codecs={c: c in encoders for c in ("libx264", "libx264rgb", "aac", "libvpx-vp9", "prores_ks")})
+    return dict(
+        version=version[2] if len(version) > 2 else "unknown",
+        round_trip=worst < 4,
+        codecs={
+            c: c in encoders for c in ("libx264", "libx264rgb", "aac", "libvpx-vp9", "prores_ks")
+        },
+    )
 
 # %% ../nbs/84_doctor.ipynb #7b52009b
-def ask_people()->dict:
+def ask_people() -> dict:
     "The bundle of the package, loaded."
     from stitch_nb.models import load_models
+
     models = load_models("people")
     return dict(complete=True, resolution=models.resolution, directions=list(models.directions))
 
-def ask_bundle(name:str)->dict:
+
+def ask_bundle(name: str) -> dict:
     "Which files of an official bundle are missing."
     lack = missing_files(name)
     return dict(complete=not lack, missing=[f.name for f in lack], bytes=sum(f.size for f in lack))
 
-def ask_package(name:str)->dict:
+
+def ask_package(name: str) -> dict:
     "The installed version."
-    try: return dict(version=importlib.metadata.version(name))
-    except importlib.metadata.PackageNotFoundError: raise StitchError("not installed") from None
+    try:
+        return dict(version=importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        raise StitchError("not installed") from None
+
 
 def ask_landmarks(
-    name:str,    # 'bundle', 'dlib', 'face_alignment'
-)->dict:         # seconds a frame, faces found
+    name: str,  # 'bundle', 'dlib', 'face_alignment'
+) -> dict:  # seconds a frame, faces found
     "Find the face in a frame of the sample clip."
     from stitch_nb.core import sample
     from stitch_nb.faces import landmark_backend
     from stitch_nb.models import load_models
     from stitch_nb.video import read_clip
+
     if name == "face_alignment":
         ask_package("face-alignment")
-        lack = [f.name for f in REGISTRY.values() if f.role == "landmarks" and file_state(f) != "ready"]
-        if lack: raise StitchError(f"installed, but its weights are not here: {', '.join(lack)}")
+        lack = [
+            f.name for f in REGISTRY.values() if f.role == "landmarks" and file_state(f) != "ready"
+        ]
+        if lack:
+            raise StitchError(f"installed, but its weights are not here: {', '.join(lack)}")
     backend = landmark_backend(name, models=load_models("people") if name == "bundle" else None)
     frame = next(iter(read_clip(sample("talk")).frames()))
     backend(frame)
@@ -113,52 +166,77 @@ def ask_landmarks(
     return dict(faces=len(backend(frame)), seconds=round(time.perf_counter() - start, 4))
 
 # %% ../nbs/84_doctor.ipynb #f1abd670
-RATIO = dict(float32=dict(pti=3.6, stitch=3.6), bfloat16=dict(pti=5.2, stitch=4.5))   # an update at 1024 px, in updates at 256 px of the same widths: processor seconds
+RATIO = dict(
+    float32=dict(pti=3.6, stitch=3.6), bfloat16=dict(pti=5.2, stitch=4.5)
+)  # an update at 1024 px, in updates at 256 px of the same widths: processor seconds
+
 
 def time_updates(
-    G,                  # generator on its device
+    G,  # generator on its device
     perceptual,
-    config,             # RunConfig
-    updates:int=2,      # of each kind, after one that warms up
-)->dict:                # seconds: 'pti' an update of one frame, 'stitch' an update of one frame
+    config,  # RunConfig
+    updates: int = 2,  # of each kind, after one that warms up
+) -> dict:  # seconds: 'pti' an update of one frame, 'stitch' an update of one frame
     "A few real updates of both loops."
     from dataclasses import replace
     from stitch_nb.masks import stitch_masks
     from stitch_nb.pti import tune_generator
     from stitch_nb.stitch import stitch_frames, worker_count
+
     device, R = G.w_avg.device, G.resolution
     batch = frames_at_once(R, config.pti.batch)
-    w = G.mapping(torch.randn(max(batch, 8), G.z_dim, generator=seeded(0)).to(device), .7).detach()
+    w = G.mapping(torch.randn(max(batch, 8), G.z_dim, generator=seeded(0)).to(device), 0.7).detach()
     crops = np.zeros((len(w), R, R, 3), np.uint8)
     stamps = []
+
     def tick(*_):
-        if device.type == "cuda": torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         stamps.append(time.perf_counter())
-    tune_generator(G, w[:batch], crops[:batch], perceptual, replace(config.pti, passes=updates + 1, batch=batch), progress=tick)
-    found = dict(pti=(stamps[-1] - stamps[0])/updates/batch)
+
+    tune_generator(
+        G,
+        w[:batch],
+        crops[:batch],
+        perceptual,
+        replace(config.pti, passes=updates + 1, batch=batch),
+        progress=tick,
+    )
+    found = dict(pti=(stamps[-1] - stamps[0]) / updates / batch)
     mask, n = torch.zeros(R, R), worker_count(config.stitch, R, device)
-    mask[R//4:-R//4, R//4:-R//4] = 1
+    mask[R // 4 : -R // 4, R // 4 : -R // 4] = 1
     masks, times = stitch_masks(mask, R), []
     for steps in (1, 1 + updates):
         start = time.perf_counter()
-        for _ in stitch_frames(G, w[:1].expand(n, -1, -1), crops[:1].repeat(n, 0), [masks]*n, config=replace(config.stitch, steps=steps)): pass
+        for _ in stitch_frames(
+            G,
+            w[:1].expand(n, -1, -1),
+            crops[:1].repeat(n, 0),
+            [masks] * n,
+            config=replace(config.stitch, steps=steps),
+        ):
+            pass
         times.append(time.perf_counter() - start)
-    return found | dict(stitch=max(times[1] - times[0], 1e-6)/updates/n)
+    return found | dict(stitch=max(times[1] - times[0], 1e-6) / updates / n)
+
 
 def clip_seconds(
-    frames:int,
-    per:dict,          # of `time_updates`, and 'other': seconds a frame for everything else
-    config,            # RunConfig
-)->float:
+    frames: int,
+    per: dict,  # of `time_updates`, and 'other': seconds a frame for everything else
+    config,  # RunConfig
+) -> float:
     "The two loops and the rest."
-    return frames*(config.pti.passes*per["pti"] + config.stitch.steps*per["stitch"] + per.get("other", 0.))
+    return frames * (
+        config.pti.passes * per["pti"] + config.stitch.steps * per["stitch"] + per.get("other", 0.0)
+    )
+
 
 def ask_speed(
-    bundle:str="people",  # or an official one
-    device:str="auto",
-    frames:int=100,
-    full:bool=False,      # time the real size on a processor too
-)->dict:                  # seconds of an update of each loop, and of a clip
+    bundle: str = "people",  # or an official one
+    device: str = "auto",
+    frames: int = 100,
+    full: bool = False,  # time the real size on a processor too
+) -> dict:  # seconds of an update of each loop, and of a clip
     "How long a clip of so many frames takes with a bundle's recipe."
     from types import SimpleNamespace
     from stitch_nb.encode import invert
@@ -167,97 +245,233 @@ def ask_speed(
     from stitch_nb.perceptual import LpipsPerceptual
     from stitch_nb.pipeline import RunConfig
     from stitch_nb.pti import tuning_dtype
+
     chosen = pick_device(device)
     if bundle == "people":
         models = load_models("people", chosen)
-        config, per, how = RunConfig.for_models(models), time_updates(models.generator, models.perceptual, RunConfig.for_models(models), 3), "measured"
+        config, per, how = (
+            RunConfig.for_models(models),
+            time_updates(models.generator, models.perceptual, RunConfig.for_models(models), 3),
+            "measured",
+        )
         start = time.perf_counter()
         invert(models.encoder, np.zeros((4, models.resolution, models.resolution, 3), np.uint8))
-        per["other"] = (time.perf_counter() - start)/4 + .1
+        per["other"] = (time.perf_counter() - start) / 4 + 0.1
     else:
         config = RunConfig.for_models(SimpleNamespace(meta=dict(recipe="reference")))
         real = full or chosen.type == "cuda"
         R = 512 if bundle == "afhqdog" else 1024
-        ratio = {k: 1. if real else v*(R/1024)**2 for k, v in RATIO[tuning_dtype(config.pti.dtype, chosen)].items()}
-        G, P = Generator(resolution=R if real else 256).to(chosen).eval().requires_grad_(False), LpipsPerceptual("alex").to(chosen)
-        per, how = {k: v*ratio[k] for k, v in time_updates(G, P, config).items()}, "measured" if real else "scaled from 256 px"
-        per["other"] = 2.*(chosen.type != "cuda")
-    return dict(device=str(chosen), how=how, pti_update=round(per["pti"], 4), stitch_update=round(per["stitch"], 4), frames=frames, passes=config.pti.passes, steps=config.stitch.steps,
-                seconds=round(clip_seconds(frames, per, config), 1))
+        ratio = {
+            k: 1.0 if real else v * (R / 1024) ** 2
+            for k, v in RATIO[tuning_dtype(config.pti.dtype, chosen)].items()
+        }
+        G, P = (
+            Generator(resolution=R if real else 256).to(chosen).eval().requires_grad_(False),
+            LpipsPerceptual("alex").to(chosen),
+        )
+        per, how = (
+            {k: v * ratio[k] for k, v in time_updates(G, P, config).items()},
+            "measured" if real else "scaled from 256 px",
+        )
+        per["other"] = 2.0 * (chosen.type != "cuda")
+    return dict(
+        device=str(chosen),
+        how=how,
+        pti_update=round(per["pti"], 4),
+        stitch_update=round(per["stitch"], 4),
+        frames=frames,
+        passes=config.pti.passes,
+        steps=config.stitch.steps,
+        seconds=round(clip_seconds(frames, per, config), 1),
+    )
 
 # %% ../nbs/84_doctor.ipynb #9e6a55b6
-PACKAGES = {"lpips": "pip install lpips", "face-alignment": "pip install face-alignment", "dlib-bin": "pip install 'stitch_nb[dlib]'", "ipywidgets": "pip install ipywidgets",
-            "anny": "pip install 'stitch_nb[people]' (only to render new people)"}
+PACKAGES = {
+    "lpips": "pip install lpips",
+    "face-alignment": "pip install face-alignment",
+    "dlib-bin": "pip install 'stitch_nb[dlib]'",
+    "ipywidgets": "pip install ipywidgets",
+    "anny": "pip install 'stitch_nb[people]' (only to render new people)",
+}
+
 
 def diagnose(
-    frames:int=100,       # of the clip whose time is estimated
-    device:str="auto",
-    bench:bool=True,      # time the loops
-    full:bool=False,      # at 1024 px also on a processor
-)->dict:                  # JSON types
+    frames: int = 100,  # of the clip whose time is estimated
+    device: str = "auto",
+    bench: bool = True,  # time the loops
+    full: bool = False,  # at 1024 px also on a processor
+) -> dict:  # JSON types
     "Ask everything."
-    found = dict(python=probe(ask_python), torch=probe(lambda: ask_torch(device)), memory=probe(ask_memory), disk=probe(ask_disk), ffmpeg=probe(ask_ffmpeg))
+    found = dict(
+        python=probe(ask_python),
+        torch=probe(lambda: ask_torch(device)),
+        memory=probe(ask_memory),
+        disk=probe(ask_disk),
+        ffmpeg=probe(ask_ffmpeg),
+    )
     found["packages"] = {n: probe(lambda n=n: ask_package(n)) for n in PACKAGES}
-    found["landmarks"] = {n: probe(lambda n=n: ask_landmarks(n)) for n in ("bundle", "face_alignment", "dlib")}
-    found["bundles"] = {"people": probe(ask_people)} | {n: probe(lambda n=n: ask_bundle(n)) for n in official_bundles()}
-    if bench: found["speed"] = {n: probe(lambda n=n: ask_speed(n, device, frames, full)) for n in ("people", "ffhq")}
+    found["landmarks"] = {
+        n: probe(lambda n=n: ask_landmarks(n)) for n in ("bundle", "face_alignment", "dlib")
+    }
+    found["bundles"] = {"people": probe(ask_people)} | {
+        n: probe(lambda n=n: ask_bundle(n)) for n in official_bundles()
+    }
+    if bench:
+        found["speed"] = {
+            n: probe(lambda n=n: ask_speed(n, device, frames, full)) for n in ("people", "ffhq")
+        }
     found["advice"] = probe(lambda: dict(lines=advice(found))).get("lines", [])
     return found
 
-def advice(found:dict)->list:  # of lines
+
+def advice(found: dict) -> list:  # of lines
     "What to do about what is missing."
     lines, get = [], lambda *keys: _reach(found, keys)
-    if not get("python", "supported"): lines.append("Python 3.11 or newer is needed")
-    if not get("ffmpeg", "ok") or not get("ffmpeg", "round_trip"): lines.append("videos cannot be written: pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg of yours")
-    if not get("bundles", "people", "ok"): lines.append("the package's own bundle does not load: reinstall stitch_nb")
+    if not get("python", "supported"):
+        lines.append("Python 3.11 or newer is needed")
+    if not get("ffmpeg", "ok") or not get("ffmpeg", "round_trip"):
+        lines.append(
+            "videos cannot be written: pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE to an ffmpeg of yours"
+        )
+    if not get("bundles", "people", "ok"):
+        lines.append("the package's own bundle does not load: reinstall stitch_nb")
     real = [n for n in ("face_alignment", "dlib") if get("landmarks", n, "ok")]
-    if not real: lines.append("no detector for real faces works: stitch_weights download ffhq (brings face-alignment's weights), or pip install 'stitch_nb[dlib]'")
-    if get("bundles", "ffhq", "complete") is False: lines.append(f"official weights: {len(get('bundles', 'ffhq', 'missing'))} files missing: stitch_weights download ffhq")
-    if get("disk", "ok") and get("disk", "free") < 4e9: lines.append(f"only {say_bytes(get('disk', 'free'))} free for weights in {get('disk', 'folder')}: set STITCH_CACHE to a larger disk")
-    if get("memory", "ok") and get("memory", "available") < 8e9: lines.append(f"{say_bytes(get('memory', 'available'))} of memory are free; 1024 px wants 8 GB: close other programs, or stay with --models people")
-    if get("torch", "ok") and get("torch", "device") == "cpu": lines.append("no GPU: the people bundle is made for that; official weights are slow (see the estimate)")
+    if not real:
+        lines.append(
+            "no detector for real faces works: stitch_weights download ffhq (brings face-alignment's weights), or pip install 'stitch_nb[dlib]'"
+        )
+    if get("bundles", "ffhq", "complete") is False:
+        lines.append(
+            f"official weights: {len(get('bundles', 'ffhq', 'missing'))} files missing: stitch_weights download ffhq"
+        )
+    if get("disk", "ok") and get("disk", "free") < 4e9:
+        lines.append(
+            f"only {say_bytes(get('disk', 'free'))} free for weights in {get('disk', 'folder')}: set STITCH_CACHE to a larger disk"
+        )
+    if get("memory", "ok") and get("memory", "available") < 8e9:
+        lines.append(
+            f"{say_bytes(get('memory', 'available'))} of memory are free; 1024 px wants 8 GB: close other programs, or stay with --models people"
+        )
+    if get("torch", "ok") and get("torch", "device") == "cpu":
+        lines.append(
+            "no GPU: the people bundle is made for that; official weights are slow (see the estimate)"
+        )
     return lines
 
+
 def _reach(tree, keys):
-    for k in keys: tree = tree.get(k) if isinstance(tree, dict) else None
+    for k in keys:
+        tree = tree.get(k) if isinstance(tree, dict) else None
     return tree
 
-def say_time(seconds:float)->str:  # '40 s', '12 min', '3.5 h', '2.1 days'
+
+def say_time(seconds: float) -> str:  # '40 s', '12 min', '3.5 h', '2.1 days'
     "A duration for people."
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
-        if seconds < limit: return f"{seconds/size:.0f} {unit}" if unit != "h" else f"{seconds/size:.1f} h"
-    return f"{seconds/86400:.1f} days"
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:.1f} days"
 
-def page(found:dict)->str:
+
+def page(found: dict) -> str:
     "The answers as text, one page."
+
     def line(name, answer, text):
-        said = text(answer) if answer.get("ok") else f"not usable: {answer.get('error', 'no answer')}"
+        said = (
+            text(answer) if answer.get("ok") else f"not usable: {answer.get('error', 'no answer')}"
+        )
         return f"{name:16} {said}"
-    rows = [line("Python", found["python"], lambda a: f"{a['version']}, {a['system']}"),
-            line("torch", found["torch"], lambda a: f"{a['version']} on {a['device']}{' (' + a['name'] + ', ' + say_bytes(a['free']) + ' free)' if 'name' in a else ''}, {a['threads']} threads, tunes in {a['tuning']}"),
-            line("memory", found["memory"], lambda a: f"{say_bytes(a['available'])} free of {say_bytes(a['total'])}"),
-            line("disk", found["disk"], lambda a: f"{say_bytes(a['free'])} free for weights in {a['folder']}{'' if a['writable'] else ', which is not writable'}"),
-            line("ffmpeg", found["ffmpeg"], lambda a: f"{a['version']}, a clip written and read {'well' if a['round_trip'] else 'BADLY'}; codecs: {', '.join(c for c, there in a['codecs'].items() if there)}")]
-    rows += ["", "landmarks"] + [line(f"  {n}", a, lambda a: f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame") for n, a in found["landmarks"].items()]
-    rows += ["", "bundles"] + [line(f"  {n}", a, lambda a: "complete" if a["complete"] else f"{len(a['missing'])} files missing") for n, a in found["bundles"].items()]
-    rows += ["", "packages"] + [line(f"  {n}", a, lambda a: a["version"]) for n, a in found["packages"].items()]
+
+    rows = [
+        line("Python", found["python"], lambda a: f"{a['version']}, {a['system']}"),
+        line(
+            "torch",
+            found["torch"],
+            lambda a: (
+                f"{a['version']} on {a['device']}{' (' + a['name'] + ', ' + say_bytes(a['free']) + ' free)' if 'name' in a else ''}, {a['threads']} threads, tunes in {a['tuning']}"
+            ),
+        ),
+        line(
+            "memory",
+            found["memory"],
+            lambda a: f"{say_bytes(a['available'])} free of {say_bytes(a['total'])}",
+        ),
+        line(
+            "disk",
+            found["disk"],
+            lambda a: (
+                f"{say_bytes(a['free'])} free for weights in {a['folder']}{'' if a['writable'] else ', which is not writable'}"
+            ),
+        ),
+        line(
+            "ffmpeg",
+            found["ffmpeg"],
+            lambda a: (
+                f"{a['version']}, a clip written and read {'well' if a['round_trip'] else 'BADLY'}; codecs: {', '.join(c for c, there in a['codecs'].items() if there)}"
+            ),
+        ),
+    ]
+    rows += ["", "landmarks"] + [
+        line(
+            f"  {n}",
+            a,
+            lambda a: f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame",
+        )
+        for n, a in found["landmarks"].items()
+    ]
+    rows += ["", "bundles"] + [
+        line(
+            f"  {n}",
+            a,
+            lambda a: "complete" if a["complete"] else f"{len(a['missing'])} files missing",
+        )
+        for n, a in found["bundles"].items()
+    ]
+    rows += ["", "packages"] + [
+        line(f"  {n}", a, lambda a: a["version"]) for n, a in found["packages"].items()
+    ]
     for n, a in found.get("speed", {}).items():
-        if n == next(iter(found["speed"])): rows += ["", f"time for {a.get('frames', '?')} frames"]
-        rows.append(line(f"  {n}", a, lambda a: f"{say_time(a['seconds'])} on {a['device']} ({a['passes']} passes at {a['pti_update']:.3g} s, {a['steps']} stitching updates at {a['stitch_update']:.3g} s a frame; {a['how']})"))
-    rows += ["", "what to do"] + [f"  - {text}" for text in found.get("advice", []) or ["nothing: all is well"]]
+        if n == next(iter(found["speed"])):
+            rows += ["", f"time for {a.get('frames', '?')} frames"]
+        rows.append(
+            line(
+                f"  {n}",
+                a,
+                lambda a: (
+                    f"{say_time(a['seconds'])} on {a['device']} ({a['passes']} passes at {a['pti_update']:.3g} s, {a['steps']} stitching updates at {a['stitch_update']:.3g} s a frame; {a['how']})"
+                ),
+            )
+        )
+    rows += ["", "what to do"] + [
+        f"  - {text}" for text in found.get("advice", []) or ["nothing: all is well"]
+    ]
     return "\n".join(rows)
+
 
 def doctor_parser():
     "The options of `stitch_doctor`."
-    parser = argparse.ArgumentParser("stitch_doctor", description="What this machine can do: tools, networks, landmarks, and how long a clip will take.")
-    parser.add_argument("--frames", type=int, default=100, help="length of the clip whose time is estimated (default: 100)")
+    parser = argparse.ArgumentParser(
+        "stitch_doctor",
+        description="What this machine can do: tools, networks, landmarks, and how long a clip will take.",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=100,
+        help="length of the clip whose time is estimated (default: 100)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--quick", action="store_true", help="without the benchmark")
-    parser.add_argument("--full", action="store_true", help="time 1024 px for real, also on a processor: about a minute, 8 GB")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="time 1024 px for real, also on a processor: about a minute, 8 GB",
+    )
     return parser
 
-def stitch_doctor(argv:list|None=None):
+
+def stitch_doctor(argv: list | None = None):
     "What this machine can do, on one page."
     o = doctor_parser().parse_args(argv)
     found = diagnose(max(o.frames, 1), o.device, not o.quick, o.full)

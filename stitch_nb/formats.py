@@ -29,197 +29,372 @@ from .pickles import Record, read_numpy, read_pickle
 
 # %% ../nbs/82_formats.ipynb #fe5dbbce
 def channel_rule(
-    channels:dict,   # resolution -> channels
-)->tuple:            # channel_base, channel_max
+    channels: dict,  # resolution -> channels
+) -> tuple:  # channel_base, channel_max
     "The two numbers from which StyleGAN2 derives its widths."
     most = max(channels.values())
     falling = [r for r in sorted(channels) if channels[r] < most]
-    return (channels[falling[0]]*falling[0] if falling else most*max(channels)), most
+    return (channels[falling[0]] * falling[0] if falling else most * max(channels)), most
+
 
 class _Unfilled(TorchFunctionMode):
     "What is built inside has its shapes; random numbers are not drawn."
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.randn: return torch.empty(*args, **kwargs)
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_): return args[0]
-        if getattr(func, "__module__", None) == "torch.nn.init": return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
 
+
 def skeleton(
-    cls:type,        # Generator, Encoder, BiSeNet
-    config:dict,     # its arguments
-)->nn.Module:        # its numbers are undefined, and take no memory until they are written
+    cls: type,  # Generator, Encoder, BiSeNet
+    config: dict,  # its arguments
+) -> nn.Module:  # its numbers are undefined, and take no memory until they are written
     "A network whose numbers will come from a file."
-    with _Unfilled(): return cls(**config)
+    with _Unfilled():
+        return cls(**config)
+
 
 def same_entries(
-    net:nn.Module,   # a skeleton will do
-    state:dict,      # name -> tensor, as converted
-    what:str,        # file name, for the message
+    net: nn.Module,  # a skeleton will do
+    state: dict,  # name -> tensor, as converted
+    what: str,  # file name, for the message
 ):
     "An error unless `state` has exactly the entries of `net`."
     want = net.state_dict()
-    odd = sorted(set(want) ^ set(state)) or sorted(k for k in want if want[k].shape != state[k].shape)
-    if not odd: return
+    odd = sorted(set(want) ^ set(state)) or sorted(
+        k for k in want if want[k].shape != state[k].shape
+    )
+    if not odd:
+        return
     k = odd[0]
-    how = (f"lacks {k}" if k not in state else f"has {k[:80]!r}, which ours lacks" if k not in want else
-           f"has {k} of shape {tuple(state[k].shape)}, expected {tuple(want[k].shape)}")
-    raise StitchError(f"{what}: {how} ({len(odd)} such entries); "
-                      f"it is a variant of {type(net).__name__} that this package does not know")
+    how = (
+        f"lacks {k}"
+        if k not in state
+        else f"has {k[:80]!r}, which ours lacks"
+        if k not in want
+        else f"has {k} of shape {tuple(state[k].shape)}, expected {tuple(want[k].shape)}"
+    )
+    raise StitchError(
+        f"{what}: {how} ({len(odd)} such entries); "
+        f"it is a variant of {type(net).__name__} that this package does not know"
+    )
+
 
 def generator_config(
-    state:dict,      # name -> tensor, our names
-    what:str,        # file name, for the message
-    conv_clamp:float|None=None,  # not visible in the shapes
-)->dict:             # arguments of `Generator`
+    state: dict,  # name -> tensor, our names
+    what: str,  # file name, for the message
+    conv_clamp: float | None = None,  # not visible in the shapes
+) -> dict:  # arguments of `Generator`
     "Resolution, widths and mapping depth of a generator, from its tensors."
     size = lambda k: tuple(state[k].shape) if k in state else ()
     R = 4
-    while f"synthesis.b{2*R}.conv1.weight" in state: R *= 2
+    while f"synthesis.b{2 * R}.conv1.weight" in state:
+        R *= 2
     layers = sum(1 for k in state if k.startswith("mapping.fc") and k.endswith(".weight"))
-    if not layers or len(size("mapping.fc0.weight")) != 2 or len(size("synthesis.b4.const")) != 3 or R < 8:
-        raise StitchError(f"{what}: has no StyleGAN2 generator with a mapping network; "
-                          f"is this the right file?")
+    if (
+        not layers
+        or len(size("mapping.fc0.weight")) != 2
+        or len(size("synthesis.b4.const")) != 3
+        or R < 8
+    ):
+        raise StitchError(
+            f"{what}: has no StyleGAN2 generator with a mapping network; is this the right file?"
+        )
     if "mapping.embed.weight" in state:
-        raise StitchError(f"{what}: is a generator with class labels; only those without are supported")
+        raise StitchError(
+            f"{what}: is a generator with class labels; only those without are supported"
+        )
     rs = [2**i for i in range(3, R.bit_length())]
-    channels = {4: size("synthesis.b4.const")[0]} | {r: (size(f"synthesis.b{r}.conv1.bias") or (0,))[0] for r in rs}
+    channels = {4: size("synthesis.b4.const")[0]} | {
+        r: (size(f"synthesis.b{r}.conv1.bias") or (0,))[0] for r in rs
+    }
     base, most = channel_rule(channels)
     w_dim, z_dim = size("mapping.fc0.weight")
-    config = dict(z_dim=z_dim, w_dim=w_dim, resolution=R, channel_base=base, channel_max=most,
-                  mapping_layers=layers, conv_clamp=conv_clamp)
+    config = dict(
+        z_dim=z_dim,
+        w_dim=w_dim,
+        resolution=R,
+        channel_base=base,
+        channel_max=most,
+        mapping_layers=layers,
+        conv_clamp=conv_clamp,
+    )
     same_entries(skeleton(Generator, config), state, what)
     fir = fir_kernel()
-    odd = next((k for k in state if k.endswith("resample_filter") and not torch.allclose(state[k].float(), fir, atol=1e-6)), None)
+    odd = next(
+        (
+            k
+            for k in state
+            if k.endswith("resample_filter")
+            and not torch.allclose(state[k].float(), fir, atol=1e-6)
+        ),
+        None,
+    )
     if odd:
-        raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {odd}; "
-                          f"this package does not know that variant")
+        raise StitchError(
+            f"{what}: has another low-pass than [1,3,3,1] at {odd}; "
+            f"this package does not know that variant"
+        )
     return config
 
 # %% ../nbs/82_formats.ipynb #7b52009b
-def stylegan_layers(R:int)->list:  # of (block 'b8', layer 'conv0', number of the noise input), without to-colour layers
+def stylegan_layers(
+    R: int,
+) -> list:  # of (block 'b8', layer 'conv0', number of the noise input), without to-colour layers
     "Convolutions of a generator, in their order."
     rs = [2**i for i in range(2, R.bit_length())]
     pairs = [(f"b{r}", conv) for r in rs for conv in (("conv1",) if r == 4 else ("conv0", "conv1"))]
     return [(b, c, i) for i, (b, c) in enumerate(pairs)]
 
-def rosinality_names(R:int, mapping_layers:int)->list:  # of (our name, theirs, axes of 1 in front, and behind)
+
+def rosinality_names(
+    R: int, mapping_layers: int
+) -> list:  # of (our name, theirs, axes of 1 in front, and behind)
     "What rosinality's StyleGAN2 calls our tensors."
-    rows = [(f"mapping.fc{i}.{k}", f"style.{i+1}.{k}", 0, 0) for i in range(mapping_layers) for k in ("weight", "bias")]
+    rows = [
+        (f"mapping.fc{i}.{k}", f"style.{i + 1}.{k}", 0, 0)
+        for i in range(mapping_layers)
+        for k in ("weight", "bias")
+    ]
     rows.append(("synthesis.b4.const", "input.input", 1, 0))
-    def affine(ours, theirs): return [(f"{ours}.affine.{k}", f"{theirs}.conv.modulation.{k}", 0, 0) for k in ("weight", "bias")]
+
+    def affine(ours, theirs):
+        return [
+            (f"{ours}.affine.{k}", f"{theirs}.conv.modulation.{k}", 0, 0)
+            for k in ("weight", "bias")
+        ]
+
     for b, c, i in stylegan_layers(R):
-        ours, theirs = f"synthesis.{b}.{c}", "conv1" if i == 0 else f"convs.{i-1}"
-        rows += [(f"{ours}.weight", f"{theirs}.conv.weight", 1, 0), (f"{ours}.bias", f"{theirs}.activate.bias", 0, 0),
-                 (f"{ours}.noise_strength", f"{theirs}.noise.weight", 1, 0),
-                 (f"{ours}.noise_const", f"noises.noise_{i}", 2, 0), *affine(ours, theirs)]
+        ours, theirs = f"synthesis.{b}.{c}", "conv1" if i == 0 else f"convs.{i - 1}"
+        rows += [
+            (f"{ours}.weight", f"{theirs}.conv.weight", 1, 0),
+            (f"{ours}.bias", f"{theirs}.activate.bias", 0, 0),
+            (f"{ours}.noise_strength", f"{theirs}.noise.weight", 1, 0),
+            (f"{ours}.noise_const", f"noises.noise_{i}", 2, 0),
+            *affine(ours, theirs),
+        ]
         if c == "conv1":
-            ours, theirs = f"synthesis.{b}.torgb", "to_rgb1" if i == 0 else f"to_rgbs.{i//2-1}"
-            rows += [(f"{ours}.weight", f"{theirs}.conv.weight", 1, 0), (f"{ours}.bias", f"{theirs}.bias", 1, 2),
-                     *affine(ours, theirs)]
+            ours, theirs = f"synthesis.{b}.torgb", "to_rgb1" if i == 0 else f"to_rgbs.{i // 2 - 1}"
+            rows += [
+                (f"{ours}.weight", f"{theirs}.conv.weight", 1, 0),
+                (f"{ours}.bias", f"{theirs}.bias", 1, 2),
+                *affine(ours, theirs),
+            ]
     return rows
 
-def tf_names(R:int, mapping_layers:int)->list:  # of (our name, theirs, a key of `_TF`)
+
+def tf_names(R: int, mapping_layers: int) -> list:  # of (our name, theirs, a key of `_TF`)
     "What NVIDIA's TensorFlow networks call our tensors."
-    rows = [("mapping.w_avg", "dlatent_avg", ""), ("synthesis.b4.const", "synthesis/4x4/Const/const", "first")]
+    rows = [
+        ("mapping.w_avg", "dlatent_avg", ""),
+        ("synthesis.b4.const", "synthesis/4x4/Const/const", "first"),
+    ]
     for i in range(mapping_layers):
-        rows += [(f"mapping.fc{i}.weight", f"mapping/Dense{i}/weight", "turn"), (f"mapping.fc{i}.bias", f"mapping/Dense{i}/bias", "")]
+        rows += [
+            (f"mapping.fc{i}.weight", f"mapping/Dense{i}/weight", "turn"),
+            (f"mapping.fc{i}.bias", f"mapping/Dense{i}/bias", ""),
+        ]
+
     def layer(ours, theirs, kernel):
-        return [(f"{ours}.weight", f"{theirs}/weight", kernel), (f"{ours}.bias", f"{theirs}/bias", ""),
-                (f"{ours}.affine.weight", f"{theirs}/mod_weight", "turn"), (f"{ours}.affine.bias", f"{theirs}/mod_bias", "one")]
+        return [
+            (f"{ours}.weight", f"{theirs}/weight", kernel),
+            (f"{ours}.bias", f"{theirs}/bias", ""),
+            (f"{ours}.affine.weight", f"{theirs}/mod_weight", "turn"),
+            (f"{ours}.affine.bias", f"{theirs}/mod_bias", "one"),
+        ]
+
     for b, c, i in stylegan_layers(R):
         r = b[1:]
-        ours, theirs = f"synthesis.{b}.{c}", f"synthesis/{r}x{r}/" + ("Conv" if i == 0 else "Conv0_up" if c == "conv0" else "Conv1")
+        ours, theirs = (
+            f"synthesis.{b}.{c}",
+            f"synthesis/{r}x{r}/" + ("Conv" if i == 0 else "Conv0_up" if c == "conv0" else "Conv1"),
+        )
         rows += layer(ours, theirs, "up" if c == "conv0" else "kernel")
-        rows += [(f"{ours}.noise_strength", f"{theirs}/noise_strength", ""), (f"{ours}.noise_const", f"synthesis/noise{i}", "noise")]
-        if c == "conv1": rows += layer(f"synthesis.{b}.torgb", f"synthesis/{r}x{r}/ToRGB", "kernel")
+        rows += [
+            (f"{ours}.noise_strength", f"{theirs}/noise_strength", ""),
+            (f"{ours}.noise_const", f"synthesis/noise{i}", "noise"),
+        ]
+        if c == "conv1":
+            rows += layer(f"synthesis.{b}.torgb", f"synthesis/{r}x{r}/ToRGB", "kernel")
     return rows
 
-_TF = {"": (lambda x: x, lambda x: x), "turn": (lambda x: x.T, lambda x: x.T), "first": (lambda x: x[0], lambda x: x[None]),
-       "noise": (lambda x: x[0,0], lambda x: x[None,None]), "one": (lambda x: x + 1, lambda x: x - 1),
-       "kernel": (lambda x: x.permute(3,2,0,1), lambda x: x.permute(2,3,1,0)),
-       "up": (lambda x: x.flip(0,1).permute(3,2,0,1), lambda x: x.permute(2,3,1,0).flip(0,1))}
+
+_TF = {
+    "": (lambda x: x, lambda x: x),
+    "turn": (lambda x: x.T, lambda x: x.T),
+    "first": (lambda x: x[0], lambda x: x[None]),
+    "noise": (lambda x: x[0, 0], lambda x: x[None, None]),
+    "one": (lambda x: x + 1, lambda x: x - 1),
+    "kernel": (lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)),
+    "up": (lambda x: x.flip(0, 1).permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0).flip(0, 1)),
+}
 
 # %% ../nbs/82_formats.ipynb #0716d970
-PARTS = {"stylegan2-ada": ("generator",), "stylegan2-tf": ("generator",), "rosinality": ("generator",),
-         "e4e": ("encoder", "generator"), "bisenet": ("parser",), "stit-run": ("generator",), "directions": ("directions",),
-         "styleclip-relevance": ("relevance",), "styleclip-stats": ("stats",)}
+PARTS = {
+    "stylegan2-ada": ("generator",),
+    "stylegan2-tf": ("generator",),
+    "rosinality": ("generator",),
+    "e4e": ("encoder", "generator"),
+    "bisenet": ("parser",),
+    "stit-run": ("generator",),
+    "directions": ("directions",),
+    "styleclip-relevance": ("relevance",),
+    "styleclip-stats": ("stats",),
+}
 KINDS = tuple(PARTS)
 
-def _bare(state):  # a state dict without what DataParallel puts in front; None if it is no state dict
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) for k in state): return None
-    if not any(torch.is_tensor(v) for v in state.values()): return None
+
+def _bare(
+    state,
+):  # a state dict without what DataParallel puts in front; None if it is no state dict
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) for k in state):
+        return None
+    if not any(torch.is_tensor(v) for v in state.values()):
+        return None
     return {k.removeprefix("module."): v for k, v in state.items() if torch.is_tensor(v)}
 
-def _rosinality(tree):  # -> the state dict of rosinality's generator in a checkpoint, or None
-    for inside in [tree.get(k) for k in ("g_ema", "g", "generator", "state_dict")] + [tree] if isinstance(tree, dict) else []:
-        state = _bare(inside)
-        if state and "input.input" in state and "conv1.conv.weight" in state: return state
 
-def _ada(tree):  # -> the generator's Record or state dict, under the names of NVIDIA's PyTorch code, or None
-    found = [tree.get(k) for k in ("G_ema", "G", "g_ema", "generator", "state_dict")] + [tree] if isinstance(tree, dict) else [tree]
+def _rosinality(tree):  # -> the state dict of rosinality's generator in a checkpoint, or None
+    for inside in (
+        [tree.get(k) for k in ("g_ema", "g", "generator", "state_dict")] + [tree]
+        if isinstance(tree, dict)
+        else []
+    ):
+        state = _bare(inside)
+        if state and "input.input" in state and "conv1.conv.weight" in state:
+            return state
+
+
+def _ada(
+    tree,
+):  # -> the generator's Record or state dict, under the names of NVIDIA's PyTorch code, or None
+    found = (
+        [tree.get(k) for k in ("G_ema", "G", "g_ema", "generator", "state_dict")] + [tree]
+        if isinstance(tree, dict)
+        else [tree]
+    )
     for x in found:
-        if isinstance(x, Record) and "_modules" in x.state: return x
-        if "synthesis.b4.const" in (_bare(x) or ()): return _bare(x)
+        if isinstance(x, Record) and "_modules" in x.state:
+            return x
+        if "synthesis.b4.const" in (_bare(x) or ()):
+            return _bare(x)
+
 
 def _tf(tree):  # -> the Record of the averaged generator (the last of three networks), or None
     nets = list(tree) if isinstance(tree, (tuple, list)) else [tree]
-    if nets and all(isinstance(n, Record) and n.name.startswith("dnnlib.tflib.") for n in nets): return nets[-1]
+    if nets and all(isinstance(n, Record) and n.name.startswith("dnnlib.tflib.") for n in nets):
+        return nets[-1]
+
 
 def _rows(x):  # -> the direction as (L,D), or None
     x = torch.tensor(x) if isinstance(x, np.ndarray) else x
-    if not torch.is_tensor(x) or not x.is_floating_point() or not 1 <= x.ndim <= 3: return None
+    if not torch.is_tensor(x) or not x.is_floating_point() or not 1 <= x.ndim <= 3:
+        return None
     x = x.reshape(1, -1) if x.ndim == 1 else x[0] if x.ndim == 3 and len(x) == 1 else x
     return x if x.ndim == 2 and len(x) <= 32 and x.shape[1] >= 8 else None
 
+
 def _directions(tree):  # -> name -> (L,D); '' stands for the file's name; None if it holds none
     one = _rows(tree)
-    if one is not None: return {"": one}
+    if one is not None:
+        return {"": one}
     if isinstance(tree, dict) and tree:
         found = {k: _rows(v) for k, v in tree.items()}
-        return found if all(isinstance(k, str) and v is not None for k, v in found.items()) else None
+        return (
+            found if all(isinstance(k, str) and v is not None for k, v in found.items()) else None
+        )
     if isinstance(tree, (list, tuple)) and 1 < len(tree) <= 64:
-        flat = [v.reshape(-1) if torch.is_tensor(v) else torch.tensor(v).reshape(-1) if isinstance(v, np.ndarray) else None for v in tree]
-        if any(v is None or not v.is_floating_point() or v.numel() < 3 for v in flat): return None
-        return {"": torch.stack(flat)} if len({len(v) for v in flat}) == 1 else {f"layer{i:02d}": v[None] for i, v in enumerate(flat)}
+        flat = [
+            v.reshape(-1)
+            if torch.is_tensor(v)
+            else torch.tensor(v).reshape(-1)
+            if isinstance(v, np.ndarray)
+            else None
+            for v in tree
+        ]
+        if any(v is None or not v.is_floating_point() or v.numel() < 3 for v in flat):
+            return None
+        return (
+            {"": torch.stack(flat)}
+            if len({len(v) for v in flat}) == 1
+            else {f"layer{i:02d}": v[None] for i, v in enumerate(flat)}
+        )
+
 
 def _stats(tree):  # -> (means, deviations), one array a layer, or None
-    def arrays(x): return isinstance(x, (list, tuple)) and x and all(isinstance(v, np.ndarray) for v in x)
-    ok = isinstance(tree, (list, tuple)) and len(tree) == 2 and all(map(arrays, tree)) and len(tree[0]) == len(tree[1])
+    def arrays(x):
+        return isinstance(x, (list, tuple)) and x and all(isinstance(v, np.ndarray) for v in x)
+
+    ok = (
+        isinstance(tree, (list, tuple))
+        and len(tree) == 2
+        and all(map(arrays, tree))
+        and len(tree[0]) == len(tree[1])
+    )
     return tree if ok else None
 
-def _open(path)->tuple:  # -> kind, content
+
+def _open(path) -> tuple:  # -> kind, content
     path = Path(path)
-    if not path.is_file(): raise StitchError(f"no such file: {path}")
-    with open(path, "rb") as file: head = file.read(16)
+    if not path.is_file():
+        raise StitchError(f"no such file: {path}")
+    with open(path, "rb") as file:
+        head = file.read(16)
     if head[:6] == b"\x93NUMPY":
         array = read_numpy(path)
-        if _rows(array) is not None: return "directions", array
-        if array.ndim == 2 and array.dtype.kind == "f" and len(array) > 64: return "styleclip-relevance", array
-        raise StitchError(f"{path.name}: is an array of shape {array.shape}; directions are (512,), "
-                          f"(18,512) or (1,18,512), StyleCLIP's relevance is (6048,512)")
+        if _rows(array) is not None:
+            return "directions", array
+        if array.ndim == 2 and array.dtype.kind == "f" and len(array) > 64:
+            return "styleclip-relevance", array
+        raise StitchError(
+            f"{path.name}: is an array of shape {array.shape}; directions are (512,), "
+            f"(18,512) or (1,18,512), StyleCLIP's relevance is (6048,512)"
+        )
     if head[8:10] == b'{"':
-        raise StitchError(f"{path.name}: is a safetensors file already; "
-                          f"give it to load_models or convert_weights")
+        raise StitchError(
+            f"{path.name}: is a safetensors file already; give it to load_models or convert_weights"
+        )
     tree = read_pickle(path)
     state = _bare(tree.get("state_dict")) if isinstance(tree, dict) else None
     bare = _bare(tree) or {}
-    if state and any(k.startswith("encoder.") for k in state): return "e4e", tree
-    if isinstance(tree, dict) and {"generator", "pivots"} <= set(tree): return "stit-run", tree
-    if _rosinality(tree): return "rosinality", tree
-    if _tf(tree): return "stylegan2-tf", tree
-    if _ada(tree) is not None: return "stylegan2-ada", tree
-    if "cp.resnet.conv1.weight" in bare: return "bisenet", tree
-    if _stats(tree): return "styleclip-stats", tree
-    if _directions(tree): return "directions", tree
-    holds = (", ".join(map(repr, list(tree)[:4])) if isinstance(tree, dict) else
-             repr(tree.name) if isinstance(tree, Record) else type(tree).__name__)
-    raise StitchError(f"{path.name}: holds no network that is known here (it has {holds[:120]}); "
-                      f"known: {', '.join(KINDS)}")
+    if state and any(k.startswith("encoder.") for k in state):
+        return "e4e", tree
+    if isinstance(tree, dict) and {"generator", "pivots"} <= set(tree):
+        return "stit-run", tree
+    if _rosinality(tree):
+        return "rosinality", tree
+    if _tf(tree):
+        return "stylegan2-tf", tree
+    if _ada(tree) is not None:
+        return "stylegan2-ada", tree
+    if "cp.resnet.conv1.weight" in bare:
+        return "bisenet", tree
+    if _stats(tree):
+        return "styleclip-stats", tree
+    if _directions(tree):
+        return "directions", tree
+    holds = (
+        ", ".join(map(repr, list(tree)[:4]))
+        if isinstance(tree, dict)
+        else repr(tree.name)
+        if isinstance(tree, Record)
+        else type(tree).__name__
+    )
+    raise StitchError(
+        f"{path.name}: holds no network that is known here (it has {holds[:120]}); "
+        f"known: {', '.join(KINDS)}"
+    )
+
 
 def identify(
-    path,      # any file
-)->str:        # one of `KINDS`
+    path,  # any file
+) -> str:  # one of `KINDS`
     "Which published format a file has, by its content."
     return _open(path)[0]
 
@@ -227,145 +402,240 @@ def identify(
 @dataclass(frozen=True)
 class Converted:
     "The content of a published file in our terms."
-    kind:str                 # one of `KINDS`
-    part:str                 # 'generator', 'encoder', 'parser', 'directions', 'relevance', 'stats'
-    cls:str                  # 'Generator', 'Encoder', 'BiSeNet'; '' if it is no network
-    config:dict              # arguments of the class
-    state_dict:dict          # name -> tensor
-    arrays:dict = field(default_factory=dict)  # name -> tensor: what belongs to the file but to no network
-    extra:dict = field(default_factory=dict)   # JSON types: notes for people
+
+    kind: str  # one of `KINDS`
+    part: str  # 'generator', 'encoder', 'parser', 'directions', 'relevance', 'stats'
+    cls: str  # 'Generator', 'Encoder', 'BiSeNet'; '' if it is no network
+    config: dict  # arguments of the class
+    state_dict: dict  # name -> tensor
+    arrays: dict = field(
+        default_factory=dict
+    )  # name -> tensor: what belongs to the file but to no network
+    extra: dict = field(default_factory=dict)  # JSON types: notes for people
+
 
 def _plain(x, depth=3):  # numbers and texts of a tree that JSON can hold; the rest is left out
-    if isinstance(x, (bool, int, float, str)) or x is None: return x if not isinstance(x, str) else x[:200]
-    if isinstance(x, (list, tuple)) and depth: return [_plain(v, depth-1) for v in list(x)[:64]]
-    if isinstance(x, dict) and depth: return {str(k)[:80]: _plain(v, depth-1) for k, v in list(x.items())[:256] if not torch.is_tensor(v)}
+    if isinstance(x, (bool, int, float, str)) or x is None:
+        return x if not isinstance(x, str) else x[:200]
+    if isinstance(x, (list, tuple)) and depth:
+        return [_plain(v, depth - 1) for v in list(x)[:64]]
+    if isinstance(x, dict) and depth:
+        return {
+            str(k)[:80]: _plain(v, depth - 1)
+            for k, v in list(x.items())[:256]
+            if not torch.is_tensor(v)
+        }
     return None
 
-def _own(tensors): return {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+
+def _own(tensors):
+    return {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+
 
 def layer_records(
-    record:Record,   # a module, as `read_pickle` describes it
-    what:str,        # file name, for messages
-)->dict:             # dotted name -> Record, the module itself under ''
+    record: Record,  # a module, as `read_pickle` describes it
+    what: str,  # file name, for messages
+) -> dict:  # dotted name -> Record, the module itself under ''
     "All modules inside of a module."
     found, todo = {}, [("", record)]
     while todo:
         name, module = todo.pop()
         if len(found) > 4096 or name.count(".") > 16:
-            raise StitchError(f"{what}: has modules within modules without end; "
-                              f"it was made to keep a reader busy")
+            raise StitchError(
+                f"{what}: has modules within modules without end; it was made to keep a reader busy"
+            )
         found[name] = module
         children = module.state.get("_modules") or {}
         if not isinstance(children, dict):
-            raise StitchError(f"{what}: has a module {name!r} without a list of children; "
-                              f"it is damaged")
+            raise StitchError(
+                f"{what}: has a module {name!r} without a list of children; it is damaged"
+            )
         for k, child in children.items():
-            if isinstance(child, Record): todo.append((f"{name}.{k}" if name else str(k), child))
-            elif child is not None: raise StitchError(f"{what}: has a module {str(k)[:60]!r} that is no module; it is damaged")
+            if isinstance(child, Record):
+                todo.append((f"{name}.{k}" if name else str(k), child))
+            elif child is not None:
+                raise StitchError(
+                    f"{what}: has a module {str(k)[:60]!r} that is no module; it is damaged"
+                )
     return found
 
-def module_state(records:dict, what:str)->dict:  # name -> tensor
+
+def module_state(records: dict, what: str) -> dict:  # name -> tensor
     "The state dict of a module that was read as records."
     state = {}
     for name, record in records.items():
         for group in ("_parameters", "_buffers"):
             for k, v in (record.state.get(group) or {}).items():
-                if v is None: continue
+                if v is None:
+                    continue
                 if not torch.is_tensor(v):
-                    raise StitchError(f"{what}: has {str(k)[:60]!r} in a module's numbers, "
-                                      f"and it is no tensor; it is damaged")
+                    raise StitchError(
+                        f"{what}: has {str(k)[:60]!r} in a module's numbers, "
+                        f"and it is no tensor; it is damaged"
+                    )
                 state[f"{name}.{k}" if name else str(k)] = v
     return state
 
 # %% ../nbs/82_formats.ipynb #12c6fc06
-_EXPECTED = dict(architecture=("skip", "has the architecture"), activation=("lrelu", "has the nonlinearity"),
-                 use_noise=(True, "has use_noise"))
+_EXPECTED = dict(
+    architecture=("skip", "has the architecture"),
+    activation=("lrelu", "has the nonlinearity"),
+    use_noise=(True, "has use_noise"),
+)
 
-def read_ada(found, what:str)->tuple:  # Record or state dict -> config, state dict, extra
+
+def read_ada(found, what: str) -> tuple:  # Record or state dict -> config, state dict, extra
     "NVIDIA's generator of 2020, in PyTorch."
-    if isinstance(found, dict): return generator_config(found, what), found, {}
+    if isinstance(found, dict):
+        return generator_config(found, what), found, {}
     records = layer_records(found, what)
-    if "synthesis.input" in records or "synthesis" in records and not any(n.startswith("synthesis.b4") for n in records):
-        raise StitchError(f"{what}: "
-                          f"is not StyleGAN2 (its layers are {', '.join(sorted(n for n in records if n.count('.') == 1))[:60]}); StyleGAN3 cannot be used here")
+    if (
+        "synthesis.input" in records
+        or "synthesis" in records
+        and not any(n.startswith("synthesis.b4") for n in records)
+    ):
+        raise StitchError(
+            f"{what}: "
+            f"is not StyleGAN2 (its layers are {', '.join(sorted(n for n in records if n.count('.') == 1))[:60]}); StyleGAN3 cannot be used here"
+        )
     for name, record in records.items():
-        if not name.startswith("synthesis"): continue
+        if not name.startswith("synthesis"):
+            continue
         for k, (want, said) in _EXPECTED.items():
             if record.state.get(k, want) != want:
-                raise StitchError(f"{what}: {said} {str(record.state[k])[:40]!r} at {name[:60]}; "
-                                  f"only {want!r} is supported")
-    gain = records["mapping.fc0"].state.get("bias_gain", .01) if "mapping.fc0" in records else .01
-    if not isinstance(gain, (int, float)) or abs(gain - .01) > 1e-6:
-        raise StitchError(f"{what}: has a mapping with learning-rate multiplier {str(gain)[:20]}; "
-                          f"only 0.01 is supported")
-    clamps = {r.state.get("conv_clamp") for n, r in records.items() if n.startswith("synthesis.") and "conv_clamp" in r.state}
+                raise StitchError(
+                    f"{what}: {said} {str(record.state[k])[:40]!r} at {name[:60]}; "
+                    f"only {want!r} is supported"
+                )
+    gain = records["mapping.fc0"].state.get("bias_gain", 0.01) if "mapping.fc0" in records else 0.01
+    if not isinstance(gain, (int, float)) or abs(gain - 0.01) > 1e-6:
+        raise StitchError(
+            f"{what}: has a mapping with learning-rate multiplier {str(gain)[:20]}; "
+            f"only 0.01 is supported"
+        )
+    clamps = {
+        r.state.get("conv_clamp")
+        for n, r in records.items()
+        if n.startswith("synthesis.") and "conv_clamp" in r.state
+    }
     if len(clamps) > 1:
-        raise StitchError(f"{what}: clamps its layers at different values; "
-                          f"this package does not know that variant")
+        raise StitchError(
+            f"{what}: clamps its layers at different values; "
+            f"this package does not know that variant"
+        )
     clamp = clamps.pop() if clamps else None
-    if clamp is not None and not (isinstance(clamp, (int, float)) and math.isfinite(clamp) and clamp > 0):
+    if clamp is not None and not (
+        isinstance(clamp, (int, float)) and math.isfinite(clamp) and clamp > 0
+    ):
         raise StitchError(f"{what}: clamps its layers at {str(clamp)[:20]!r}; it is damaged")
-    half = sorted(n for n, r in records.items() if r.state.get("use_fp16") is True and n.count(".") == 1)
+    half = sorted(
+        n for n, r in records.items() if r.state.get("use_fp16") is True and n.count(".") == 1
+    )
     state = module_state(records, what)
-    extra = dict(trained_in_half_precision=half, arguments=_plain(found.state.get("_init_kwargs") or {}))
+    extra = dict(
+        trained_in_half_precision=half, arguments=_plain(found.state.get("_init_kwargs") or {})
+    )
     return generator_config(state, what, clamp), state, extra
 
-def read_tf(record:Record, what:str)->tuple:
+
+def read_tf(record: Record, what: str) -> tuple:
     "NVIDIA's generator of 2019, written by TensorFlow."
     flat, todo = {}, [("", record)]
     while todo:
         prefix, net = todo.pop()
         if len(flat) > 4096 or prefix.count("/") > 4:
-            raise StitchError(f"{what}: has networks within networks without end; "
-                              f"it was made to keep a reader busy")
-        for name, value in net.state.get("variables") or []: flat[prefix + str(name)] = value
-        todo += [(f"{prefix}{k}/", v) for k, v in (net.state.get("components") or {}).items() if isinstance(v, Record)]
+            raise StitchError(
+                f"{what}: has networks within networks without end; "
+                f"it was made to keep a reader busy"
+            )
+        for name, value in net.state.get("variables") or []:
+            flat[prefix + str(name)] = value
+        todo += [
+            (f"{prefix}{k}/", v)
+            for k, v in (net.state.get("components") or {}).items()
+            if isinstance(v, Record)
+        ]
     R = 4
-    while f"synthesis/{2*R}x{2*R}/Conv1/weight" in flat: R *= 2
+    while f"synthesis/{2 * R}x{2 * R}/Conv1/weight" in flat:
+        R *= 2
     layers = sum(1 for k in flat if k.startswith("mapping/Dense") and k.endswith("/weight"))
     rows, kwargs = tf_names(R, layers), net_kwargs(record)
     if kwargs.get("architecture", "skip") != "skip":
-        raise StitchError(f"{what}: has the architecture {str(kwargs['architecture'])[:20]!r}; "
-                          f"only 'skip' is supported (config-f)")
-    lost = next((theirs for _, theirs, _ in rows if not isinstance(flat.get(theirs), np.ndarray)), None)
+        raise StitchError(
+            f"{what}: has the architecture {str(kwargs['architecture'])[:20]!r}; "
+            f"only 'skip' is supported (config-f)"
+        )
+    lost = next(
+        (theirs for _, theirs, _ in rows if not isinstance(flat.get(theirs), np.ndarray)), None
+    )
     if lost or R < 8:
-        raise StitchError(f"{what}: has no {lost or 'layers'}; "
-                          f"only StyleGAN2 config-e and -f generators of TensorFlow are supported, else convert it with NVIDIA's legacy.py first")
-    state = {ours: _TF[how][0](torch.tensor(flat[theirs])) for ours, theirs, how in rows} | _filters(R)
+        raise StitchError(
+            f"{what}: has no {lost or 'layers'}; "
+            f"only StyleGAN2 config-e and -f generators of TensorFlow are supported, else convert it with NVIDIA's legacy.py first"
+        )
+    state = {
+        ours: _TF[how][0](torch.tensor(flat[theirs])) for ours, theirs, how in rows
+    } | _filters(R)
     clamp = kwargs.get("conv_clamp")
     return generator_config(state, what, clamp), state, dict(arguments=_plain(dict(kwargs)))
 
-def net_kwargs(record): return record.state.get("static_kwargs") or {}
 
-def _filters(R): return {f"synthesis.{n}.resample_filter": fir_kernel() for b, c, _ in stylegan_layers(R) for n in (b, f"{b}.{c}")}
+def net_kwargs(record):
+    return record.state.get("static_kwargs") or {}
+
+
+def _filters(R):
+    return {
+        f"synthesis.{n}.resample_filter": fir_kernel()
+        for b, c, _ in stylegan_layers(R)
+        for n in (b, f"{b}.{c}")
+    }
 
 # %% ../nbs/82_formats.ipynb #4d134bc0
-def read_rosinality(state:dict, average, what:str)->tuple:  # average: (D,) or (L,D) tensor or None
+def read_rosinality(
+    state: dict, average, what: str
+) -> tuple:  # average: (D,) or (L,D) tensor or None
     "StyleGAN2 as rosinality writes it."
     R = 4
-    while f"noises.noise_{2*R.bit_length()-4}" in state or f"convs.{2*R.bit_length()-5}.conv.weight" in state: R *= 2
+    while (
+        f"noises.noise_{2 * R.bit_length() - 4}" in state
+        or f"convs.{2 * R.bit_length() - 5}.conv.weight" in state
+    ):
+        R *= 2
     layers = sum(1 for k in state if k.startswith("style.") and k.endswith(".weight"))
     rows, extra = rosinality_names(R, layers), {}
-    odd = next((k for k in state if k not in {r[1] for r in rows} and not k.endswith("kernel")), None)
+    odd = next(
+        (k for k in state if k not in {r[1] for r in rows} and not k.endswith("kernel")), None
+    )
     lost = next((r[1] for r in rows if r[1] not in state and not r[1].startswith("noises.")), None)
     if odd or lost:
-        raise StitchError(f"{what}: "
-                          f"{'lacks ' + lost if lost else 'has ' + repr(odd[:80]) + ', which StyleGAN2 lacks'}; it is a variant of rosinality's generator that this package does not know")
-    fir = fir_kernel()*4
-    def straight(x): return x.shape == fir.shape and torch.allclose(x.float(), fir, atol=1e-5)
+        raise StitchError(
+            f"{what}: "
+            f"{'lacks ' + lost if lost else 'has ' + repr(odd[:80]) + ', which StyleGAN2 lacks'}; it is a variant of rosinality's generator that this package does not know"
+        )
+    fir = fir_kernel() * 4
+
+    def straight(x):
+        return x.shape == fir.shape and torch.allclose(x.float(), fir, atol=1e-5)
+
     bent = next((k for k in state if k.endswith("kernel") and not straight(state[k])), None)
     if bent:
-        raise StitchError(f"{what}: has another low-pass than [1,3,3,1] at {bent[:60]!r}; "
-                          f"this package does not know that variant")
+        raise StitchError(
+            f"{what}: has another low-pass than [1,3,3,1] at {bent[:60]!r}; "
+            f"this package does not know that variant"
+        )
     draws = seeded(0)
     out = _filters(R)
     for ours, theirs, before, behind in rows:
         r = int(ours.split(".b")[-1].split(".")[0]) if ".noise_const" in ours else 0
         v = state[theirs] if theirs in state else torch.randn(1, 1, r, r, generator=draws)
-        if v.ndim < before + behind or set(v.shape[:before]) | set(v.shape[v.ndim-behind:]) > {1}:
+        if v.ndim < before + behind or set(v.shape[:before]) | set(v.shape[v.ndim - behind :]) > {
+            1
+        }:
             raise StitchError(f"{what}: has {theirs} of shape {tuple(v.shape)}; it is damaged")
-        out[ours] = v.reshape(v.shape[before:v.ndim-behind])
-    if any(r[1] not in state for r in rows): extra["noise"] = "the file has none: drawn with seed 0"
+        out[ours] = v.reshape(v.shape[before : v.ndim - behind])
+    if any(r[1] not in state for r in rows):
+        extra["noise"] = "the file has none: drawn with seed 0"
     D = out["mapping.fc0.weight"].shape[0] if layers else 0
     if torch.is_tensor(average) and average.numel() and average.shape[-1] == D:
         out["mapping.w_avg"] = average.reshape(-1, D).float().mean(0)
@@ -375,188 +645,337 @@ def read_rosinality(state:dict, average, what:str)->tuple:  # average: (D,) or (
     config = generator_config(out, what)
     if "w_avg" in extra:
         net = build(Converted("rosinality", "generator", "Generator", config, out))
-        with torch.no_grad(): out["mapping.w_avg"] = net.mapping.single(torch.randn(10_000, config["z_dim"], generator=seeded(0))).mean(0)
+        with torch.no_grad():
+            out["mapping.w_avg"] = net.mapping.single(
+                torch.randn(10_000, config["z_dim"], generator=seeded(0))
+            ).mean(0)
     return config, out, extra
 
 # %% ../nbs/82_formats.ipynb #887309d0
-def read_e4e(tree:dict, what:str)->tuple:
+def read_e4e(tree: dict, what: str) -> tuple:
     "The encoder half of an e4e checkpoint."
-    state = {k.removeprefix("encoder."): v for k, v in _bare(tree["state_dict"]).items() if k.startswith("encoder.")}
+    state = {
+        k.removeprefix("encoder."): v
+        for k, v in _bare(tree["state_dict"]).items()
+        if k.startswith("encoder.")
+    }
     opts = tree.get("opts")
     opts = opts.state if isinstance(opts, Record) else opts if isinstance(opts, dict) else {}
     size = lambda k: tuple(state[k].shape) if k in state else (0, 0, 0, 0)
     heads, depth = 0, []
     while f"styles.{heads}.linear.weight" in state:
-        depth.append(sum(1 for k in state if k.startswith(f"styles.{heads}.convs.") and k.endswith(".weight")))
+        depth.append(
+            sum(
+                1 for k in state if k.startswith(f"styles.{heads}.convs.") and k.endswith(".weight")
+            )
+        )
         heads += 1
     width, blocks, i = size("input_layer.0.weight")[0], [0, 0, 0, 0], 0
     if not heads or not width:
-        raise StitchError(f"{what}: has an encoder, but not e4e's (no input_layer or styles); "
-                          f"only Encoder4Editing is supported")
+        raise StitchError(
+            f"{what}: has an encoder, but not e4e's (no input_layer or styles); "
+            f"only Encoder4Editing is supported"
+        )
     while f"body.{i}.res_layer.1.weight" in state:
         stage = (size(f"body.{i}.res_layer.1.weight")[0] // width).bit_length() - 1
         if not 0 <= stage < 4:
-            raise StitchError(f"{what}: has a residual block of another width at body.{i}; "
-                              f"this package does not know that variant")
+            raise StitchError(
+                f"{what}: has a residual block of another width at body.{i}; "
+                f"this package does not know that variant"
+            )
         blocks[stage] += 1
         i += 1
     if min(blocks) < 1 or depth[0] > 8:
-        raise StitchError(f"{what}: has an encoder with {blocks} residual blocks a stage; "
-                          f"this package does not know that variant")
-    def first(deeper): return next((j for j, d in enumerate(depth) if d > depth[0] + deeper), heads)
-    config = dict(resolution=16 * 2**depth[0], num_ws=heads, w_dim=size("styles.0.linear.weight")[0], width=width,
-                  blocks=tuple(blocks), head_width=size("styles.0.convs.0.weight")[0], stem_stride=1,
-                  coarse=first(0), middle=first(1), antialias=True, pool=None)
+        raise StitchError(
+            f"{what}: has an encoder with {blocks} residual blocks a stage; "
+            f"this package does not know that variant"
+        )
+
+    def first(deeper):
+        return next((j for j, d in enumerate(depth) if d > depth[0] + deeper), heads)
+
+    config = dict(
+        resolution=16 * 2 ** depth[0],
+        num_ws=heads,
+        w_dim=size("styles.0.linear.weight")[0],
+        width=width,
+        blocks=tuple(blocks),
+        head_width=size("styles.0.convs.0.weight")[0],
+        stem_stride=1,
+        coarse=first(0),
+        middle=first(1),
+        antialias=True,
+        pool=None,
+    )
     average = tree.get("latent_avg")
     if opts.get("start_from_latent_avg", True):
         if not torch.is_tensor(average):
-            raise StitchError(f"{what}: has no latent_avg, to which e4e's codes are relative; "
-                              f"use the checkpoint as its authors published it")
-        if average.shape[-1:] != (config["w_dim"],) or average.numel() not in (config["w_dim"], heads*config["w_dim"]):
-            raise StitchError(f"{what}: has a latent_avg of shape {tuple(average.shape)}; "
-                              f"expected {(heads, config['w_dim'])}")
+            raise StitchError(
+                f"{what}: has no latent_avg, to which e4e's codes are relative; "
+                f"use the checkpoint as its authors published it"
+            )
+        if average.shape[-1:] != (config["w_dim"],) or average.numel() not in (
+            config["w_dim"],
+            heads * config["w_dim"],
+        ):
+            raise StitchError(
+                f"{what}: has a latent_avg of shape {tuple(average.shape)}; "
+                f"expected {(heads, config['w_dim'])}"
+            )
         state["w_avg"] = average.float().reshape(-1, config["w_dim"]).expand(heads, -1)
-    else: state["w_avg"] = torch.zeros(heads, config["w_dim"])
+    else:
+        state["w_avg"] = torch.zeros(heads, config["w_dim"])
     same_entries(skeleton(Encoder, config), state, what)
     return config, state, dict(options=_plain(opts))
 
-def read_bisenet(tree:dict, what:str)->tuple:
+
+def read_bisenet(tree: dict, what: str) -> tuple:
     "The face parser."
     state = _bare(tree)
     last = state.get("conv_out.conv_out.weight")
-    config = dict(n_labels=0 if last is None else len(last), width=len(state["cp.resnet.conv1.weight"]), work=512, shrink="nearest")
+    config = dict(
+        n_labels=0 if last is None else len(last),
+        width=len(state["cp.resnet.conv1.weight"]),
+        work=512,
+        shrink="nearest",
+    )
     same_entries(skeleton(BiSeNet, config), state, what)
     return config, state, {}
 
 # %% ../nbs/82_formats.ipynb #0a57cb53
 _NETWORKS = dict(Generator=Generator, Encoder=Encoder, BiSeNet=BiSeNet)
 
+
 def build(
-    found:Converted,   # of a network
-)->nn.Module:          # on the cpu, float32, frozen, in evaluation mode
+    found: Converted,  # of a network
+) -> nn.Module:  # on the cpu, float32, frozen, in evaluation mode
     "The network with these weights."
     if found.cls not in _NETWORKS:
         raise StitchError(f"a file of kind {found.kind!r} holds {found.part}, no network to build")
     net = skeleton(_NETWORKS[found.cls], found.config)
-    state = {k: v.detach().float() if v.is_floating_point() else v.detach() for k, v in found.state_dict.items()}
+    state = {
+        k: v.detach().float() if v.is_floating_point() else v.detach()
+        for k, v in found.state_dict.items()
+    }
     same_entries(net, state, found.kind)
     net.load_state_dict(_own(state), assign=True)
     return net.eval().requires_grad_(False)
 
+
 def read_network(
-    path,              # a published file
-    part:str|None=None,  # which half of an e4e checkpoint: 'encoder' or 'generator'; None: the kind's first
-    kind:str|None=None,  # one of `KINDS`, to be sure of it; None: found out
-)->Converted:          # tensors of its own
+    path,  # a published file
+    part: str
+    | None = None,  # which half of an e4e checkpoint: 'encoder' or 'generator'; None: the kind's first
+    kind: str | None = None,  # one of `KINDS`, to be sure of it; None: found out
+) -> Converted:  # tensors of its own
     "A published file in our terms."
     found, tree = _open(path)
     what, part = Path(path).name, part or PARTS[found][0]
-    if kind not in (None, found): raise StitchError(f"{what}: is of kind {found!r}, not {kind!r}")
+    if kind not in (None, found):
+        raise StitchError(f"{what}: is of kind {found!r}, not {kind!r}")
     if part not in PARTS[found]:
-        raise StitchError(f"{what}: is of kind {found!r} and has no {part}; it has: "
-                          f"{', '.join(PARTS[found])}")
+        raise StitchError(
+            f"{what}: is of kind {found!r} and has no {part}; it has: {', '.join(PARTS[found])}"
+        )
     arrays, extra, cls, config = {}, {}, "Generator", {}
-    if found == "stylegan2-ada": config, state, extra = read_ada(_ada(tree), what)
-    elif found == "stylegan2-tf": config, state, extra = read_tf(_tf(tree), what)
-    elif found == "rosinality": config, state, extra = read_rosinality(_rosinality(tree), tree.get("latent_avg"), what)
+    if found == "stylegan2-ada":
+        config, state, extra = read_ada(_ada(tree), what)
+    elif found == "stylegan2-tf":
+        config, state, extra = read_tf(_tf(tree), what)
+    elif found == "rosinality":
+        config, state, extra = read_rosinality(_rosinality(tree), tree.get("latent_avg"), what)
     elif found == "e4e" and part == "generator":
-        state = {k.removeprefix("decoder."): v for k, v in _bare(tree["state_dict"]).items() if k.startswith("decoder.")}
+        state = {
+            k.removeprefix("decoder."): v
+            for k, v in _bare(tree["state_dict"]).items()
+            if k.startswith("decoder.")
+        }
         if not state:
-            raise StitchError(f"{what}: has no decoder; it is an encoder alone, "
-                              f"take the generator from another file")
+            raise StitchError(
+                f"{what}: has no decoder; it is an encoder alone, "
+                f"take the generator from another file"
+            )
         config, state, extra = read_rosinality(state, tree.get("latent_avg"), what)
-    elif found == "e4e": cls, (config, state, extra) = "Encoder", read_e4e(tree, what)
-    elif found == "bisenet": cls, (config, state, extra) = "BiSeNet", read_bisenet(tree, what)
+    elif found == "e4e":
+        cls, (config, state, extra) = "Encoder", read_e4e(tree, what)
+    elif found == "bisenet":
+        cls, (config, state, extra) = "BiSeNet", read_bisenet(tree, what)
     elif found == "stit-run":
         G = tree["generator"]
         config, state, extra = read_ada(G if isinstance(G, Record) else _bare(G) or {}, what)
         arrays = _run_arrays(tree, config, what)
-    elif found == "directions": cls, state = "", {k or Path(path).stem: v for k, v in _directions(tree).items()}
-    elif found == "styleclip-relevance": cls, state = "", dict(relevance=torch.from_numpy(tree))
+    elif found == "directions":
+        cls, state = "", {k or Path(path).stem: v for k, v in _directions(tree).items()}
+    elif found == "styleclip-relevance":
+        cls, state = "", dict(relevance=torch.from_numpy(tree))
     else:
         sides = zip(("mean", "std"), _stats(tree))
-        cls, state = "", {f"{name}.{i:02d}": torch.tensor(v) for name, side in sides for i, v in enumerate(side)}
-    bad = next((k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+        cls, state = (
+            "",
+            {
+                f"{name}.{i:02d}": torch.tensor(v)
+                for name, side in sides
+                for i, v in enumerate(side)
+            },
+        )
+    bad = next(
+        (k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None
+    )
     if bad:
-        raise StitchError(f"{what}: has numbers that are not finite in {bad[:80]}; download it again")
+        raise StitchError(
+            f"{what}: has numbers that are not finite in {bad[:80]}; download it again"
+        )
     return Converted(found, part, cls, config, _own(state), _own(arrays), extra)
 
-def _run_arrays(tree, config, what):  # -> pivots (N,L,D) and quads (N,4,2) of the authors' saved run
+
+def _run_arrays(
+    tree, config, what
+):  # -> pivots (N,L,D) and quads (N,4,2) of the authors' saved run
     pivots, quads = tree["pivots"], tree.get("quads", [])
-    quads = [torch.tensor(q) if isinstance(q, np.ndarray) else q for q in quads] if isinstance(quads, (list, tuple)) else [None]
-    L = 2*config["resolution"].bit_length() - 4
+    quads = (
+        [torch.tensor(q) if isinstance(q, np.ndarray) else q for q in quads]
+        if isinstance(quads, (list, tuple))
+        else [None]
+    )
+    L = 2 * config["resolution"].bit_length() - 4
     if not torch.is_tensor(pivots) or pivots.ndim != 3 or pivots.shape[1:] != (L, config["w_dim"]):
-        raise StitchError(f"{what}: has no pivots of shape (N,{L},{config['w_dim']}); it is damaged")
+        raise StitchError(
+            f"{what}: has no pivots of shape (N,{L},{config['w_dim']}); it is damaged"
+        )
     if any(not torch.is_tensor(q) or q.shape != (4, 2) for q in quads):
         raise StitchError(f"{what}: has quads that are not (4,2) arrays; it is damaged")
-    return dict(pivots=pivots, quads=torch.stack(quads).double() if quads else torch.zeros(0, 4, 2, dtype=torch.float64))
+    return dict(
+        pivots=pivots,
+        quads=torch.stack(quads).double() if quads else torch.zeros(0, 4, 2, dtype=torch.float64),
+    )
 
 # %% ../nbs/82_formats.ipynb #22d200f8
 def to_source_keys(
-    kind:str,          # one of `KINDS`
-    state_dict:dict,   # as `Converted` has it
-)->dict:               # the source's names and shapes; a generator of e4e has `decoder.` in front
+    kind: str,  # one of `KINDS`
+    state_dict: dict,  # as `Converted` has it
+) -> dict:  # the source's names and shapes; a generator of e4e has `decoder.` in front
     "The way back: what the source file calls these tensors."
     if kind not in PARTS:
         raise StitchError(f"kind {str(kind)[:40]!r} is unknown; known: {', '.join(KINDS)}")
     generator = "synthesis.b4.const" in state_dict
     if kind == "e4e" and not generator:
-        return {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"} | dict(latent_avg=state_dict["w_avg"])
-    if kind not in ("rosinality", "e4e", "stylegan2-tf"): return dict(state_dict)
+        return {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"} | dict(
+            latent_avg=state_dict["w_avg"]
+        )
+    if kind not in ("rosinality", "e4e", "stylegan2-tf"):
+        return dict(state_dict)
     config = generator_config(state_dict, kind)
     R, layers = config["resolution"], config["mapping_layers"]
-    if kind == "stylegan2-tf": return {theirs: _TF[how][1](state_dict[ours]).contiguous() for ours, theirs, how in tf_names(R, layers)}
-    def grown(x, before, behind): return x.reshape((1,)*before + tuple(x.shape) + (1,)*behind)
-    out = {theirs: grown(state_dict[ours], *axes) for ours, theirs, *axes in rosinality_names(R, layers)}
+    if kind == "stylegan2-tf":
+        return {
+            theirs: _TF[how][1](state_dict[ours]).contiguous()
+            for ours, theirs, how in tf_names(R, layers)
+        }
+
+    def grown(x, before, behind):
+        return x.reshape((1,) * before + tuple(x.shape) + (1,) * behind)
+
+    out = {
+        theirs: grown(state_dict[ours], *axes)
+        for ours, theirs, *axes in rosinality_names(R, layers)
+    }
     for i in range(int(math.log2(R)) - 2):
-        out |= {f"convs.{2*i}.conv.blur.kernel": fir_kernel()*4, f"to_rgbs.{i}.upsample.kernel": fir_kernel()*4}
+        out |= {
+            f"convs.{2 * i}.conv.blur.kernel": fir_kernel() * 4,
+            f"to_rgbs.{i}.upsample.kernel": fir_kernel() * 4,
+        }
     return {f"decoder.{k}": v for k, v in out.items()} if kind == "e4e" else out
 
 # %% ../nbs/82_formats.ipynb #fc074d50
 def _sha256(path):  # 64 hex digits
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
 
 def _record(out):  # -> the JSON beside a converted file, if both are whole
     beside = Path(out).with_suffix(".json")
-    try: record = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError): return None
-    return record if isinstance(record, dict) and Path(out).is_file() and Path(out).stat().st_size == record.get("bytes") else None
+    try:
+        record = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        record
+        if isinstance(record, dict)
+        and Path(out).is_file()
+        and Path(out).stat().st_size == record.get("bytes")
+        else None
+    )
+
 
 def convert_file(
-    path,                # a published file
-    out,                 # the .safetensors file to write; a .json appears beside it
-    kind:str|None=None,  # one of `KINDS`, to be sure of it
-    licence:str='',      # under which licence the file is published
-    part:str|None=None,  # see `read_network`
-)->Path:                 # `out`
+    path,  # a published file
+    out,  # the .safetensors file to write; a .json appears beside it
+    kind: str | None = None,  # one of `KINDS`, to be sure of it
+    licence: str = '',  # under which licence the file is published
+    part: str | None = None,  # see `read_network`
+) -> Path:  # `out`
     "Convert a published file, unless that was done before."
     path, out = Path(path), Path(out)
     if out.suffix != ".safetensors":
-        raise StitchError(f"{out.name}: converted weights are written as .safetensors; "
-                          f"choose another name")
-    if not path.is_file(): raise StitchError(f"no such file: {path}")
+        raise StitchError(
+            f"{out.name}: converted weights are written as .safetensors; choose another name"
+        )
+    if not path.is_file():
+        raise StitchError(f"no such file: {path}")
     source = dict(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
     before = _record(out)
-    if before and before.get("source", {}).get("sha256") == source["sha256"] and part in (None, before.get("part")): return out
+    if (
+        before
+        and before.get("source", {}).get("sha256") == source["sha256"]
+        and part in (None, before.get("part"))
+    ):
+        return out
     found = read_network(path, part, kind)
     entry = {"class": found.cls, "args": json.loads(json.dumps(found.config))}
     out.with_suffix(".json").unlink(missing_ok=True)
-    with atomic_path(out) as temporary: save_file(found.state_dict, temporary, metadata={k: json.dumps(v) for k, v in entry.items()})
-    if found.arrays: save_tensors(out.with_suffix(".arrays.safetensors"), found.arrays)
-    record = dict(format=1, kind=found.kind, part=found.part, **entry, file=out.name, bytes=out.stat().st_size,
-                  sha256=_sha256(out), source=source, licence=licence, arrays=sorted(found.arrays), extra=found.extra)
-    with atomic_path(out.with_suffix(".json")) as temporary: temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(out) as temporary:
+        save_file(
+            found.state_dict, temporary, metadata={k: json.dumps(v) for k, v in entry.items()}
+        )
+    if found.arrays:
+        save_tensors(out.with_suffix(".arrays.safetensors"), found.arrays)
+    record = dict(
+        format=1,
+        kind=found.kind,
+        part=found.part,
+        **entry,
+        file=out.name,
+        bytes=out.stat().st_size,
+        sha256=_sha256(out),
+        source=source,
+        licence=licence,
+        arrays=sorted(found.arrays),
+        extra=found.extra,
+    )
+    with atomic_path(out.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return out
 
+
 def load_converted(
-    path,              # what `convert_file` wrote
-)->Converted:
+    path,  # what `convert_file` wrote
+) -> Converted:
     "Read a converted file again."
     path, record = Path(path), _record(path)
     if record is None:
         raise StitchError(f"{path}: has no complete JSON beside it; convert the source again")
     if _sha256(path) != record["sha256"]:
-        raise StitchError(f"{path}: is damaged (SHA-256 differs from the JSON beside it); "
-                          f"convert the source again")
+        raise StitchError(
+            f"{path}: is damaged (SHA-256 differs from the JSON beside it); "
+            f"convert the source again"
+        )
     arrays = load_tensors(path.with_suffix(".arrays.safetensors")) if record.get("arrays") else {}
-    return Converted(record["kind"], record["part"], record["class"], record["args"], load_tensors(path), arrays, record.get("extra", {}))
+    return Converted(
+        record["kind"],
+        record["part"],
+        record["class"],
+        record["args"],
+        load_tensors(path),
+        arrays,
+        record.get("extra", {}),
+    )

@@ -16,15 +16,18 @@ from torch import nn
 from .core import StitchError, check_shape
 
 # %% ../nbs/20_generator.ipynb #17ba0791
-_FIR = (1., 3., 3., 1.)
+_FIR = (1.0, 3.0, 3.0, 1.0)
 
-def fir_kernel()->torch.Tensor:  # (4,4) float32, sums to 1
+
+def fir_kernel() -> torch.Tensor:  # (4,4) float32, sums to 1
     "The separable low-pass [1,3,3,1] that goes with every doubling of the resolution."
-    f = torch.tensor(_FIR)/sum(_FIR)
-    return f[:,None]*f
+    f = torch.tensor(_FIR) / sum(_FIR)
+    return f[:, None] * f
+
 
 class _LowPass(torch.autograd.Function):
     "A symmetric 4x4 filter on each channel; its gradient is the same filter, padded by one more."
+
     @staticmethod
     def forward(ctx, x, f, padding):  # (N,C,H,W), (4,4) -> (N,C,H+2p-3,W+2p-3)
         ctx.save_for_backward(f)
@@ -34,20 +37,25 @@ class _LowPass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _LowPass.apply(grad, ctx.saved_tensors[0], 3-ctx.padding), None, None
+        return _LowPass.apply(grad, ctx.saved_tensors[0], 3 - ctx.padding), None, None
+
 
 class _SquareSum(torch.autograd.Function):
     "Sum of squares over the 3x3 taps; one pass over the weight in each direction."
+
     @staticmethod
     def forward(ctx, weight):  # (O,I,3,3) -> (O,I)
         ctx.save_for_backward(weight)
-        return weight.square().sum((2,3))
+        return weight.square().sum((2, 3))
 
     @staticmethod
-    def backward(ctx, grad): return ctx.saved_tensors[0]*(2*grad)[:,:,None,None]
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0] * (2 * grad)[:, :, None, None]
+
 
 class _Activate(torch.autograd.Function):
     "leaky_relu(x*scale+shift) in two passes forward, without a copy of x times one backward."
+
     @staticmethod
     def forward(ctx, x, scale, shift):  # (N,C,H,W), (N,C,1,1), (1,C,H|1,W|1) or (N,C,H,W)
         y = F.leaky_relu_(torch.addcmul(shift, x, scale), 0.2)
@@ -57,52 +65,58 @@ class _Activate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x,scale,y = ctx.saved_tensors
+        x, scale, y = ctx.saved_tensors
         grad = torch.ops.aten.leaky_relu_backward(grad, y, 0.2, True)
-        need_x,need_scale,need_shift = ctx.needs_input_grad
-        return (grad*scale if need_x else None,
-                (grad*x).sum((2,3), keepdim=True) if need_scale else None,
-                grad.sum_to_size(ctx.shape) if need_shift else None)
+        need_x, need_scale, need_shift = ctx.needs_input_grad
+        return (
+            grad * scale if need_x else None,
+            (grad * x).sum((2, 3), keepdim=True) if need_scale else None,
+            grad.sum_to_size(ctx.shape) if need_shift else None,
+        )
+
 
 def upsample_rgb(
-    x:torch.Tensor,    # (N,3,H,W)
-)->torch.Tensor:       # (N,3,2H,2W)
+    x: torch.Tensor,  # (N,3,H,W)
+) -> torch.Tensor:  # (N,3,2H,2W)
     "Double an image through the [1,3,3,1] filter, zeros outside of it."
-    return F.interpolate(F.pad(x, (1,1,1,1)), scale_factor=2, mode='bilinear')[...,2:-2,2:-2]
+    return F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode='bilinear')[..., 2:-2, 2:-2]
+
 
 def upsample_conv(
-    x:torch.Tensor,       # (N,I,H,W)
-    weight:torch.Tensor,  # (O,I,3,3), the dtype of x
-    fir:torch.Tensor,     # (4,4) low-pass of unit sum
-)->torch.Tensor:          # (N,O,2H,2W)
+    x: torch.Tensor,  # (N,I,H,W)
+    weight: torch.Tensor,  # (O,I,3,3), the dtype of x
+    fir: torch.Tensor,  # (4,4) low-pass of unit sum
+) -> torch.Tensor:  # (N,O,2H,2W)
     "Transposed convolution of stride 2, then the low-pass on each channel."
-    y = F.conv_transpose2d(x, weight.transpose(0,1), stride=2)      # (N,O,2H+1,2W+1)
-    return _LowPass.apply(y, fir*4, 1)
+    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (N,O,2H+1,2W+1)
+    return _LowPass.apply(y, fir * 4, 1)
 
 # %% ../nbs/20_generator.ipynb #0716d970
 class FullyConnected(nn.Module):
     "A linear layer whose weights are stored at unit variance and scaled when used."
-    def __init__(self,
-        d_in:int,         # input width
-        d_out:int,        # output width
-        lr:float=1.,      # learning-rate multiplier of weight and bias
-        bias_init:float=0.,  # initial bias
-        act:bool=False,   # leaky ReLU with gain sqrt 2 after it
+
+    def __init__(
+        self,
+        d_in: int,  # input width
+        d_out: int,  # output width
+        lr: float = 1.0,  # learning-rate multiplier of weight and bias
+        bias_init: float = 0.0,  # initial bias
+        act: bool = False,  # leaky ReLU with gain sqrt 2 after it
     ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(d_out, d_in)/lr)
+        self.weight = nn.Parameter(torch.randn(d_out, d_in) / lr)
         self.bias = nn.Parameter(torch.full((d_out,), float(bias_init)))
-        self.weight_gain,self.bias_gain,self.act = lr/math.sqrt(d_in),lr,act
+        self.weight_gain, self.bias_gain, self.act = lr / math.sqrt(d_in), lr, act
 
     def forward(self, x):  # (N,d_in) -> (N,d_out)
-        bias = self.bias if self.bias_gain==1 else self.bias*self.bias_gain
-        x = F.linear(x, self.weight*self.weight_gain, bias)
-        return F.leaky_relu(x, 0.2)*math.sqrt(2) if self.act else x
+        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
+        x = F.linear(x, self.weight * self.weight_gain, bias)
+        return F.leaky_relu(x, 0.2) * math.sqrt(2) if self.act else x
 
 # %% ../nbs/20_generator.ipynb #9e6a55b6
 def compute_dtype(
-    x:torch.Tensor,  # a parameter or a tensor on the network's device
-)->torch.dtype:      # autocast's dtype inside autocast, else that of `x`
+    x: torch.Tensor,  # a parameter or a tensor on the network's device
+) -> torch.dtype:  # autocast's dtype inside autocast, else that of `x`
     "The dtype that convolutions run in here."
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
@@ -110,104 +124,136 @@ def compute_dtype(
 # %% ../nbs/20_generator.ipynb #91032ad7
 class StyledConv(nn.Module):
     "Modulated 3x3 convolution, noise, bias, leaky ReLU."
-    def __init__(self,
-        c_in:int, c_out:int,   # channels
-        w_dim:int,             # D
-        resolution:int,        # of the output
-        up:bool=False,         # double the resolution
-        clamp:float|None=None, # bound on the magnitude of the output
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,  # channels
+        w_dim: int,  # D
+        resolution: int,  # of the output
+        up: bool = False,  # double the resolution
+        clamp: float | None = None,  # bound on the magnitude of the output
     ):
         super().__init__()
-        self.c_in,self.c_out,self.resolution,self.up,self.clamp = c_in,c_out,resolution,up,clamp
+        self.c_in, self.c_out, self.resolution, self.up, self.clamp = (
+            c_in,
+            c_out,
+            resolution,
+            up,
+            clamp,
+        )
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.register_buffer('resample_filter', fir_kernel())
         self.register_buffer('noise_const', torch.randn(resolution, resolution))
-        self.affine = FullyConnected(w_dim, c_in, bias_init=1.)
+        self.affine = FullyConnected(w_dim, c_in, bias_init=1.0)
 
     def forward(self, x, style, noise=None):  # (N,I,H,W), (N,I), (1|N,1,R,R)|None -> (N,O,R,R)
         dtype = x.dtype
         with torch.autocast(x.device.type, enabled=False):
             demod = (style.square() @ _SquareSum.apply(self.weight).T + 1e-8).rsqrt()  # (N,O)
-            scale = (demod*math.sqrt(2)).to(dtype)[:,:,None,None]
-            shift = self.bias[None,:,None,None]
-            if noise is not None: shift = shift + noise*self.noise_strength
-            shift = (shift*math.sqrt(2)).to(dtype)
-            x,weight = x*style.to(dtype)[:,:,None,None],self.weight.to(dtype)
-            x = (upsample_conv(x, weight, self.resample_filter) if self.up else
-                 F.conv2d(x, weight, padding=1))
+            scale = (demod * math.sqrt(2)).to(dtype)[:, :, None, None]
+            shift = self.bias[None, :, None, None]
+            if noise is not None:
+                shift = shift + noise * self.noise_strength
+            shift = (shift * math.sqrt(2)).to(dtype)
+            x, weight = x * style.to(dtype)[:, :, None, None], self.weight.to(dtype)
+            x = (
+                upsample_conv(x, weight, self.resample_filter)
+                if self.up
+                else F.conv2d(x, weight, padding=1)
+            )
             x = _Activate.apply(x, scale, shift)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 # %% ../nbs/20_generator.ipynb #d435a6cd
 class ToRGB(nn.Module):
     "Modulated 1x1 convolution to three channels, without demodulation."
-    def __init__(self, c_in:int, w_dim:int, clamp:float|None=None):
+
+    def __init__(self, c_in: int, w_dim: int, clamp: float | None = None):
         super().__init__()
-        self.c_in,self.clamp,self.weight_gain = c_in,clamp,1/math.sqrt(c_in)
+        self.c_in, self.clamp, self.weight_gain = c_in, clamp, 1 / math.sqrt(c_in)
         self.weight = nn.Parameter(torch.randn(3, c_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
-        self.affine = FullyConnected(w_dim, c_in, bias_init=1.)
+        self.affine = FullyConnected(w_dim, c_in, bias_init=1.0)
 
     def forward(self, x, style):  # (N,C,H,W), (N,C) -> (N,3,H,W) float32
-        N,C,H,W = x.shape
+        N, C, H, W = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            weight = (self.weight[:,:,0,0]*(style*self.weight_gain)[:,None]).to(x.dtype)  # (N,3,C)
-            rgb = torch.bmm(x.permute(0,2,3,1).reshape(N, H*W, C), weight.transpose(1,2))  # (N,HW,3)
-            rgb = rgb.to(self.bias.dtype).transpose(1,2).reshape(N,3,H,W) + self.bias[:,None,None]
+            weight = (self.weight[:, :, 0, 0] * (style * self.weight_gain)[:, None]).to(
+                x.dtype
+            )  # (N,3,C)
+            rgb = torch.bmm(
+                x.permute(0, 2, 3, 1).reshape(N, H * W, C), weight.transpose(1, 2)
+            )  # (N,HW,3)
+            rgb = (
+                rgb.to(self.bias.dtype).transpose(1, 2).reshape(N, 3, H, W)
+                + self.bias[:, None, None]
+            )
         return rgb if self.clamp is None else rgb.clamp(-self.clamp, self.clamp)
 
 # %% ../nbs/20_generator.ipynb #f6e1126c
 class Block(nn.Module):
     "One resolution: two styled convolutions (one at 4 px) and the picture they add to."
+
     def __init__(self, c_in, c_out, w_dim, resolution, clamp=None):
         super().__init__()
-        self.first = resolution==4
-        if self.first: self.const = nn.Parameter(torch.randn(c_out, 4, 4))
+        self.first = resolution == 4
+        if self.first:
+            self.const = nn.Parameter(torch.randn(c_out, 4, 4))
         self.register_buffer('resample_filter', fir_kernel())
-        if not self.first: self.conv0 = StyledConv(c_in, c_out, w_dim, resolution, True, clamp)
+        if not self.first:
+            self.conv0 = StyledConv(c_in, c_out, w_dim, resolution, True, clamp)
         self.conv1 = StyledConv(c_out, c_out, w_dim, resolution, False, clamp)
         self.torgb = ToRGB(c_out, w_dim, clamp)
 
     @property
     def layers(self):  # the modules that take a style, in the order of their styles
-        return ([] if self.first else [self.conv0])+[self.conv1, self.torgb]
+        return ([] if self.first else [self.conv0]) + [self.conv1, self.torgb]
 
 # %% ../nbs/20_generator.ipynb #bc33ea4e
 class Mapping(nn.Module):
     "z to w: normalise, a few fully connected layers, one copy a style layer."
-    def __init__(self,
-        z_dim:int, w_dim:int,  # widths of z and w
-        num_ws:int,            # L, copies of w
-        layers:int=8,          # fully connected layers
-        lr:float=0.01,         # learning-rate multiplier of these layers
+
+    def __init__(
+        self,
+        z_dim: int,
+        w_dim: int,  # widths of z and w
+        num_ws: int,  # L, copies of w
+        layers: int = 8,  # fully connected layers
+        lr: float = 0.01,  # learning-rate multiplier of these layers
     ):
         super().__init__()
-        self.z_dim,self.w_dim,self.num_ws,self.layers = z_dim,w_dim,num_ws,layers
+        self.z_dim, self.w_dim, self.num_ws, self.layers = z_dim, w_dim, num_ws, layers
         for i in range(layers):
-            setattr(self, f'fc{i}', FullyConnected(z_dim if i==0 else w_dim, w_dim, lr=lr, act=True))
+            setattr(
+                self, f'fc{i}', FullyConnected(z_dim if i == 0 else w_dim, w_dim, lr=lr, act=True)
+            )
         self.register_buffer('w_avg', torch.zeros(w_dim))
 
-    def single(self, z):   # (N,Z) -> (N,D), one w a sample, not truncated
+    def single(self, z):  # (N,Z) -> (N,D), one w a sample, not truncated
         "The mapping itself."
         with torch.autocast(z.device.type, enabled=False):
             x = z.to(self.w_avg.dtype)
-            x = x*(x.square().mean(1, keepdim=True)+1e-8).rsqrt()
-            for i in range(self.layers): x = getattr(self, f'fc{i}')(x)
+            x = x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+            for i in range(self.layers):
+                x = getattr(self, f'fc{i}')(x)
         return x
 
-    def forward(self,
-        z:torch.Tensor,        # (N,Z) standard normal
-        truncation:float=1.,   # psi: 1 leaves w alone, 0 gives the average face
-        cutoff:int|None=None,  # truncate the first `cutoff` layers only
-    )->torch.Tensor:           # (N,L,D)
+    def forward(
+        self,
+        z: torch.Tensor,  # (N,Z) standard normal
+        truncation: float = 1.0,  # psi: 1 leaves w alone, 0 gives the average face
+        cutoff: int | None = None,  # truncate the first `cutoff` layers only
+    ) -> torch.Tensor:  # (N,L,D)
         "w for every style layer, drawn towards the average by `truncation`."
         check_shape(z, 'N Z', name='z', Z=self.z_dim)
-        w = self.single(z)[:,None].repeat(1, self.num_ws, 1)
-        if truncation==1: return w
+        w = self.single(z)[:, None].repeat(1, self.num_ws, 1)
+        if truncation == 1:
+            return w
         k = self.num_ws if cutoff is None else cutoff
-        return torch.cat([self.w_avg.lerp(w[:,:k], truncation), w[:,k:]], 1)
+        return torch.cat([self.w_avg.lerp(w[:, :k], truncation), w[:, k:]], 1)
 
     @torch.no_grad()
     def update_average(self, w, decay=0.995):  # w (N,D)
@@ -217,51 +263,71 @@ class Mapping(nn.Module):
 # %% ../nbs/20_generator.ipynb #63266754
 class Synthesis(nn.Module):
     "w+ or styles to an image."
-    def __init__(self, w_dim:int, resolution:int, channel_base:int, channel_max:int, clamp=None):
+
+    def __init__(
+        self, w_dim: int, resolution: int, channel_base: int, channel_max: int, clamp=None
+    ):
         super().__init__()
-        self.w_dim,self.resolution = w_dim,resolution
+        self.w_dim, self.resolution = w_dim, resolution
         self.resolutions = [2**i for i in range(2, resolution.bit_length())]
-        c = {r:min(channel_base//r, channel_max) for r in self.resolutions}
+        c = {r: min(channel_base // r, channel_max) for r in self.resolutions}
         for r in self.resolutions:
-            setattr(self, f'b{r}', Block(c.get(r//2, 0), c[r], w_dim, r, clamp))
-        self.num_ws = 2*len(self.resolutions)
+            setattr(self, f'b{r}', Block(c.get(r // 2, 0), c[r], w_dim, r, clamp))
+        self.num_ws = 2 * len(self.resolutions)
 
     @property
-    def blocks(self): return [getattr(self, f'b{r}') for r in self.resolutions]
+    def blocks(self):
+        return [getattr(self, f'b{r}') for r in self.resolutions]
 
     def styles(self, w_plus):  # (N,L,D) -> list of (N,C)
         check_shape(w_plus, 'N L D', name='w_plus', L=self.num_ws, D=self.w_dim)
-        out,i = [],0
+        out, i = [], 0
         with torch.autocast(w_plus.device.type, enabled=False):
             for b in self.blocks:
                 for layer in b.layers:
-                    out.append(layer.affine(w_plus[:,i].to(layer.bias.dtype)))
-                    if isinstance(layer, StyledConv): i += 1
+                    out.append(layer.affine(w_plus[:, i].to(layer.bias.dtype)))
+                    if isinstance(layer, StyledConv):
+                        i += 1
         return out
 
     def _noise(self, conv, noise, N, generator):
-        if noise=='none': return None
-        if noise=='const': return conv.noise_const[None,None]
-        return torch.randn(N, 1, conv.resolution, conv.resolution, generator=generator,
-                           device=conv.noise_const.device)
+        if noise == 'none':
+            return None
+        if noise == 'const':
+            return conv.noise_const[None, None]
+        return torch.randn(
+            N,
+            1,
+            conv.resolution,
+            conv.resolution,
+            generator=generator,
+            device=conv.noise_const.device,
+        )
 
     def from_styles(self, styles, noise='const', generator=None, features=False):
         "The image of a list of style vectors; with `features`, also each block's activations."
-        if noise not in ('const','none','random'):
+        if noise not in ('const', 'none', 'random'):
             raise StitchError(f"noise {noise!r} is not known: choose 'const', 'none' or 'random'")
         n = sum(len(b.layers) for b in self.blocks)
-        if len(styles)!=n:
-            raise StitchError(f'{len(styles)} styles given, but this generator takes {n}: '
-                              'use Generator.styles to make them')
-        N,styles,rgb,feats = styles[0].shape[0],iter(styles),None,[]
+        if len(styles) != n:
+            raise StitchError(
+                f'{len(styles)} styles given, but this generator takes {n}: '
+                'use Generator.styles to make them'
+            )
+        N, styles, rgb, feats = styles[0].shape[0], iter(styles), None, []
         dtype = compute_dtype(self.b4.const)
-        x = self.b4.const.to(dtype).expand(N,-1,-1,-1).contiguous(memory_format=torch.channels_last)
+        x = (
+            self.b4.const.to(dtype)
+            .expand(N, -1, -1, -1)
+            .contiguous(memory_format=torch.channels_last)
+        )
         for b in self.blocks:
             for conv in b.layers[:-1]:
                 x = conv(x, next(styles), self._noise(conv, noise, N, generator))
             y = b.torgb(x, next(styles))
-            rgb = y if rgb is None else upsample_rgb(rgb)+y
-            if features: feats.append(x)
+            rgb = y if rgb is None else upsample_rgb(rgb) + y
+            if features:
+                feats.append(x)
         return (rgb, feats) if features else rgb
 
     def forward(self, w_plus, noise='const', generator=None):
@@ -270,43 +336,56 @@ class Synthesis(nn.Module):
 # %% ../nbs/20_generator.ipynb #cb4e5208
 class Generator(nn.Module):
     "StyleGAN2 with skip connections, for any power-of-two resolution and width."
-    def __init__(self,
-        z_dim:int=512,             # Z, width of the input code
-        w_dim:int=512,             # D, width of the intermediate code
-        resolution:int=1024,       # R, a power of two, at least 8
-        channel_base:int=32768,    # channels at resolution r are channel_base/r ...
-        channel_max:int=512,       # ... but at most this
-        mapping_layers:int=8,      # fully connected layers from z to w
-        conv_clamp:float|None=None,  # bound on activations; only for weights trained in fp16
+
+    def __init__(
+        self,
+        z_dim: int = 512,  # Z, width of the input code
+        w_dim: int = 512,  # D, width of the intermediate code
+        resolution: int = 1024,  # R, a power of two, at least 8
+        channel_base: int = 32768,  # channels at resolution r are channel_base/r ...
+        channel_max: int = 512,  # ... but at most this
+        mapping_layers: int = 8,  # fully connected layers from z to w
+        conv_clamp: float | None = None,  # bound on activations; only for weights trained in fp16
     ):
         super().__init__()
-        if resolution<8 or resolution&(resolution-1):
-            raise StitchError(f'resolution {resolution} px is not a power of two of at least 8: '
-                              'use 64, 128, 256, 512 or 1024')
-        self.config = dict(z_dim=z_dim, w_dim=w_dim, resolution=resolution, channel_base=channel_base,
-                           channel_max=channel_max, mapping_layers=mapping_layers, conv_clamp=conv_clamp)
-        self.z_dim,self.w_dim,self.resolution = z_dim,w_dim,resolution
+        if resolution < 8 or resolution & (resolution - 1):
+            raise StitchError(
+                f'resolution {resolution} px is not a power of two of at least 8: '
+                'use 64, 128, 256, 512 or 1024'
+            )
+        self.config = dict(
+            z_dim=z_dim,
+            w_dim=w_dim,
+            resolution=resolution,
+            channel_base=channel_base,
+            channel_max=channel_max,
+            mapping_layers=mapping_layers,
+            conv_clamp=conv_clamp,
+        )
+        self.z_dim, self.w_dim, self.resolution = z_dim, w_dim, resolution
         self.synthesis = Synthesis(w_dim, resolution, channel_base, channel_max, conv_clamp)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, w_dim, self.num_ws, mapping_layers)
 
     @property
-    def w_avg(self)->torch.Tensor:  # (D,) the average face, aliases the buffer
+    def w_avg(self) -> torch.Tensor:  # (D,) the average face, aliases the buffer
         return self.mapping.w_avg
 
-    def styles(self,
-        w_plus:torch.Tensor,   # (N,L,D)
-    )->list:                   # of (N,C), per block conv0, conv1, torgb (no conv0 at 4 px)
+    def styles(
+        self,
+        w_plus: torch.Tensor,  # (N,L,D)
+    ) -> list:  # of (N,C), per block conv0, conv1, torgb (no conv0 at 4 px)
         "W+ to style space: each layer's affine map of its own w."
         return self.synthesis.styles(w_plus)
 
-    def synthesis_from_styles(self,
-        styles:list,           # of (N,C), as `styles` returns
-        noise:str='const',     # 'const' stored noise, 'none', 'random' fresh
-        generator:torch.Generator|None=None,  # for 'random', on the network's device
-    )->torch.Tensor:           # (N,3,R,R) float32, nominally [-1,1], not clipped
+    def synthesis_from_styles(
+        self,
+        styles: list,  # of (N,C), as `styles` returns
+        noise: str = 'const',  # 'const' stored noise, 'none', 'random' fresh
+        generator: torch.Generator | None = None,  # for 'random', on the network's device
+    ) -> torch.Tensor:  # (N,3,R,R) float32, nominally [-1,1], not clipped
         "The image of a point in style space."
         return self.synthesis.from_styles(styles, noise, generator)
 
-    def forward(self, z, truncation=1., noise='const', generator=None):
+    def forward(self, z, truncation=1.0, noise='const', generator=None):
         return self.synthesis(self.mapping(z, truncation), noise, generator)

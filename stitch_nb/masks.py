@@ -17,167 +17,208 @@ from .core import StitchError, to_tensor
 
 # %% ../nbs/60_masks.ipynb #b1d57811
 def face_mask(
-    labels,                    # (...,H,W) uint8 array or tensor, class numbers of `networks.LABELS`
-    background:tuple=(0,16,18),# classes that do not belong to the head: background, cloth, hat
-)->torch.Tensor:               # (...,H,W) float32, 1 = head; on the labels' device
+    labels,  # (...,H,W) uint8 array or tensor, class numbers of `networks.LABELS`
+    background: tuple = (
+        0,
+        16,
+        18,
+    ),  # classes that do not belong to the head: background, cloth, hat
+) -> torch.Tensor:  # (...,H,W) float32, 1 = head; on the labels' device
     "Everything that moves with the head: skin, features, hair, neck."
     labels = torch.as_tensor(labels)
-    if labels.is_floating_point(): raise StitchError(f'labels are {labels.dtype}, expected whole class numbers 0..18')
+    if labels.is_floating_point():
+        raise StitchError(f'labels are {labels.dtype}, expected whole class numbers 0..18')
     mask = torch.ones_like(labels, dtype=torch.float32)
-    for k in background: mask[labels==k] = 0
+    for k in background:
+        mask[labels == k] = 0
     return mask
 
 # %% ../nbs/60_masks.ipynb #f1abd670
 def widen(
-    x:torch.Tensor,  # (...,H,W) float
-    axis:int,        # -1 or -2
-    step:int,        # pixels
-)->torch.Tensor:     # (...,H,W) float, new
+    x: torch.Tensor,  # (...,H,W) float
+    axis: int,  # -1 or -2
+    step: int,  # pixels
+) -> torch.Tensor:  # (...,H,W) float, new
     "The largest of a pixel and its two neighbours `step` pixels away along one axis."
-    n = x.shape[axis]-step
-    if n<=0: return x
+    n = x.shape[axis] - step
+    if n <= 0:
+        return x
     wide = x.clone()
-    for a,b in ((0,step),(step,0)):
+    for a, b in ((0, step), (step, 0)):
         part = wide.narrow(axis, a, n)
         torch.maximum(part, x.narrow(axis, b, n), out=part)
     return wide
 
 # %% ../nbs/60_masks.ipynb #1574bddb
 def check_radius(
-    radius,        # pixels
-    name='radius', # what the message calls it
-)->int:            # the same number
+    radius,  # pixels
+    name='radius',  # what the message calls it
+) -> int:  # the same number
     "A whole number of pixels, zero or more."
-    if int(radius)!=radius or radius<0: raise StitchError(f'{name} is {radius} pixels, expected a whole number, 0 or more')
+    if int(radius) != radius or radius < 0:
+        raise StitchError(f'{name} is {radius} pixels, expected a whole number, 0 or more')
     return int(radius)
 
 # %% ../nbs/60_masks.ipynb #0716d970
 def dilate(
-    mask:torch.Tensor,  # (...,H,W) float
-    radius:int,         # pixels: the structuring element is a square of side 2*radius+1
-)->torch.Tensor:        # (...,H,W) float, new
+    mask: torch.Tensor,  # (...,H,W) float
+    radius: int,  # pixels: the structuring element is a square of side 2*radius+1
+) -> torch.Tensor:  # (...,H,W) float, new
     "The largest value within a square; nothing beyond the border counts."
     r, reach = check_radius(radius), 0
     x = torch.as_tensor(mask).clone()
-    while reach<r:
-        step = min(max(reach,1), r-reach)
-        x, reach = widen(widen(x, -1, step), -2, step), reach+step
+    while reach < r:
+        step = min(max(reach, 1), r - reach)
+        x, reach = widen(widen(x, -1, step), -2, step), reach + step
     return x
 
 # %% ../nbs/60_masks.ipynb #91032ad7
 def erode(
-    mask:torch.Tensor,  # (...,H,W) float
-    radius:int,         # pixels: the structuring element is a square of side 2*radius+1
-    outside=None,       # value beyond the border; None: nothing there counts
-)->torch.Tensor:        # (...,H,W) float, new
+    mask: torch.Tensor,  # (...,H,W) float
+    radius: int,  # pixels: the structuring element is a square of side 2*radius+1
+    outside=None,  # value beyond the border; None: nothing there counts
+) -> torch.Tensor:  # (...,H,W) float, new
     "The smallest value within a square."
     mask, r = torch.as_tensor(mask), check_radius(radius)
-    if outside is None: return -dilate(-mask, r)
-    return -dilate(-F.pad(mask, (r,r,r,r), value=outside), r)[..., r:r+mask.shape[-2], r:r+mask.shape[-1]]
+    if outside is None:
+        return -dilate(-mask, r)
+    return -dilate(-F.pad(mask, (r, r, r, r), value=outside), r)[
+        ..., r : r + mask.shape[-2], r : r + mask.shape[-1]
+    ]
 
 # %% ../nbs/60_masks.ipynb #d435a6cd
 def boundary(
-    mask:torch.Tensor,  # (...,H,W) float in {0,1}
-    width:int,          # pixels
-)->torch.Tensor:        # (...,H,W) float in {0,1}, new
+    mask: torch.Tensor,  # (...,H,W) float in {0,1}
+    width: int,  # pixels
+) -> torch.Tensor:  # (...,H,W) float in {0,1}, new
     "The paper's b: m XOR dilate(m), a band around the mask."
-    return (dilate(mask, width)-torch.as_tensor(mask)).abs()
+    return (dilate(mask, width) - torch.as_tensor(mask)).abs()
 
 # %% ../nbs/60_masks.ipynb #bc33ea4e
 def edge_frame(
-    height:int,         # pixels
-    width:int,          # pixels
-    thickness:int,      # pixels
-)->torch.Tensor:        # (H,W) float32, 1 = within `thickness` of the picture's edge
+    height: int,  # pixels
+    width: int,  # pixels
+    thickness: int,  # pixels
+) -> torch.Tensor:  # (H,W) float32, 1 = within `thickness` of the picture's edge
     "The rim of the crop."
     t = check_radius(thickness, 'thickness')
     rim = torch.ones(height, width)
-    rim[t:height-t, t:width-t] = 0
+    rim[t : height - t, t : width - t] = 0
     return rim
 
 # %% ../nbs/60_masks.ipynb #22d200f8
 @dataclass(frozen=True)
 class StitchMasks:
     "What stitching needs of one crop; all (R,R) float32 in [0,1]."
-    content:torch.Tensor  # 1 = the edit must hold (the paper's m)
-    border:torch.Tensor   # 1 = the source must hold (the paper's b)
-    full:torch.Tensor     # 1 = gets pasted (dilate(m))
+
+    content: torch.Tensor  # 1 = the edit must hold (the paper's m)
+    border: torch.Tensor  # 1 = the source must hold (the paper's b)
+    full: torch.Tensor  # 1 = gets pasted (dilate(m))
 
 # %% ../nbs/60_masks.ipynb #63266754
 def resize_mask(
-    mask:torch.Tensor,  # (H,W) float
-    size:int,           # pixels of the result's side
-    how:str='binary',   # 'binary': area above one half; 'bilinear': soft, corner pixels on corner pixels
-)->torch.Tensor:        # (size,size) float32
+    mask: torch.Tensor,  # (H,W) float
+    size: int,  # pixels of the result's side
+    how: str = 'binary',  # 'binary': area above one half; 'bilinear': soft, corner pixels on corner pixels
+) -> torch.Tensor:  # (size,size) float32
     "A mask at another resolution."
-    x = torch.as_tensor(mask)[None,None].float()
-    if x.shape[-2:]==(size,size): return x[0,0].clone()
-    if how=='bilinear': return F.interpolate(x, (size,size), mode='bilinear', align_corners=True)[0,0]
-    return (F.interpolate(x, (size,size), mode='bilinear', antialias=True, align_corners=False)[0,0]>=.5).float()
+    x = torch.as_tensor(mask)[None, None].float()
+    if x.shape[-2:] == (size, size):
+        return x[0, 0].clone()
+    if how == 'bilinear':
+        return F.interpolate(x, (size, size), mode='bilinear', align_corners=True)[0, 0]
+    return (
+        F.interpolate(x, (size, size), mode='bilinear', antialias=True, align_corners=False)[0, 0]
+        >= 0.5
+    ).float()
 
 # %% ../nbs/60_masks.ipynb #b6692ea5
 def stitch_masks(
-    mask:torch.Tensor,             # (h,w) float, 1 = head: `face_mask(labels)` or `hull_mask(...)`; or whole-number labels
-    R:int,                         # pixels of the crop's side
-    dilation:int=None,             # width of the border, pixels of the crop at R; None: the authors' 50 at 1024, in proportion
-    inner:int=0,                   # grow the mask by this first, pixels of the crop at R
-    variant:str='paper',           # 'paper': b = m XOR dilate(m), binary; 'code': the authors' masks, soft
-    whole_image_border:bool=False, # the border is everything outside the mask
-    edge:bool=None,                # the rim of the crop belongs to the border; None: as the variant does (paper no, code yes)
-    work_resolution:int=None,      # pixels at which masks are computed; None: at most 512, at most R
-    frame:int=None,                # which frame this is, for messages
-)->StitchMasks:                    # (R,R) each, on the CPU, new
+    mask: torch.Tensor,  # (h,w) float, 1 = head: `face_mask(labels)` or `hull_mask(...)`; or whole-number labels
+    R: int,  # pixels of the crop's side
+    dilation: int = None,  # width of the border, pixels of the crop at R; None: the authors' 50 at 1024, in proportion
+    inner: int = 0,  # grow the mask by this first, pixels of the crop at R
+    variant: str = 'paper',  # 'paper': b = m XOR dilate(m), binary; 'code': the authors' masks, soft
+    whole_image_border: bool = False,  # the border is everything outside the mask
+    edge: bool = None,  # the rim of the crop belongs to the border; None: as the variant does (paper no, code yes)
+    work_resolution: int = None,  # pixels at which masks are computed; None: at most 512, at most R
+    frame: int = None,  # which frame this is, for messages
+) -> StitchMasks:  # (R,R) each, on the CPU, new
     "The three masks of one crop."
     where = '' if frame is None else f'frame {frame}: '
-    if variant not in ('paper','code'): raise StitchError(f"variant is {variant!r}, use 'paper' or 'code'")
+    if variant not in ('paper', 'code'):
+        raise StitchError(f"variant is {variant!r}, use 'paper' or 'code'")
     m = torch.as_tensor(mask).detach().cpu()
-    if m.ndim!=2: raise StitchError(f'{where}mask has shape {tuple(m.shape)}, expected (h, w)')
+    if m.ndim != 2:
+        raise StitchError(f'{where}mask has shape {tuple(m.shape)}, expected (h, w)')
     m = m.float() if m.is_floating_point() else face_mask(m)
     work = work_resolution or min(R, 512)
-    dilation = round(R*50/1024) if dilation is None else check_radius(dilation, 'dilation')
-    outer, grow = (int(n*work/R) for n in (dilation, check_radius(inner, 'inner')))
+    dilation = round(R * 50 / 1024) if dilation is None else check_radius(dilation, 'dilation')
+    outer, grow = (int(n * work / R) for n in (dilation, check_radius(inner, 'inner')))
     head = resize_mask(m, work)
     m = dilate(head, grow)
-    if not head.any(): raise StitchError(f'{where}the face mask is empty: nothing to stitch; check the crop, or use a hull mask')
+    if not head.any():
+        raise StitchError(
+            f'{where}the face mask is empty: nothing to stitch; check the crop, or use a hull mask'
+        )
     full = dilate(m, outer)
-    border = 1-m if whole_image_border else full-m
-    if variant=='code' if edge is None else edge: border = torch.maximum(border, edge_frame(work, work, outer)*m)
-    found = StitchMasks((m if variant=='paper' else head)*(1-border), border, full)
-    for name, x, cure in (('content', found.content, 'a smaller dilation'), ('border', border, 'a larger dilation, or edge=True')):
-        if not x.any(): raise StitchError(f'{where}the {name} mask is empty with dilation {dilation} at {R} pixels: use {cure}')
-    if work==R: return found
-    how = 'bilinear' if variant=='code' else 'binary'
+    border = 1 - m if whole_image_border else full - m
+    if variant == 'code' if edge is None else edge:
+        border = torch.maximum(border, edge_frame(work, work, outer) * m)
+    found = StitchMasks((m if variant == 'paper' else head) * (1 - border), border, full)
+    for name, x, cure in (
+        ('content', found.content, 'a smaller dilation'),
+        ('border', border, 'a larger dilation, or edge=True'),
+    ):
+        if not x.any():
+            raise StitchError(
+                f'{where}the {name} mask is empty with dilation {dilation} at {R} pixels: use {cure}'
+            )
+    if work == R:
+        return found
+    how = 'bilinear' if variant == 'code' else 'binary'
     return StitchMasks(*(resize_mask(x, R, how) for x in (found.content, found.border, found.full)))
 
 # %% ../nbs/60_masks.ipynb #92cfceb3
 def hull_mask(
-    landmarks:np.ndarray,  # (68,2) pixels of the crop, integer = pixel centre
-    H:int,                 # pixels
-    W:int,                 # pixels
-    forehead:float=.5,     # how far above the brows, in brow-to-chin heights
-)->torch.Tensor:           # (H,W) float32 in {0,1}
+    landmarks: np.ndarray,  # (68,2) pixels of the crop, integer = pixel centre
+    H: int,  # pixels
+    W: int,  # pixels
+    forehead: float = 0.5,  # how far above the brows, in brow-to-chin heights
+) -> torch.Tensor:  # (H,W) float32 in {0,1}
     "The face's outline from landmarks alone: jaw, and a forehead drawn as half an ellipse."
     points = np.asarray(landmarks, np.float64)
-    if points.shape!=(68,2) or not np.isfinite(points).all():
-        raise StitchError(f'landmarks of shape {points.shape} do not make a hull: expected (68, 2), all finite')
-    brows, chin, middle = points[17:27].mean(0), points[8], (points[0]+points[16])/2
-    top = brows+(brows-chin)*forehead-middle
-    angle = np.linspace(0, np.pi, 33)[:,None]
-    outline = np.concatenate([points[:27], middle+np.cos(angle)*(points[16]-points[0])/2+np.sin(angle)*top])
-    try: outline = outline[ConvexHull(outline).vertices]
-    except Exception: raise StitchError('landmarks lie on a line, so they enclose no face; check the detector') from None
-    image = Image.new('L', (W,H))
+    if points.shape != (68, 2) or not np.isfinite(points).all():
+        raise StitchError(
+            f'landmarks of shape {points.shape} do not make a hull: expected (68, 2), all finite'
+        )
+    brows, chin, middle = points[17:27].mean(0), points[8], (points[0] + points[16]) / 2
+    top = brows + (brows - chin) * forehead - middle
+    angle = np.linspace(0, np.pi, 33)[:, None]
+    outline = np.concatenate(
+        [points[:27], middle + np.cos(angle) * (points[16] - points[0]) / 2 + np.sin(angle) * top]
+    )
+    try:
+        outline = outline[ConvexHull(outline).vertices]
+    except Exception:
+        raise StitchError(
+            'landmarks lie on a line, so they enclose no face; check the detector'
+        ) from None
+    image = Image.new('L', (W, H))
     ImageDraw.Draw(image).polygon([tuple(p) for p in outline], fill=1, outline=1)
     return torch.from_numpy(np.array(image)).float()
 
 # %% ../nbs/60_masks.ipynb #fb644351
 def segment(
-    S:torch.nn.Module,      # (N,3,R,R) in [-1,1] -> logits (N,19,h,w)
-    crops:np.ndarray,       # (T,R,R,3) uint8
-    batch:int=8,            # crops at once
-)->torch.Tensor:            # (T,h,w) uint8 on the CPU, class numbers of `networks.LABELS`
+    S: torch.nn.Module,  # (N,3,R,R) in [-1,1] -> logits (N,19,h,w)
+    crops: np.ndarray,  # (T,R,R,3) uint8
+    batch: int = 8,  # crops at once
+) -> torch.Tensor:  # (T,h,w) uint8 on the CPU, class numbers of `networks.LABELS`
     "What each pixel of each crop is."
     device = next(S.parameters()).device
     with torch.inference_mode():
-        parts = [S(to_tensor(crops[i:i+batch]).to(device)).argmax(1).byte().cpu() for i in range(0, len(crops), batch)]
+        parts = [
+            S(to_tensor(crops[i : i + batch]).to(device)).argmax(1).byte().cpu()
+            for i in range(0, len(crops), batch)
+        ]
     return torch.cat(parts).clone()

@@ -17,257 +17,331 @@ from .core import StitchError, check_shape, to_tensor
 
 # %% ../nbs/85_metrics.ipynb #c1dfd96e
 def psnr(
-    images,      # (...,H,W,3) uint8, or float in [0,255]
-    targets,     # same shape
-    mask=None,   # (...,H,W) weights in [0,1]; None counts every pixel
-)->np.ndarray:   # (...) float64, dB, one value a picture; infinite where they are equal
+    images,  # (...,H,W,3) uint8, or float in [0,255]
+    targets,  # same shape
+    mask=None,  # (...,H,W) weights in [0,1]; None counts every pixel
+) -> np.ndarray:  # (...) float64, dB, one value a picture; infinite where they are equal
     "Peak signal to noise ratio of each picture."
     images, targets = np.asarray(images), np.asarray(targets)
-    if images.shape != targets.shape: raise StitchError(f"psnr compares pictures of one size, not {images.shape} with {targets.shape}")
-    error = np.square(images.astype(np.float32) - targets.astype(np.float32)).mean(-1, dtype=np.float64)
-    weight = np.ones(error.shape) if mask is None else np.broadcast_to(np.asarray(mask, np.float64), error.shape)
+    if images.shape != targets.shape:
+        raise StitchError(
+            f"psnr compares pictures of one size, not {images.shape} with {targets.shape}"
+        )
+    error = np.square(images.astype(np.float32) - targets.astype(np.float32)).mean(
+        -1, dtype=np.float64
+    )
+    weight = (
+        np.ones(error.shape)
+        if mask is None
+        else np.broadcast_to(np.asarray(mask, np.float64), error.shape)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 10*np.log10(255.**2*weight.sum((-2, -1))/(error*weight).sum((-2, -1)))
+        return 10 * np.log10(255.0**2 * weight.sum((-2, -1)) / (error * weight).sum((-2, -1)))
 
 # %% ../nbs/85_metrics.ipynb #0ade7c2c
 def ssim(
-    image,    # (H,W,3) uint8
-    target,   # (H,W,3) uint8
-)->float:     # at most 1, which means equal
+    image,  # (H,W,3) uint8
+    target,  # (H,W,3) uint8
+) -> float:  # at most 1, which means equal
     "Mean structural similarity of two pictures, over pixels and channels."
     a, b = np.asarray(image, np.float64), np.asarray(target, np.float64)
     blur = lambda x: gaussian_filter(x, (1.5, 1.5, 0), truncate=3.5)
     mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b, cov = blur(a*a) - mean_a**2, blur(b*b) - mean_b**2, blur(a*b) - mean_a*mean_b
-    c1, c2 = (.01*255)**2, (.03*255)**2
-    return float(((2*mean_a*mean_b + c1)*(2*cov + c2)/((mean_a**2 + mean_b**2 + c1)*(var_a + var_b + c2))).mean())
+    var_a, var_b, cov = (
+        blur(a * a) - mean_a**2,
+        blur(b * b) - mean_b**2,
+        blur(a * b) - mean_a * mean_b,
+    )
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    return float(
+        (
+            (2 * mean_a * mean_b + c1)
+            * (2 * cov + c2)
+            / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        ).mean()
+    )
 
 # %% ../nbs/85_metrics.ipynb #7b52009b
 def perceptual_distances(
-    images,        # (T,R,R,3) uint8
-    targets,       # (T,R,R,3) uint8
-    perceptual,    # a `perceptual.Perceptual`
-    batch:int=16,  # pictures at a time
-)->np.ndarray:     # (T,) float32, 0 for equal pictures; in the unit of this network
+    images,  # (T,R,R,3) uint8
+    targets,  # (T,R,R,3) uint8
+    perceptual,  # a `perceptual.Perceptual`
+    batch: int = 16,  # pictures at a time
+) -> np.ndarray:  # (T,) float32, 0 for equal pictures; in the unit of this network
     "How different two pictures look to a network."
     device = next(iter(perceptual.parameters())).device
-    both = [[to_tensor(np.asarray(x[i:i + batch])).to(device) for x in (images, targets)] for i in range(0, len(images), batch)]
-    with torch.no_grad(): return np.concatenate([perceptual(a, b).float().cpu().numpy() for a, b in both])
+    both = [
+        [to_tensor(np.asarray(x[i : i + batch])).to(device) for x in (images, targets)]
+        for i in range(0, len(images), batch)
+    ]
+    with torch.no_grad():
+        return np.concatenate([perceptual(a, b).float().cpu().numpy() for a, b in both])
 
 # %% ../nbs/85_metrics.ipynb #f1abd670
 def _unit(vectors):
     vectors = np.asarray(vectors, np.float64)
     check_shape(vectors, "T D", "vectors")
-    return vectors/np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
 
 def local_similarity(
     vectors,  # (T,D) identity embeddings
-)->float:     # mean cosine of neighbouring frames; 1 if there is one frame
+) -> float:  # mean cosine of neighbouring frames; 1 if there is one frame
     "TL-ID before it is divided by the source's."
     v = _unit(vectors)
-    return float((v[1:]*v[:-1]).sum(1).mean()) if len(v) > 1 else 1.
+    return float((v[1:] * v[:-1]).sum(1).mean()) if len(v) > 1 else 1.0
+
 
 def global_similarity(
     vectors,  # (T,D) identity embeddings
-)->float:     # mean cosine of all pairs of frames; 1 if there is one frame
+) -> float:  # mean cosine of all pairs of frames; 1 if there is one frame
     "TG-ID before it is divided by the source's."
     v, T = _unit(vectors), len(vectors)
-    return float((np.square(v.sum(0)).sum() - T)/(T*(T - 1))) if T > 1 else 1.
+    return float((np.square(v.sum(0)).sum() - T) / (T * (T - 1))) if T > 1 else 1.0
+
 
 def tl_id(
-    result,   # (T,D) identity embeddings of the result
-    source,   # (T,D) identity embeddings of the source
-)->float:     # 1: neighbouring frames are as alike as in the source
+    result,  # (T,D) identity embeddings of the result
+    source,  # (T,D) identity embeddings of the source
+) -> float:  # 1: neighbouring frames are as alike as in the source
     "Temporally local identity consistency (section 4.2)."
-    return local_similarity(result)/local_similarity(source)
+    return local_similarity(result) / local_similarity(source)
+
 
 def tg_id(
-    result,   # (T,D) identity embeddings of the result
-    source,   # (T,D) identity embeddings of the source
-)->float:     # 1: all pairs of frames are as alike as in the source
+    result,  # (T,D) identity embeddings of the result
+    source,  # (T,D) identity embeddings of the source
+) -> float:  # 1: all pairs of frames are as alike as in the source
     "Temporally global identity consistency (section 4.2)."
-    return global_similarity(result)/global_similarity(source)
+    return global_similarity(result) / global_similarity(source)
 
 # %% ../nbs/85_metrics.ipynb #472b07b9
 def similarity_curves(
     vectors,  # (T,D) identity embeddings
-)->dict:      # local: (T,) cosine with the frame before, NaN for the first; whole: (T,) mean cosine with all other frames
+) -> dict:  # local: (T,) cosine with the frame before, NaN for the first; whole: (T,) mean cosine with all other frames
     "TL-ID and TG-ID, before division, of each frame."
     v, T = _unit(vectors), len(vectors)
-    local = np.concatenate([[np.nan], (v[1:]*v[:-1]).sum(1)])
-    return dict(local=local, whole=(v @ v.sum(0) - 1)/(T - 1) if T > 1 else np.ones(T))
+    local = np.concatenate([[np.nan], (v[1:] * v[:-1]).sum(1)])
+    return dict(local=local, whole=(v @ v.sum(0) - 1) / (T - 1) if T > 1 else np.ones(T))
 
 # %% ../nbs/85_metrics.ipynb #d435a6cd
 def identity_vectors(
-    crops,       # (T,R,R,3) uint8
-    identity,    # `networks.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
-    batch:int=16,  # crops at a time
-)->np.ndarray:   # (T,D) float32, unit length
+    crops,  # (T,R,R,3) uint8
+    identity,  # `networks.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
+    batch: int = 16,  # crops at a time
+) -> np.ndarray:  # (T,D) float32, unit length
     "The embedding of each crop."
     device = next(iter(identity.parameters())).device
     with torch.no_grad():
-        return np.concatenate([identity(to_tensor(np.asarray(crops[i:i + batch])).to(device)).float().cpu().numpy() for i in range(0, len(crops), batch)])
+        return np.concatenate(
+            [
+                identity(to_tensor(np.asarray(crops[i : i + batch])).to(device))
+                .float()
+                .cpu()
+                .numpy()
+                for i in range(0, len(crops), batch)
+            ]
+        )
+
 
 def identity_distance(
-    a,           # (T,D) identity embeddings
-    b,           # (T,D) identity embeddings
-)->np.ndarray:   # (T,) 1 - cosine: 0 the same, 1 unrelated
+    a,  # (T,D) identity embeddings
+    b,  # (T,D) identity embeddings
+) -> np.ndarray:  # (T,) 1 - cosine: 0 the same, 1 unrelated
     "How far the person in each frame is from the one in the other video."
-    return 1 - (_unit(a)*_unit(b)).sum(1)
+    return 1 - (_unit(a) * _unit(b)).sum(1)
 
 # %% ../nbs/85_metrics.ipynb #887309d0
 def flicker(
-    results,   # T pictures (H,W,3) uint8: an array or any iterable; one pair is held at a time
-    sources,   # T pictures, same sizes
-)->float:      # grey levels; 0 if there is one frame
+    results,  # T pictures (H,W,3) uint8: an array or any iterable; one pair is held at a time
+    sources,  # T pictures, same sizes
+) -> float:  # grey levels; 0 if there is one frame
     "Mean change from frame to frame of the difference between result and source."
     steps, last = [], None
     for result, source in zip(results, sources, strict=True):
         difference = np.asarray(result, np.float32) - np.asarray(source, np.float32)
-        if last is not None: steps.append(float(np.abs(difference - last).mean()))
+        if last is not None:
+            steps.append(float(np.abs(difference - last).mean()))
         last = difference
-    return float(np.mean(steps)) if steps else 0.
+    return float(np.mean(steps)) if steps else 0.0
 
 # %% ../nbs/85_metrics.ipynb #7719a1c7
 def bend(
-    image,   # (H,W) or (H,W,C)
-    flow,    # (H,W,2) x, y, pixels
-)->np.ndarray:  # as `image`, float32: its value at p + flow(p), bilinear, the edge repeated beyond
+    image,  # (H,W) or (H,W,C)
+    flow,  # (H,W,2) x, y, pixels
+) -> (
+    np.ndarray
+):  # as `image`, float32: its value at p + flow(p), bilinear, the edge repeated beyond
     "A picture carried back along a flow."
     image = np.asarray(image, np.float32)
-    y, x = np.mgrid[:image.shape[0], :image.shape[1]].astype(np.float32)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     at = [y + flow[..., 1], x + flow[..., 0]]
-    if image.ndim == 2: return map_coordinates(image, at, order=1, mode="nearest")
-    return np.stack([map_coordinates(image[..., c], at, order=1, mode="nearest") for c in range(image.shape[2])], -1)
+    if image.ndim == 2:
+        return map_coordinates(image, at, order=1, mode="nearest")
+    return np.stack(
+        [
+            map_coordinates(image[..., c], at, order=1, mode="nearest")
+            for c in range(image.shape[2])
+        ],
+        -1,
+    )
+
 
 def _lucas_kanade(a, b, flow, window, rounds):
     "Better `flow`, by least squares in a Gaussian window around every pixel."
-    blur = lambda x: gaussian_filter(x, window, truncate=3.)
+    blur = lambda x: gaussian_filter(x, window, truncate=3.0)
     for _ in range(rounds):
         carried = bend(b, flow)
-        (gy, gx), change = np.gradient((a + carried)/2), carried - a
-        xx, xy, yy, xt, yt = map(blur, (gx*gx, gx*gy, gy*gy, gx*change, gy*change))
-        xx, yy = xx + 1., yy + 1.                                # grey levels squared: where there is nothing to follow, stay
-        det = xx*yy - xy*xy
-        step = np.stack([xy*yt - yy*xt, xy*xt - xx*yt], -1)/det[..., None]
+        (gy, gx), change = np.gradient((a + carried) / 2), carried - a
+        xx, xy, yy, xt, yt = map(blur, (gx * gx, gx * gy, gy * gy, gx * change, gy * change))
+        xx, yy = xx + 1.0, yy + 1.0  # grey levels squared: where there is nothing to follow, stay
+        det = xx * yy - xy * xy
+        step = np.stack([xy * yt - yy * xt, xy * xt - xx * yt], -1) / det[..., None]
         flow = flow + np.clip(step, -2, 2)
-    return np.stack([gaussian_filter(flow[..., i], window/2, truncate=3.) for i in (0, 1)], -1)
+    return np.stack([gaussian_filter(flow[..., i], window / 2, truncate=3.0) for i in (0, 1)], -1)
+
 
 def optical_flow(
-    a,              # (H,W,3) uint8
-    b,              # (H,W,3) uint8
-    levels:int=4,   # sizes, each half of the one before; follows motions of about 2**levels pixels
-    window:float=2.,  # pixels, width of the Gaussian window
-    rounds:int=3,   # improvements at each size
-)->np.ndarray:      # (H,W,2) float32, x and y, pixels: what is at p in `a` is at p + flow(p) in `b`
+    a,  # (H,W,3) uint8
+    b,  # (H,W,3) uint8
+    levels: int = 4,  # sizes, each half of the one before; follows motions of about 2**levels pixels
+    window: float = 2.0,  # pixels, width of the Gaussian window
+    rounds: int = 3,  # improvements at each size
+) -> np.ndarray:  # (H,W,2) float32, x and y, pixels: what is at p in `a` is at p + flow(p) in `b`
     "Dense motion between two pictures (Lucas and Kanade 1981, coarse to fine)."
     pyramid = [[np.asarray(x, np.float32).mean(-1) for x in (a, b)]]
     while len(pyramid) < levels and min(pyramid[-1][0].shape) >= 16:
-        pyramid.append([gaussian_filter(x, 1.)[::2, ::2] for x in pyramid[-1]])
+        pyramid.append([gaussian_filter(x, 1.0)[::2, ::2] for x in pyramid[-1]])
     flow = np.zeros((*pyramid[-1][0].shape, 2), np.float32)
     for one, two in pyramid[::-1]:
         if flow.shape[:2] != one.shape:
-            y, x = np.mgrid[:one.shape[0], :one.shape[1]].astype(np.float32)/2
-            flow = np.stack([2*map_coordinates(flow[..., i], [y, x], order=1, mode="nearest") for i in (0, 1)], -1)
+            y, x = np.mgrid[: one.shape[0], : one.shape[1]].astype(np.float32) / 2
+            flow = np.stack(
+                [
+                    2 * map_coordinates(flow[..., i], [y, x], order=1, mode="nearest")
+                    for i in (0, 1)
+                ],
+                -1,
+            )
         flow = _lucas_kanade(one, two, flow, window, rounds)
     return flow.astype(np.float32)
 
 # %% ../nbs/85_metrics.ipynb #b6692ea5
 def known_motion(
-    there,          # (H,W,2) flow from a to b
-    back,           # (H,W,2) flow from b to a
-    tolerance:float=1.,  # pixels
-)->np.ndarray:      # (H,W) bool
+    there,  # (H,W,2) flow from a to b
+    back,  # (H,W,2) flow from b to a
+    tolerance: float = 1.0,  # pixels
+) -> np.ndarray:  # (H,W) bool
     "Where going there and back again leads to the start."
     return np.linalg.norm(there + bend(back, there), axis=-1) < tolerance
 
+
 def warp_errors(
-    before,     # dict of (H,W,3) uint8: one frame of any number of videos; 'source' among them
-    now,        # dict with the same names: the next frame
+    before,  # dict of (H,W,3) uint8: one frame of any number of videos; 'source' among them
+    now,  # dict with the same names: the next frame
     mask=None,  # (H,W) in [0,1], where it is measured (above 1/2); None: everywhere
-)->dict:        # name to the mean absolute change along the source's motion, grey levels, and 'trembling': name to that of the difference to the source
+) -> dict:  # name to the mean absolute change along the source's motion, grey levels, and 'trembling': name to that of the difference to the source
     "How much each video changes although the motion of the source is taken out."
     a, b = before["source"], now["source"]
     flow, back = optical_flow(a, b), optical_flow(b, a)
-    where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > .5)
-    if not where.any(): return {name: np.nan for name in now} | dict(trembling={name: np.nan for name in now})
-    carried = {name: bend(x, flow) - np.asarray(before[name], np.float32) for name, x in now.items()}
+    where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > 0.5)
+    if not where.any():
+        return {name: np.nan for name in now} | dict(trembling={name: np.nan for name in now})
+    carried = {
+        name: bend(x, flow) - np.asarray(before[name], np.float32) for name, x in now.items()
+    }
     mean = lambda x: float(np.abs(x[where]).mean(dtype=np.float64))
-    return {name: mean(x) for name, x in carried.items()} | dict(trembling={name: mean(x - carried["source"]) for name, x in carried.items()})
+    return {name: mean(x) for name, x in carried.items()} | dict(
+        trembling={name: mean(x - carried["source"]) for name, x in carried.items()}
+    )
 
 # %% ../nbs/85_metrics.ipynb #cb7a1d77
 def edit_flicker(
-    crops,      # two (R,R,3) uint8: neighbouring source crops
-    changes,    # two (R,R,3) float, levels: edit minus reconstruction, not rounded
+    crops,  # two (R,R,3) uint8: neighbouring source crops
+    changes,  # two (R,R,3) float, levels: edit minus reconstruction, not rounded
     mask=None,  # (R,R) in [0,1], where it is measured (above 1/2); None: everywhere
-)->float:       # 0: the edit moves with the face; about 1: it has nothing to do with that of the frame before; NaN without an edit
+) -> float:  # 0: the edit moves with the face; about 1: it has nothing to do with that of the frame before; NaN without an edit
     "How much of an edit changes from one frame to the next, its motion taken out."
     flow, back = optical_flow(*crops), optical_flow(*crops[::-1])
-    where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > .5)
+    where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > 0.5)
     before, now = (np.asarray(c, np.float32) for c in changes)
-    size = (np.abs(before) + np.abs(now))[where].mean(dtype=np.float64)/2 if where.any() else 0.
-    return float(np.abs(bend(now, flow) - before)[where].mean(dtype=np.float64)/size) if size > 1e-3 else np.nan
+    size = (np.abs(before) + np.abs(now))[where].mean(dtype=np.float64) / 2 if where.any() else 0.0
+    return (
+        float(np.abs(bend(now, flow) - before)[where].mean(dtype=np.float64) / size)
+        if size > 1e-3
+        else np.nan
+    )
 
 # %% ../nbs/85_metrics.ipynb #761f22b2
 def border_steps(
-    frame,       # (H,W,3) uint8
-    mask,        # (H,W) in [0,1]; inside is where it is above 1/2
-)->tuple[float,int]:  # sum of mean absolute colour steps in grey levels, number of pixel pairs
+    frame,  # (H,W,3) uint8
+    mask,  # (H,W) in [0,1]; inside is where it is above 1/2
+) -> tuple[float, int]:  # sum of mean absolute colour steps in grey levels, number of pixel pairs
     "The colour steps between neighbours that the mask's border separates."
-    x, inside = np.asarray(frame, np.float32), np.asarray(mask) > .5
-    total, pairs = 0., 0
+    x, inside = np.asarray(frame, np.float32), np.asarray(mask) > 0.5
+    total, pairs = 0.0, 0
     for axis in (0, 1):
         crossing = np.diff(inside, axis=axis)
         steps = np.abs(np.diff(x, axis=axis)).mean(-1)
-        total, pairs = total + float(steps[crossing].sum(dtype=np.float64)), pairs + int(crossing.sum())
+        total, pairs = (
+            total + float(steps[crossing].sum(dtype=np.float64)),
+            pairs + int(crossing.sum()),
+        )
     return total, pairs
 
+
 def seam(
-    results,     # T pictures (H,W,3) uint8, or any iterable
-    sources,     # T pictures, same sizes
-    masks,       # T masks (H,W)
-)->float:        # 1: the border is as visible as it was in the source
+    results,  # T pictures (H,W,3) uint8, or any iterable
+    sources,  # T pictures, same sizes
+    masks,  # T masks (H,W)
+) -> float:  # 1: the border is as visible as it was in the source
     "Mean colour step across the mask's border, relative to the source's own step there."
-    sums = np.array([(border_steps(r, m)[0], border_steps(x, m)[0]) for r, x, m in zip(results, sources, masks, strict=True)])
+    sums = np.array(
+        [
+            (border_steps(r, m)[0], border_steps(x, m)[0])
+            for r, x, m in zip(results, sources, masks, strict=True)
+        ]
+    )
     top, bottom = sums.sum(0)
-    return float(top/bottom) if bottom else (1. if top == 0 else float("inf"))
+    return float(top / bottom) if bottom else (1.0 if top == 0 else float("inf"))
 
 # %% ../nbs/85_metrics.ipynb #fb644351
 def gap(
-    result,   # (H,W,3) uint8
-    source,   # (H,W,3) uint8
-    alpha,    # (H,W) in [0,1]: what the paste blended with, as `paste_mask` with the feather gives it
-)->float:     # grey levels; NaN if no pixel lies on the contour
+    result,  # (H,W,3) uint8
+    source,  # (H,W,3) uint8
+    alpha,  # (H,W) in [0,1]: what the paste blended with, as `paste_mask` with the feather gives it
+) -> float:  # grey levels; NaN if no pixel lies on the contour
     "How far the pasted picture and the source disagree at the contour where each has half the weight."
     alpha = np.asarray(alpha, np.float32)
-    contour = (alpha >= .25) & (alpha <= .75)
-    if not contour.any(): return np.nan
+    contour = (alpha >= 0.25) & (alpha <= 0.75)
+    if not contour.any():
+        return np.nan
     apart = np.abs(np.asarray(result, np.float32) - np.asarray(source, np.float32)).mean(-1)
-    return float((apart[contour]/alpha[contour]).mean(dtype=np.float64))
+    return float((apart[contour] / alpha[contour]).mean(dtype=np.float64))
 
 # %% ../nbs/85_metrics.ipynb #2e01e174
 def leak(
-    result,   # (...,H,W,3) uint8
-    source,   # same shape
-    mask,     # (...,H,W) in [0,1]; outside is where it is exactly 0
-)->float:     # part of the outside pixels that changed; 0 is right
+    result,  # (...,H,W,3) uint8
+    source,  # same shape
+    mask,  # (...,H,W) in [0,1]; outside is where it is exactly 0
+) -> float:  # part of the outside pixels that changed; 0 is right
     "Changed pixels outside of the mask."
     outside = np.asarray(mask) == 0
     changed = (np.asarray(result) != np.asarray(source)).any(-1)
-    return float((changed & outside).sum()/max(outside.sum(), 1))
+    return float((changed & outside).sum() / max(outside.sum(), 1))
 
 # %% ../nbs/85_metrics.ipynb #a9334987
 def mouth_width(
-    landmarks,   # (T,68,2) pixels
-)->np.ndarray:   # (T,) distance of the mouth's corners, in distances of the eyes
+    landmarks,  # (T,68,2) pixels
+) -> np.ndarray:  # (T,) distance of the mouth's corners, in distances of the eyes
     "How wide the mouth is, relative to the eyes."
     p = np.asarray(landmarks, np.float64)
     check_shape(p, "T 68 2", "landmarks")
     eyes = np.linalg.norm(p[:, 36:42].mean(1) - p[:, 42:48].mean(1), axis=1)
-    return np.linalg.norm(p[:, 54] - p[:, 48], axis=1)/np.maximum(eyes, 1e-9)
+    return np.linalg.norm(p[:, 54] - p[:, 48], axis=1) / np.maximum(eyes, 1e-9)
 
 # %% ../nbs/85_metrics.ipynb #8effee40
-MEASURES = {   # name to what the landmarks say about it
+MEASURES = {  # name to what the landmarks say about it
     "mouth_width": "distance of the mouth's corners",
     "mouth_lift": "height of the corners above the middle of the lips",
     "mouth_open": "gap between the lips, inner edge",
@@ -279,59 +353,112 @@ MEASURES = {   # name to what the landmarks say about it
     "nose_tip": "height of the nose's tip above its base",
     "nose_to_mouth": "from the base of the nose to the lips",
     "face_height": "from the brows to the chin",
-    "turn": "how far the nose's tip is to the side of the middle between the eyes"}
-MOVES = dict(    # which measures an edit is meant to move; anything else that it moves is off target
-    smile=("mouth_width", "mouth_lift", "mouth_open", "lip_height", "nose_to_mouth", "eyes_open", "nose_width"), mouth_open=("mouth_open", "lip_height", "face_height", "nose_to_mouth", "mouth_lift", "mouth_width"),
-    eyes_open=("eyes_open",), yaw=("turn",), eye_distance=tuple(MEASURES), eye_eyebrow_distance=("brow_height", "face_height"), eye_ratio=("eyes_open", "eye_width"),
-    lip_ratio=("lip_height", "mouth_width", "nose_to_mouth"), mouth_ratio=("mouth_width", "lip_height"), nose_mouth_distance=("nose_to_mouth", "face_height"), nose_ratio=("nose_width", "nose_to_mouth"), nose_tip=("nose_tip", "turn"), pitch=("nose_tip", "nose_to_mouth", "face_height", "brow_height"))
+    "turn": "how far the nose's tip is to the side of the middle between the eyes",
+}
+MOVES = dict(  # which measures an edit is meant to move; anything else that it moves is off target
+    smile=(
+        "mouth_width",
+        "mouth_lift",
+        "mouth_open",
+        "lip_height",
+        "nose_to_mouth",
+        "eyes_open",
+        "nose_width",
+    ),
+    mouth_open=(
+        "mouth_open",
+        "lip_height",
+        "face_height",
+        "nose_to_mouth",
+        "mouth_lift",
+        "mouth_width",
+    ),
+    eyes_open=("eyes_open",),
+    yaw=("turn",),
+    eye_distance=tuple(MEASURES),
+    eye_eyebrow_distance=("brow_height", "face_height"),
+    eye_ratio=("eyes_open", "eye_width"),
+    lip_ratio=("lip_height", "mouth_width", "nose_to_mouth"),
+    mouth_ratio=("mouth_width", "lip_height"),
+    nose_mouth_distance=("nose_to_mouth", "face_height"),
+    nose_ratio=("nose_width", "nose_to_mouth"),
+    nose_tip=("nose_tip", "turn"),
+    pitch=("nose_tip", "nose_to_mouth", "face_height", "brow_height"),
+)
+
 
 def face_measures(
     landmarks,  # (T,68,2) pixels; a frame of NaN gives NaN
-)->dict:        # name of `MEASURES` to (T,) float64, in distances of the eyes
+) -> dict:  # name of `MEASURES` to (T,) float64, in distances of the eyes
     "Proportions of a face that neither its place nor its size nor its roll changes."
     p = np.asarray(landmarks, np.float64)
     check_shape(p, "T 68 2", "landmarks")
     left, right = p[:, 36:42].mean(1), p[:, 42:48].mean(1)
     axis = right - left
     scale = np.maximum(np.linalg.norm(axis, axis=1), 1e-9)
-    ex = axis/scale[:, None]
-    to_face = np.stack([ex, np.stack([-ex[:, 1], ex[:, 0]], 1)], 2)                 # columns: along the eyes, and down
-    q = np.einsum("tpi,tij->tpj", p - ((left + right)/2)[:, None], to_face)/scale[:, None, None]
+    ex = axis / scale[:, None]
+    to_face = np.stack(
+        [ex, np.stack([-ex[:, 1], ex[:, 0]], 1)], 2
+    )  # columns: along the eyes, and down
+    q = np.einsum("tpi,tij->tpj", p - ((left + right) / 2)[:, None], to_face) / scale[:, None, None]
     far = lambda i, j: np.linalg.norm(q[:, i] - q[:, j], axis=1)
     down = lambda *points: q[:, list(points), 1].mean(1)
-    opening = (far(61, 67) + far(62, 66) + far(63, 65))/3
-    eyes = (far(37, 41) + far(38, 40) + far(43, 47) + far(44, 46))/4
-    return dict(mouth_width=far(48, 54), mouth_lift=down(51, 57) - down(48, 54), mouth_open=opening, lip_height=far(51, 57) - opening, eyes_open=eyes,
-                eye_width=(far(36, 39) + far(42, 45))/2, brow_height=down(*range(36, 48)) - down(*range(17, 27)), nose_width=far(31, 35), nose_tip=down(33) - down(30),
-                nose_to_mouth=down(51) - down(33), face_height=down(8) - down(*range(17, 27)), turn=q[:, 30, 0])
+    opening = (far(61, 67) + far(62, 66) + far(63, 65)) / 3
+    eyes = (far(37, 41) + far(38, 40) + far(43, 47) + far(44, 46)) / 4
+    return dict(
+        mouth_width=far(48, 54),
+        mouth_lift=down(51, 57) - down(48, 54),
+        mouth_open=opening,
+        lip_height=far(51, 57) - opening,
+        eyes_open=eyes,
+        eye_width=(far(36, 39) + far(42, 45)) / 2,
+        brow_height=down(*range(36, 48)) - down(*range(17, 27)),
+        nose_width=far(31, 35),
+        nose_tip=down(33) - down(30),
+        nose_to_mouth=down(51) - down(33),
+        face_height=down(8) - down(*range(17, 27)),
+        turn=q[:, 30, 0],
+    )
 
 # %% ../nbs/85_metrics.ipynb #667be543
 def attribute_change(
-    source,       # (T,68,2) landmarks of the source, pixels
-    result,       # (T,68,2) landmarks of the result; NaN where no face was found
-    edits=(),     # names of attributes, e.g. ('smile',)
-)->dict:          # measures: name to dict(source, result, change, error), in distances of the eyes; target, off_target: root mean square changes in percent of that distance; missed: frames without a face
+    source,  # (T,68,2) landmarks of the source, pixels
+    result,  # (T,68,2) landmarks of the result; NaN where no face was found
+    edits=(),  # names of attributes, e.g. ('smile',)
+) -> dict:  # measures: name to dict(source, result, change, error), in distances of the eyes; target, off_target: root mean square changes in percent of that distance; missed: frames without a face
     "What an edit moved of what it was meant to move, and of the rest."
     a, b = face_measures(source), face_measures(result)
     seen = np.isfinite(np.asarray(result, np.float64)).all((1, 2))
     n, table = int(seen.sum()), {}
     for k in MEASURES:
         change = (b[k] - a[k])[seen]
-        table[k] = dict(source=a[k].mean(), result=b[k][seen].mean() if n else np.nan, change=change.mean() if n else np.nan,
-                        error=change.std(ddof=1)/np.sqrt(n) if n > 1 else np.nan)
+        table[k] = dict(
+            source=a[k].mean(),
+            result=b[k][seen].mean() if n else np.nan,
+            change=change.mean() if n else np.nan,
+            error=change.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan,
+        )
     meant = {m for e in edits for m in MOVES.get(e, ())}
-    size = lambda names: 100*float(np.sqrt(np.mean([table[k]["change"]**2 for k in names]))) if names else np.nan
-    return dict(measures=table, target=size(sorted(meant)), off_target=size([k for k in MEASURES if k not in meant]), meant=sorted(meant), missed=len(seen) - n)
+    size = lambda names: (
+        100 * float(np.sqrt(np.mean([table[k]["change"] ** 2 for k in names]))) if names else np.nan
+    )
+    return dict(
+        measures=table,
+        target=size(sorted(meant)),
+        off_target=size([k for k in MEASURES if k not in meant]),
+        meant=sorted(meant),
+        missed=len(seen) - n,
+    )
 
 # %% ../nbs/85_metrics.ipynb #6c1e671f
 def true_edit_psnr(
-    results,      # (T,H,W,3) uint8, or any iterable of pictures
-    sources,      # the untouched pictures
-    truths,       # the same clip rendered with the attribute changed
-    masks=None,   # (H,W) weights for each picture; None counts every pixel
-)->dict:          # psnr of the result, of the source, and the gain, dB, means over frames
+    results,  # (T,H,W,3) uint8, or any iterable of pictures
+    sources,  # the untouched pictures
+    truths,  # the same clip rendered with the attribute changed
+    masks=None,  # (H,W) weights for each picture; None counts every pixel
+) -> dict:  # psnr of the result, of the source, and the gain, dB, means over frames
     "How near the result is to the true edit, and how near the source was."
     masks = masks if masks is not None else iter(lambda: None, 0)
     pairs = [(psnr(r, t, m), psnr(x, t, m)) for r, x, t, m in zip(results, sources, truths, masks)]
-    result, source = (float(v) for v in np.minimum(np.array(pairs), 99.).mean(0))
+    result, source = (float(v) for v in np.minimum(np.array(pairs), 99.0).mean(0))
     return dict(result=result, source=source, gain=result - source)

@@ -20,29 +20,56 @@ import torch
 from torch import nn
 
 import stitch_nb
-from .core import StitchError, atomic_path, hash_of, load_tensors, pick_device, save_tensors, seeded
+from stitch_nb.core import (
+    StitchError,
+    atomic_path,
+    hash_of,
+    load_tensors,
+    pick_device,
+    save_tensors,
+    seeded,
+)
 from .formats import PARTS, build, convert_file, identify, load_converted, read_network
-from .registry import bundle_files, cache_folder, convert, converted_path, missing_files, official_bundles, sha256_of
+from stitch_nb.registry import (
+    bundle_files,
+    cache_folder,
+    convert,
+    converted_path,
+    missing_files,
+    official_bundles,
+    sha256_of,
+)
 
 # %% ../nbs/88_models.ipynb #0ade7c2c
-CLASSES = dict(Generator="generator", Encoder="encode", Trunk="networks", Parser="networks", FaceDetector="networks",
-               LandmarkNet="networks", IdentityNet="networks", BiSeNet="bisenet")
+CLASSES = dict(
+    Generator="generator",
+    Encoder="encode",
+    Trunk="networks",
+    Parser="networks",
+    FaceDetector="networks",
+    LandmarkNet="networks",
+    IdentityNet="networks",
+    BiSeNet="bisenet",
+)
 ROLES = ("generator", "encoder", "parser", "detector", "landmarks", "identity", "perceptual")
 
+
 def network_class(
-    name:str,  # one of the names in `CLASSES`
-)->type:       # the class, imported now if it was not before
+    name: str,  # one of the names in `CLASSES`
+) -> type:  # the class, imported now if it was not before
     "The class that a bundle means by `name`."
-    if name not in CLASSES: raise StitchError(f"a bundle names the network class {name!r}; known: {', '.join(CLASSES)}")
+    if name not in CLASSES:
+        raise StitchError(f"a bundle names the network class {name!r}; known: {', '.join(CLASSES)}")
     return getattr(import_module(f"stitch_nb.{CLASSES[name]}"), name)
 
 # %% ../nbs/88_models.ipynb #7b52009b
 def compact(
-    tensor:torch.Tensor,  # any shape, any dtype
-)->torch.Tensor:          # on the cpu, contiguous, float16 where that loses under 0.1 %; integers as they are; never aliases
+    tensor: torch.Tensor,  # any shape, any dtype
+) -> torch.Tensor:  # on the cpu, contiguous, float16 where that loses under 0.1 %; integers as they are; never aliases
     "`tensor` as it is stored: half precision if the numbers survive it."
     tensor = tensor.detach().cpu().contiguous().clone()
-    if not tensor.is_floating_point() or tensor.dtype == torch.float16: return tensor
+    if not tensor.is_floating_point() or tensor.dtype == torch.float16:
+        return tensor
     half = tensor.half()
     loss = (half.to(tensor.dtype) - tensor).abs()
     small = 1e-3 * tensor.abs() + 1e-6 * tensor.abs().max() if tensor.numel() else tensor
@@ -50,292 +77,543 @@ def compact(
 
 # %% ../nbs/88_models.ipynb #f1abd670
 def network_config(
-    net:nn.Module,  # a network of one of `CLASSES`
-)->dict:            # constructor arguments, JSON types only
+    net: nn.Module,  # a network of one of `CLASSES`
+) -> dict:  # constructor arguments, JSON types only
     "The arguments that build `net` again, checked: the rebuilt network has the same entries with the same shapes."
     cls = network_class(type(net).__name__)
     config = getattr(net, "config", None)
-    if config is None: config = {k: getattr(net, k) for k in signature(cls).parameters if isinstance(getattr(net, k, None), (int, float, str))}
+    if config is None:
+        config = {
+            k: getattr(net, k)
+            for k in signature(cls).parameters
+            if isinstance(getattr(net, k, None), (int, float, str))
+        }
     config = json.loads(json.dumps(dict(config)))
     shapes = lambda module: {k: tuple(v.shape) for k, v in module.state_dict().items()}
-    if shapes(cls(**config)) != shapes(net): raise StitchError(f"{cls.__name__}(**{config}) has other parameters than this network: give it a .config")
+    if shapes(cls(**config)) != shapes(net):
+        raise StitchError(
+            f"{cls.__name__}(**{config}) has other parameters than this network: give it a .config"
+        )
     return config
 
+
 def save_network(
-    path:Path,      # the .safetensors file to write
-    net:nn.Module,  # a network of one of `CLASSES`
-)->dict:            # {class, args, file, sha256}: its entry in bundle.json
+    path: Path,  # the .safetensors file to write
+    net: nn.Module,  # a network of one of `CLASSES`
+) -> dict:  # {class, args, file, sha256}: its entry in bundle.json
     "Write one network's numbers, half precision where that is harmless, and its class and arguments as the file's metadata."
     entry = {"class": type(net).__name__, "args": network_config(net)}
-    save_tensors(path, {k: compact(v) for k, v in net.state_dict().items()}, meta={k: json.dumps(v) for k, v in entry.items()})
+    save_tensors(
+        path,
+        {k: compact(v) for k, v in net.state_dict().items()},
+        meta={k: json.dumps(v) for k, v in entry.items()},
+    )
     return entry | {"file": Path(path).name, "sha256": sha256_of(path)}
 
+
 def save_bundle(
-    path:Path,                                 # folder, made if absent
-    name:str,                                  # the bundle's name
-    resolution:int|None=None,                  # R, pixels of the crop; None takes the generator's
-    directions:dict[str,torch.Tensor]|None=None,  # name to (L,D) float: what is added to the pivot at strength 1
-    meta:dict|None=None,                       # JSON types: scale of the crop, classes that make the face, provenance
-    direction_meta:dict|None=None,             # JSON types: how the directions were found
-    **networks,                                # role=network, roles of `ROLES`; None leaves one out
-)->Path:                                       # the folder
+    path: Path,  # folder, made if absent
+    name: str,  # the bundle's name
+    resolution: int | None = None,  # R, pixels of the crop; None takes the generator's
+    directions: dict[str, torch.Tensor]
+    | None = None,  # name to (L,D) float: what is added to the pivot at strength 1
+    meta: dict
+    | None = None,  # JSON types: scale of the crop, classes that make the face, provenance
+    direction_meta: dict | None = None,  # JSON types: how the directions were found
+    **networks,  # role=network, roles of `ROLES`; None leaves one out
+) -> Path:  # the folder
     "Write a bundle: one safetensors file for each network and, last, bundle.json."
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     unknown = set(networks) - set(ROLES)
-    if unknown: raise StitchError(f"save_bundle knows no role {sorted(unknown)[0]!r}; roles: {', '.join(ROLES)}")
-    networks = {role: getattr(net, "trunk", net) if role == "perceptual" else net for role, net in networks.items() if net is not None}
-    record = dict(format=1, name=name, resolution=int(resolution or networks["generator"].resolution), meta=meta or {})
-    record["networks"] = {role: save_network(path/f"{role}.safetensors", net) for role, net in networks.items()}
-    tensors = {k: torch.as_tensor(v).detach().cpu().float().contiguous().clone() for k, v in (directions or {}).items()}
+    if unknown:
+        raise StitchError(
+            f"save_bundle knows no role {sorted(unknown)[0]!r}; roles: {', '.join(ROLES)}"
+        )
+    networks = {
+        role: getattr(net, "trunk", net) if role == "perceptual" else net
+        for role, net in networks.items()
+        if net is not None
+    }
+    record = dict(
+        format=1,
+        name=name,
+        resolution=int(resolution or networks["generator"].resolution),
+        meta=meta or {},
+    )
+    record["networks"] = {
+        role: save_network(path / f"{role}.safetensors", net) for role, net in networks.items()
+    }
+    tensors = {
+        k: torch.as_tensor(v).detach().cpu().float().contiguous().clone()
+        for k, v in (directions or {}).items()
+    }
     if tensors:
-        save_tensors(path/"directions.safetensors", tensors)
-        record["directions"] = dict(file="directions.safetensors", names=list(tensors), sha256=sha256_of(path/"directions.safetensors"), meta=direction_meta or {})
-    with atomic_path(path/"bundle.json") as temporary: Path(temporary).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        save_tensors(path / "directions.safetensors", tensors)
+        record["directions"] = dict(
+            file="directions.safetensors",
+            names=list(tensors),
+            sha256=sha256_of(path / "directions.safetensors"),
+            meta=direction_meta or {},
+        )
+    with atomic_path(path / "bundle.json") as temporary:
+        Path(temporary).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
 # %% ../nbs/88_models.ipynb #b3f0c7f6
 @dataclass(frozen=True)
 class Bundle:
     "Every network of one domain and resolution; a role that the bundle lacks is None."
-    name:str                             # 'people', 'ffhq'
-    resolution:int                       # R, side of the crop in pixels
-    generator:nn.Module                  # `generator.Generator`
-    encoder:nn.Module|None = None        # `encode.Encoder`; None: pivots are found by optimisation
-    parser:nn.Module|None = None         # crops to 19 label logits; None: the mask is the landmarks' hull
-    detector:nn.Module|None = None       # frames to face centres and sizes
-    landmarks:nn.Module|None = None      # patches to 68 points
-    identity:nn.Module|None = None       # crops to unit vectors
-    perceptual:nn.Module|None = None     # the trunk behind `perceptual.TrunkPerceptual`'s interface
-    directions:dict = field(default_factory=dict)  # name to (L,D) float32, on `device`
-    meta:dict = field(default_factory=dict)        # 'scale' of the crop, provenance
-    device:torch.device = torch.device("cpu")
-    hash:str = ""                        # 16 hex digits over bundle.json, and so over every file
+
+    name: str  # 'people', 'ffhq'
+    resolution: int  # R, side of the crop in pixels
+    generator: nn.Module  # `generator.Generator`
+    encoder: nn.Module | None = None  # `encode.Encoder`; None: pivots are found by optimisation
+    parser: nn.Module | None = (
+        None  # crops to 19 label logits; None: the mask is the landmarks' hull
+    )
+    detector: nn.Module | None = None  # frames to face centres and sizes
+    landmarks: nn.Module | None = None  # patches to 68 points
+    identity: nn.Module | None = None  # crops to unit vectors
+    perceptual: nn.Module | None = None  # the trunk behind `perceptual.TrunkPerceptual`'s interface
+    directions: dict = field(default_factory=dict)  # name to (L,D) float32, on `device`
+    meta: dict = field(default_factory=dict)  # 'scale' of the crop, provenance
+    device: torch.device = torch.device("cpu")
+    hash: str = ""  # 16 hex digits over bundle.json, and so over every file
 
     @property
-    def scale(self)->float: return float(self.meta.get("scale", 1.))  # size of the crop's square relative to FFHQ's
+    def scale(self) -> float:
+        return float(self.meta.get("scale", 1.0))  # size of the crop's square relative to FFHQ's
 
-def bundle_folders()->list[Path]:  # where bundles are looked for by name, in this order
+
+def bundle_folders() -> list[Path]:  # where bundles are looked for by name, in this order
     "The package's own bundles, then the user's, in the cache folder."
-    return [Path(stitch_nb.__file__).parent/"bundles", cache_folder()/"bundles"]
+    return [Path(stitch_nb.__file__).parent / "bundles", cache_folder() / "bundles"]
 
-def installed_bundles()->dict[str,Path]:  # name to folder
+
+def installed_bundles() -> dict[str, Path]:  # name to folder
     "The bundles that `load_models` finds by name."
-    found = [p.parent for folder in reversed(bundle_folders()) for p in sorted(folder.glob("*/bundle.json"))]
+    found = [
+        p.parent
+        for folder in reversed(bundle_folders())
+        for p in sorted(folder.glob("*/bundle.json"))
+    ]
     return {p.name: p for p in found}
 
+
 def verified(
-    folder:Path,  # the bundle's folder
-    entry:dict,   # {file, sha256, ...} from its bundle.json
-)->dict:          # name to tensor, as stored
+    folder: Path,  # the bundle's folder
+    entry: dict,  # {file, sha256, ...} from its bundle.json
+) -> dict:  # name to tensor, as stored
     "The tensors of one file, once its SHA-256 is the one that bundle.json records."
-    path = folder/Path(entry["file"]).name
-    if not path.is_file(): raise StitchError(f"bundle file {path} is missing: install the bundle again")
-    if sha256_of(path) != entry["sha256"]: raise StitchError(f"bundle file {path} is damaged or of another version (SHA-256 differs): install the bundle again")
+    path = folder / Path(entry["file"]).name
+    if not path.is_file():
+        raise StitchError(f"bundle file {path} is missing: install the bundle again")
+    if sha256_of(path) != entry["sha256"]:
+        raise StitchError(
+            f"bundle file {path} is damaged or of another version (SHA-256 differs): install the bundle again"
+        )
     return load_tensors(path)
 
+
 def build_network(
-    entry:dict,    # {class, args}
-    tensors:dict,  # name to tensor; half precision is widened to the network's own
-    where:str,     # file name for the error
-)->nn.Module:      # on the cpu, float32, frozen, in evaluation mode
+    entry: dict,  # {class, args}
+    tensors: dict,  # name to tensor; half precision is widened to the network's own
+    where: str,  # file name for the error
+) -> nn.Module:  # on the cpu, float32, frozen, in evaluation mode
     "Build the class that `entry` names and fill it."
     net = network_class(entry["class"])(**entry["args"])
-    try: net.load_state_dict(tensors)
-    except RuntimeError as error: raise StitchError(f"{where} does not fit {entry['class']}: {' '.join(str(error).split())[:200]}") from None
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StitchError(
+            f"{where} does not fit {entry['class']}: {' '.join(str(error).split())[:200]}"
+        ) from None
     return net.eval().requires_grad_(False)
 
-def fits(directions:dict, generator:nn.Module, device)->dict:  # name to (L,D) float32
+
+def fits(directions: dict, generator: nn.Module, device) -> dict:  # name to (L,D) float32
     "Directions for this generator; a single row counts for every style layer."
     shape, out = (generator.num_ws, generator.w_dim), {}
     for k, v in directions.items():
-        if v.shape[-1] != shape[1] or v.ndim == 2 and len(v) not in (1, shape[0]): raise StitchError(f"direction {k!r} has shape {tuple(v.shape)}; this generator needs {shape}")
+        if v.shape[-1] != shape[1] or v.ndim == 2 and len(v) not in (1, shape[0]):
+            raise StitchError(
+                f"direction {k!r} has shape {tuple(v.shape)}; this generator needs {shape}"
+            )
         out[k] = v.float().to(device).expand(shape).contiguous()
     return out
 
+
 def load_folder(
-    folder:Path,           # with a bundle.json
-    device:torch.device,
-)->Bundle:
+    folder: Path,  # with a bundle.json
+    device: torch.device,
+) -> Bundle:
     "Read a bundle that `save_bundle` wrote."
-    text = (folder/"bundle.json").read_text(encoding="utf-8")
-    try: record = json.loads(text)
-    except json.JSONDecodeError: raise StitchError(f"{folder/'bundle.json'} is not JSON: install the bundle again") from None
+    text = (folder / "bundle.json").read_text(encoding="utf-8")
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError:
+        raise StitchError(
+            f"{folder / 'bundle.json'} is not JSON: install the bundle again"
+        ) from None
     entries = {role: entry for role, entry in record["networks"].items() if role in ROLES}
-    nets = {role: build_network(entry, verified(folder, entry), entry["file"]).to(device) for role, entry in entries.items()}
-    if "generator" not in nets: raise StitchError(f"{folder} has no generator: it is no bundle that a clip can be edited with")
-    if "perceptual" in nets: nets["perceptual"] = import_module("stitch_nb.perceptual").TrunkPerceptual(nets["perceptual"])
-    directions = fits(verified(folder, record["directions"]), nets["generator"], device) if "directions" in record else {}
-    return Bundle(record["name"], record["resolution"], **nets, directions=directions, meta=record.get("meta", {}), device=device, hash=hash_of(text))
+    nets = {
+        role: build_network(entry, verified(folder, entry), entry["file"]).to(device)
+        for role, entry in entries.items()
+    }
+    if "generator" not in nets:
+        raise StitchError(
+            f"{folder} has no generator: it is no bundle that a clip can be edited with"
+        )
+    if "perceptual" in nets:
+        nets["perceptual"] = import_module("stitch_nb.perceptual").TrunkPerceptual(
+            nets["perceptual"]
+        )
+    directions = (
+        fits(verified(folder, record["directions"]), nets["generator"], device)
+        if "directions" in record
+        else {}
+    )
+    return Bundle(
+        record["name"],
+        record["resolution"],
+        **nets,
+        directions=directions,
+        meta=record.get("meta", {}),
+        device=device,
+        hash=hash_of(text),
+    )
 
 # %% ../nbs/88_models.ipynb #472b07b9
-NEEDED = ("generator", "encoder", "parser", "perceptual")   # without these files, a bundle that has them in the registry is not loaded
+NEEDED = (
+    "generator",
+    "encoder",
+    "parser",
+    "perceptual",
+)  # without these files, a bundle that has them in the registry is not loaded
+
 
 def official_perceptual(device):
     "LPIPS if its trunk is on disk, else the small trunk of the people bundle; nothing is fetched."
     perceptual = import_module("stitch_nb.perceptual")
-    try: return perceptual.lpips_perceptual(fetch=False).to(device)
-    except StitchError: pass
+    try:
+        return perceptual.lpips_perceptual(fetch=False).to(device)
+    except StitchError:
+        pass
     folder = installed_bundles().get("people")
-    entry = json.loads((folder/"bundle.json").read_text(encoding="utf-8"))["networks"].get("perceptual") if folder else None
-    return perceptual.TrunkPerceptual(build_network(entry, verified(folder, entry), entry["file"]), "trunk of the people bundle").to(device) if entry else None
+    entry = (
+        json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["networks"].get(
+            "perceptual"
+        )
+        if folder
+        else None
+    )
+    return (
+        perceptual.TrunkPerceptual(
+            build_network(entry, verified(folder, entry), entry["file"]),
+            "trunk of the people bundle",
+        ).to(device)
+        if entry
+        else None
+    )
 
-def official_meta(name:str)->dict:  # of an official bundle
+
+def official_meta(name: str) -> dict:  # of an official bundle
     "What the stages need to know about published networks."
-    return dict(scale=1., recipe="reference", domain="animals" if name.startswith("afhq") else "faces", licences=sorted({f.licence for f in bundle_files(name)}))
+    return dict(
+        scale=1.0,
+        recipe="reference",
+        domain="animals" if name.startswith("afhq") else "faces",
+        licences=sorted({f.licence for f in bundle_files(name)}),
+    )
+
 
 def load_official(
-    name:str,              # one of `registry.official_bundles()`
-    device:torch.device,
-)->Bundle:
+    name: str,  # one of `registry.official_bundles()`
+    device: torch.device,
+) -> Bundle:
     "A bundle from the cache of official files."
     lack = missing_files(name)
     if any(f.role in NEEDED for f in lack):
-        raise StitchError(f"bundle {name!r} is not complete, missing: {', '.join(f'{f.name} ({f.role})' for f in lack if f.role in NEEDED)}: "
-                          f"stitch_weights download {name} (or stitch_weights import FILE for each)")
+        raise StitchError(
+            f"bundle {name!r} is not complete, missing: {', '.join(f'{f.name} ({f.role})' for f in lack if f.role in NEEDED)}: "
+            f"stitch_weights download {name} (or stitch_weights import FILE for each)"
+        )
     found = {f: load_converted(convert(f)) for f in bundle_files(name) if f.kind and f not in lack}
     nets = {f.role: build(c).to(device) for f, c in found.items() if f.role != "directions"}
-    directions = {k: v for f, c in found.items() if f.role == "directions" for k, v in c.state_dict.items()}
+    directions = {
+        k: v for f, c in found.items() if f.role == "directions" for k, v in c.state_dict.items()
+    }
     marks = [(f.name, sha256_of(converted_path(f))) for f in found]
-    return Bundle(name, nets["generator"].resolution, **nets, perceptual=official_perceptual(device), directions=fits(directions, nets["generator"], device),
-                  meta=official_meta(name), device=device, hash=hash_of(name, marks))
+    return Bundle(
+        name,
+        nets["generator"].resolution,
+        **nets,
+        perceptual=official_perceptual(device),
+        directions=fits(directions, nets["generator"], device),
+        meta=official_meta(name),
+        device=device,
+        hash=hash_of(name, marks),
+    )
 
 # %% ../nbs/88_models.ipynb #f6e1126c
 SUFFIXES = (".pkl", ".pt", ".pth", ".npy", ".safetensors")
 
-def converted_own(path:Path, kind:str, part:str):  # -> formats.Converted
+
+def converted_own(path: Path, kind: str, part: str):  # -> formats.Converted
     "A user's file, converted once and kept in the cache under its hash."
-    out = cache_folder()/"own"/f"{path.stem[:40]}-{sha256_of(path)[:16]}-{part}.safetensors"
+    out = cache_folder() / "own" / f"{path.stem[:40]}-{sha256_of(path)[:16]}-{part}.safetensors"
     convert_file(path, out, kind=kind, part=part, licence="not stated: as its owner says")
     return load_converted(out)
 
-def read_own(path:Path)->list:  # of (role, name of the file, network or {name: direction})
+
+def read_own(path: Path) -> list:  # of (role, name of the file, network or {name: direction})
     "What one file contributes to a bundle."
     if path.suffix == ".safetensors":
-        if path.with_suffix(".json").is_file(): found = [load_converted(path)]
+        if path.with_suffix(".json").is_file():
+            found = [load_converted(path)]
         else:
             from safetensors import SafetensorError, safe_open
+
             try:
-                with safe_open(path, framework="pt") as opened: header = opened.metadata() or {}
-            except SafetensorError as error: raise StitchError(f"{path} is damaged: {error}") from None
-            if "class" not in header: return [("directions", path.name, load_tensors(path))]
+                with safe_open(path, framework="pt") as opened:
+                    header = opened.metadata() or {}
+            except SafetensorError as error:
+                raise StitchError(f"{path} is damaged: {error}") from None
+            if "class" not in header:
+                return [("directions", path.name, load_tensors(path))]
             net = convert_weights(path)
-            role = dict(Generator="generator", Encoder="encoder", Parser="parser", BiSeNet="parser", Trunk="perceptual", FaceDetector="detector", LandmarkNet="landmarks", IdentityNet="identity")
+            role = dict(
+                Generator="generator",
+                Encoder="encoder",
+                Parser="parser",
+                BiSeNet="parser",
+                Trunk="perceptual",
+                FaceDetector="detector",
+                LandmarkNet="landmarks",
+                IdentityNet="identity",
+            )
             return [(role[type(net).__name__], path.name, net)]
     else:
         kind = identify(path)
-        found = [converted_own(path, kind, part) for part in PARTS[kind] if part in ("generator", "encoder", "parser", "directions") and not (kind == "e4e" and part == "generator")]
-    return [(c.part, path.name, c.state_dict if c.part == "directions" else build(c)) for c in found]
+        found = [
+            converted_own(path, kind, part)
+            for part in PARTS[kind]
+            if part in ("generator", "encoder", "parser", "directions")
+            and not (kind == "e4e" and part == "generator")
+        ]
+    return [
+        (c.part, path.name, c.state_dict if c.part == "directions" else build(c)) for c in found
+    ]
 
-def own_files(path:Path)->list:  # of Path
+
+def own_files(path: Path) -> list:  # of Path
     "The file itself, or the files of a folder that may hold weights."
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
-    if not files: raise StitchError(f"{path} holds neither a bundle.json nor weights ({' '.join(SUFFIXES)})")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    )
+    if not files:
+        raise StitchError(f"{path} holds neither a bundle.json nor weights ({' '.join(SUFFIXES)})")
     return files
 
+
 def load_own(
-    paths:list,                 # files and folders
-    device:torch.device,
-    base:Bundle|None=None,      # what takes the places that the files leave empty
-)->Bundle:
+    paths: list,  # files and folders
+    device: torch.device,
+    base: Bundle | None = None,  # what takes the places that the files leave empty
+) -> Bundle:
     "A bundle from a user's own files."
     there, files = {}, [f for p in paths for f in own_files(p)]
     for file in files:
         for role, name, found in read_own(file):
-            if role == "directions": there.setdefault(role, {}).update(found)
-            elif role in there: raise StitchError(f"{there[role][0]} and {name} are both a {role}: give one of them, by its own path")
-            else: there[role] = (name, found)
+            if role == "directions":
+                there.setdefault(role, {}).update(found)
+            elif role in there:
+                raise StitchError(
+                    f"{there[role][0]} and {name} are both a {role}: give one of them, by its own path"
+                )
+            else:
+                there[role] = (name, found)
     directions = there.pop("directions", {})
     nets = {role: found.to(device) for role, (_, found) in there.items()}
-    e4e = [f for f in files if "generator" not in nets and base is None and f.suffix in (".pt", ".pth") and identify(f) == "e4e"]
-    if e4e: nets["generator"] = build(converted_own(e4e[0], "e4e", "generator")).to(device)        # the decoder that the encoder was trained with
-    if "generator" not in nets and base is None: raise StitchError(f"there is no generator in {', '.join(f.name for f in files[:4])}: add one, or write ffhq+{paths[0]}")
-    generator, encoder = nets.get("generator") or base.generator, nets.get("encoder") or (base and base.encoder)
-    if encoder is not None and (encoder.num_ws, encoder.w_dim) != (generator.num_ws, generator.w_dim):
-        raise StitchError(f"the encoder finds latents of shape {(encoder.num_ws, encoder.w_dim)}, the generator takes {(generator.num_ws, generator.w_dim)}: leave the encoder out, pivots are then optimised")
-    if "perceptual" in nets: nets["perceptual"] = import_module("stitch_nb.perceptual").TrunkPerceptual(nets["perceptual"])
+    e4e = [
+        f
+        for f in files
+        if "generator" not in nets
+        and base is None
+        and f.suffix in (".pt", ".pth")
+        and identify(f) == "e4e"
+    ]
+    if e4e:
+        nets["generator"] = build(converted_own(e4e[0], "e4e", "generator")).to(
+            device
+        )  # the decoder that the encoder was trained with
+    if "generator" not in nets and base is None:
+        raise StitchError(
+            f"there is no generator in {', '.join(f.name for f in files[:4])}: add one, or write ffhq+{paths[0]}"
+        )
+    generator, encoder = (
+        nets.get("generator") or base.generator,
+        nets.get("encoder") or (base and base.encoder),
+    )
+    if encoder is not None and (encoder.num_ws, encoder.w_dim) != (
+        generator.num_ws,
+        generator.w_dim,
+    ):
+        raise StitchError(
+            f"the encoder finds latents of shape {(encoder.num_ws, encoder.w_dim)}, the generator takes {(generator.num_ws, generator.w_dim)}: leave the encoder out, pivots are then optimised"
+        )
+    if "perceptual" in nets:
+        nets["perceptual"] = import_module("stitch_nb.perceptual").TrunkPerceptual(
+            nets["perceptual"]
+        )
     name, marks = "+".join(p.stem for p in paths), [(f.name, sha256_of(f)) for f in files]
     if base is None:
         nets.setdefault("perceptual", official_perceptual(device))
-        return Bundle(name, generator.resolution, **nets, directions=fits(directions, generator, device), meta=dict(scale=1., recipe="reference"), device=device, hash=hash_of(marks))
-    kept = {k: v for k, v in base.directions.items() if v.shape == (generator.num_ws, generator.w_dim)}
-    return replace(base, name=f"{base.name}+{name}", resolution=generator.resolution, **nets, directions=kept | fits(directions, generator, device), hash=hash_of(base.hash, marks))
+        return Bundle(
+            name,
+            generator.resolution,
+            **nets,
+            directions=fits(directions, generator, device),
+            meta=dict(scale=1.0, recipe="reference"),
+            device=device,
+            hash=hash_of(marks),
+        )
+    kept = {
+        k: v for k, v in base.directions.items() if v.shape == (generator.num_ws, generator.w_dim)
+    }
+    return replace(
+        base,
+        name=f"{base.name}+{name}",
+        resolution=generator.resolution,
+        **nets,
+        directions=kept | fits(directions, generator, device),
+        hash=hash_of(base.hash, marks),
+    )
 
-def find_bundle(text:str)->Path|str:  # a folder with bundle.json, an official name, or a path to files
+
+def find_bundle(
+    text: str,
+) -> Path | str:  # a folder with bundle.json, an official name, or a path to files
     "What a name or a path means; one that means nothing is an error that lists what there is."
     path, there = Path(text).expanduser(), installed_bundles()
-    if text in there: return there[text]
-    if text in official_bundles(): return text
-    if path.is_file() and path.suffix not in SUFFIXES: raise StitchError(f"{path} is no file of weights ({' '.join(SUFFIXES)})")
-    if path.exists(): return path
+    if text in there:
+        return there[text]
+    if text in official_bundles():
+        return text
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise StitchError(f"{path} is no file of weights ({' '.join(SUFFIXES)})")
+    if path.exists():
+        return path
     others = [b for b in official_bundles() if b not in there]
-    raise StitchError(f"bundle {text!r} is not installed (installed: {', '.join(there) or 'none'}; to download: {', '.join(others)}): name one of these, or give a file of weights, or a folder with weights or a bundle.json")
+    raise StitchError(
+        f"bundle {text!r} is not installed (installed: {', '.join(there) or 'none'}; to download: {', '.join(others)}): name one of these, or give a file of weights, or a folder with weights or a bundle.json"
+    )
+
 
 def load_models(
-    name_or_path:str|Path|None=None,  # a bundle's name, a file, a folder, or several joined by +; None: STITCH_MODELS, else 'people'
-    device:str|torch.device='cpu',    # 'auto', 'cpu', 'cuda', 'mps'
-)->Bundle:                            # float32, frozen, in evaluation mode, on `device`
+    name_or_path: str
+    | Path
+    | None = None,  # a bundle's name, a file, a folder, or several joined by +; None: STITCH_MODELS, else 'people'
+    device: str | torch.device = 'cpu',  # 'auto', 'cpu', 'cuda', 'mps'
+) -> Bundle:  # float32, frozen, in evaluation mode, on `device`
     "Every network of a bundle."
     text = str(name_or_path or os.environ.get("STITCH_MODELS") or "people")
     device = pick_device(device) if isinstance(device, str) else device
     words = [text] if Path(text).expanduser().exists() else text.split("+")
     places, base = [find_bundle(w) for w in words], None
-    whole = lambda p: isinstance(p, str) or (p/"bundle.json").is_file()
+    whole = lambda p: isinstance(p, str) or (p / "bundle.json").is_file()
     for place in [p for p in places if whole(p)]:
-        if base is not None: raise StitchError(f"{text!r} names two whole bundles: add files to one of them, such as ffhq+nada.pt")
-        base = load_official(place, device) if isinstance(place, str) else load_folder(place, device)
+        if base is not None:
+            raise StitchError(
+                f"{text!r} names two whole bundles: add files to one of them, such as ffhq+nada.pt"
+            )
+        base = (
+            load_official(place, device) if isinstance(place, str) else load_folder(place, device)
+        )
     own = [p for p in places if not whole(p)]
     return load_own(own, device, base) if own else base
 
+
 def bundle_folder(
-    name_or_path:str|Path,  # the name of an installed bundle, or a folder with a bundle.json
-)->Path:                    # the folder
+    name_or_path: str | Path,  # the name of an installed bundle, or a folder with a bundle.json
+) -> Path:  # the folder
     "Where a bundle with a bundle.json is."
     place = find_bundle(str(name_or_path))
-    if isinstance(place, str) or not (place/"bundle.json").is_file(): raise StitchError(f"{name_or_path} has no folder with a bundle.json: it is made from files of weights")
+    if isinstance(place, str) or not (place / "bundle.json").is_file():
+        raise StitchError(
+            f"{name_or_path} has no folder with a bundle.json: it is made from files of weights"
+        )
     return place
 
 # %% ../nbs/88_models.ipynb #63266754
 def convert_weights(
-    file:str|Path,  # a .safetensors file written by `save_network`, or a published checkpoint
-)->nn.Module:       # the network, frozen, in evaluation mode
+    file: str | Path,  # a .safetensors file written by `save_network`, or a published checkpoint
+) -> nn.Module:  # the network, frozen, in evaluation mode
     "A network from one file; nothing in the file is executed."
     path = Path(file)
-    if not path.is_file(): raise StitchError(f"no such file: {path}")
-    if path.suffix != ".safetensors": return build(read_network(path))
-    if path.with_suffix(".json").is_file(): return build(load_converted(path))
+    if not path.is_file():
+        raise StitchError(f"no such file: {path}")
+    if path.suffix != ".safetensors":
+        return build(read_network(path))
+    if path.with_suffix(".json").is_file():
+        return build(load_converted(path))
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(path, framework="pt") as opened: header = opened.metadata() or {}
-    except SafetensorError as error: raise StitchError(f"{path} is damaged: {error}") from None
-    if not {"class", "args"} <= set(header): raise StitchError(f"{path.name} does not say which network it holds: it was not written by save_network")
-    return build_network({k: json.loads(header[k]) for k in ("class", "args")}, load_tensors(path), path.name)
+        with safe_open(path, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except SafetensorError as error:
+        raise StitchError(f"{path} is damaged: {error}") from None
+    if not {"class", "args"} <= set(header):
+        raise StitchError(
+            f"{path.name} does not say which network it holds: it was not written by save_network"
+        )
+    return build_network(
+        {k: json.loads(header[k]) for k in ("class", "args")}, load_tensors(path), path.name
+    )
 
 # %% ../nbs/88_models.ipynb #fc074d50
 @torch.no_grad()
 def fit_direction(
-    G:nn.Module,           # a generator
-    measure,               # (N,3,R,R) in [-1,1] -> (N,) numbers; NaN where a picture cannot be measured
-    n:int=1000,            # pictures drawn; more than the width of w is wise
-    truncation:float=.8,   # of the latents they are drawn at
-    batch:int=4,
-    ridge:float=.1,        # shrinkage, relative to the mean variance of w
-    seed:int=0,
-    progress=None,         # called with (done, total, '')
-)->tuple:                  # (L,D) float32 direction on G's device; share of the measure's variance that it explains, 0..1
+    G: nn.Module,  # a generator
+    measure,  # (N,3,R,R) in [-1,1] -> (N,) numbers; NaN where a picture cannot be measured
+    n: int = 1000,  # pictures drawn; more than the width of w is wise
+    truncation: float = 0.8,  # of the latents they are drawn at
+    batch: int = 4,
+    ridge: float = 0.1,  # shrinkage, relative to the mean variance of w
+    seed: int = 0,
+    progress=None,  # called with (done, total, '')
+) -> (
+    tuple
+):  # (L,D) float32 direction on G's device; share of the measure's variance that it explains, 0..1
     "The step in W that raises a measured attribute by one standard deviation."
     device, rng, w, s = G.w_avg.device, seeded(seed), [], []
     for i in range(0, n, batch):
-        latents = G.mapping(torch.randn(min(batch, n - i), G.z_dim, generator=rng).to(device), truncation)
+        latents = G.mapping(
+            torch.randn(min(batch, n - i), G.z_dim, generator=rng).to(device), truncation
+        )
         w.append(latents[:, 0].double().cpu())
         s.append(torch.as_tensor(measure(G.synthesis(latents))).detach().double().cpu().reshape(-1))
-        if progress: progress(min(i + batch, n), n, "")
+        if progress:
+            progress(min(i + batch, n), n, "")
     w, s = torch.cat(w), torch.cat(s)
     seen = s.isfinite()
-    if seen.sum() < max(8, n//4): raise StitchError(f"only {int(seen.sum())} of {n} pictures could be measured: a direction needs at least a quarter of them")
+    if seen.sum() < max(8, n // 4):
+        raise StitchError(
+            f"only {int(seen.sum())} of {n} pictures could be measured: a direction needs at least a quarter of them"
+        )
     w, s = w[seen], s[seen]
     x, sigma = w - w.mean(0), s.std()
-    if not sigma > 0: raise StitchError("the measure is the same for all pictures: there is no direction to find")
-    b = torch.linalg.solve(x.T @ x/len(x) + ridge*x.square().mean()*torch.eye(x.shape[1], dtype=x.dtype), x.T @ (s - s.mean())/len(x))
-    explained = 1 - float((s - s.mean() - x @ b).var()/s.var())
-    return (sigma*b/b.square().sum()).float().to(device).expand(G.num_ws, -1).contiguous(), explained
+    if not sigma > 0:
+        raise StitchError("the measure is the same for all pictures: there is no direction to find")
+    b = torch.linalg.solve(
+        x.T @ x / len(x) + ridge * x.square().mean() * torch.eye(x.shape[1], dtype=x.dtype),
+        x.T @ (s - s.mean()) / len(x),
+    )
+    explained = 1 - float((s - s.mean() - x @ b).var() / s.var())
+    return (sigma * b / b.square().sum()).float().to(device).expand(
+        G.num_ws, -1
+    ).contiguous(), explained

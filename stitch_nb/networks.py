@@ -15,33 +15,41 @@ from .core import StitchError
 
 # %% ../nbs/87_networks.ipynb #c1dfd96e
 def conv_block(
-    in_channels:int,   # channels in
-    out_channels:int,  # channels out
-    stride:int=1,      # 2 halves height and width
-    kernel:int=3,      # pixels, odd
-)->nn.Sequential:      # (N,in,H,W) -> (N,out,ceil(H/stride),ceil(W/stride))
+    in_channels: int,  # channels in
+    out_channels: int,  # channels out
+    stride: int = 1,  # 2 halves height and width
+    kernel: int = 3,  # pixels, odd
+) -> nn.Sequential:  # (N,in,H,W) -> (N,out,ceil(H/stride),ceil(W/stride))
     "Convolution, batch normalisation, SiLU."
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel//2, bias=False)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.SiLU(inplace=True))
 
+
 def n_parameters(
-    net:nn.Module, # any network
-)->int:            # numbers that training may change
+    net: nn.Module,  # any network
+) -> int:  # numbers that training may change
     "How many trainable numbers a network has."
     return sum(p.numel() for p in net.parameters())
 
+
 def _images(x, name):
     if x.ndim != 4 or x.shape[1] != 3:
-        raise StitchError(f"{name} expects images of shape (N,3,H,W) in [-1,1], got {tuple(x.shape)}; use core.to_tensor")
+        raise StitchError(
+            f"{name} expects images of shape (N,3,H,W) in [-1,1], got {tuple(x.shape)}; use core.to_tensor"
+        )
     return x
 
-def _up_to(x, like): return F.interpolate(x, size=like.shape[-2:], mode='nearest')
+
+def _up_to(x, like):
+    return F.interpolate(x, size=like.shape[-2:], mode='nearest')
 
 # %% ../nbs/87_networks.ipynb #b1d57811
 class Trunk(nn.Module):
     "Feature pyramid for the perceptual distance: (N,3,R,R) in [-1,1] -> maps at R, R/2, R/4, R/8."
-    def __init__(self,
-        widths:tuple=(16, 32, 48, 96), # channels of the four maps
+
+    def __init__(
+        self,
+        widths: tuple = (16, 32, 48, 96),  # channels of the four maps
     ):
         super().__init__()
         self.widths = tuple(widths)
@@ -52,11 +60,13 @@ class Trunk(nn.Module):
         self.stage4 = nn.Sequential(conv_block(c, d, 2), conv_block(d, d))
 
     @property
-    def config(self): return dict(widths=list(self.widths))
+    def config(self):
+        return dict(widths=list(self.widths))
 
-    def forward(self,
-        x:torch.Tensor, # (N,3,R,R), [-1,1]
-    )->list:            # 4 tensors (N,C,R/2^k,R/2^k), k = 0..3
+    def forward(
+        self,
+        x: torch.Tensor,  # (N,3,R,R), [-1,1]
+    ) -> list:  # 4 tensors (N,C,R/2^k,R/2^k), k = 0..3
         features = []
         x = _images(x, 'Trunk')
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
@@ -65,42 +75,71 @@ class Trunk(nn.Module):
         return features
 
 # %% ../nbs/87_networks.ipynb #f1abd670
-LABELS = ('background', 'skin', 'l_brow', 'r_brow', 'l_eye', 'r_eye', 'eye_glasses', 'l_ear', 'r_ear', 'ear_ring',
-          'nose', 'mouth', 'u_lip', 'l_lip', 'neck', 'necklace', 'cloth', 'hair', 'hat')  # class id = position
+LABELS = (
+    'background',
+    'skin',
+    'l_brow',
+    'r_brow',
+    'l_eye',
+    'r_eye',
+    'eye_glasses',
+    'l_ear',
+    'r_ear',
+    'ear_ring',
+    'nose',
+    'mouth',
+    'u_lip',
+    'l_lip',
+    'neck',
+    'necklace',
+    'cloth',
+    'hair',
+    'hat',
+)  # class id = position
+
 
 class Parser(nn.Module):
     "U-Net over a `Trunk`: (N,3,R,R) in [-1,1] -> logits (N,19,R,R); R a multiple of 16."
-    def __init__(self,
-        widths:tuple=(16, 32, 48, 96), # channels of the trunk
-        up:tuple=(48, 32, 24, 24),     # channels on the way up, at R/8, R/4, R/2, R
-        n_labels:int=len(LABELS),      # classes
+
+    def __init__(
+        self,
+        widths: tuple = (16, 32, 48, 96),  # channels of the trunk
+        up: tuple = (48, 32, 24, 24),  # channels on the way up, at R/8, R/4, R/2, R
+        n_labels: int = len(LABELS),  # classes
     ):
         super().__init__()
         self.config = dict(widths=list(widths), up=list(up), n_labels=n_labels)
         self.trunk = Trunk(widths)
         self.context = conv_block(widths[-1], widths[-1], 2)
         ins = [widths[-1]] + list(up[:-1])
-        self.up = nn.ModuleList(conv_block(i + skip, o) for i, skip, o in zip(ins, reversed(widths), up))
+        self.up = nn.ModuleList(
+            conv_block(i + skip, o) for i, skip, o in zip(ins, reversed(widths), up)
+        )
         self.head = nn.Conv2d(up[-1], n_labels, 1)
 
-    def forward(self,
-        crops:torch.Tensor, # (N,3,R,R), [-1,1]
-    )->torch.Tensor:        # (N,19,R,R) logits
+    def forward(
+        self,
+        crops: torch.Tensor,  # (N,3,R,R), [-1,1]
+    ) -> torch.Tensor:  # (N,19,R,R) logits
         return self.decode(self.trunk(crops))
 
-    def decode(self,
-        features:list,      # the trunk's four maps
-    )->torch.Tensor:        # (N,19,R,R) logits
+    def decode(
+        self,
+        features: list,  # the trunk's four maps
+    ) -> torch.Tensor:  # (N,19,R,R) logits
         "The way up, from features that are already there."
         x = self.context(features[-1])
-        for block, skip in zip(self.up, reversed(features)): x = block(torch.cat([_up_to(x, skip), skip], 1))
+        for block, skip in zip(self.up, reversed(features)):
+            x = block(torch.cat([_up_to(x, skip), skip], 1))
         return self.head(x)
 
 # %% ../nbs/87_networks.ipynb #91032ad7
 class FaceDetector(nn.Module):
     "Face centres and sizes: (N,3,h,w) in [-1,1] -> heat logits and log size, (N,1,ceil(h/4),ceil(w/4)) each."
-    def __init__(self,
-        widths:tuple=(16, 32, 48, 64), # channels at h/2, h/4, h/8, h/16
+
+    def __init__(
+        self,
+        widths: tuple = (16, 32, 48, 64),  # channels at h/2, h/4, h/8, h/16
     ):
         super().__init__()
         self.config = dict(widths=list(widths))
@@ -112,12 +151,14 @@ class FaceDetector(nn.Module):
         self.up8 = conv_block(c + d, c, kernel=1)
         self.up4 = conv_block(b + c, b)
         self.head = nn.Conv2d(b, 2, 1)
-        nn.init.constant_(self.head.weight, 0.)
-        with torch.no_grad(): self.head.bias.copy_(torch.tensor([-4., 4.]))  # almost no faces; 55 px
+        nn.init.constant_(self.head.weight, 0.0)
+        with torch.no_grad():
+            self.head.bias.copy_(torch.tensor([-4.0, 4.0]))  # almost no faces; 55 px
 
-    def forward(self,
-        frames:torch.Tensor, # (N,3,h,w), [-1,1], longer side 160
-    )->tuple:                # heat (N,1,h/4,w/4) logits; size (N,1,h/4,w/4) natural log of input pixels
+    def forward(
+        self,
+        frames: torch.Tensor,  # (N,3,h,w), [-1,1], longer side 160
+    ) -> tuple:  # heat (N,1,h/4,w/4) logits; size (N,1,h/4,w/4) natural log of input pixels
         f4 = self.down4(self.down2(_images(frames, 'FaceDetector')))
         f8 = self.down8(f4)
         f8 = self.up8(torch.cat([f8, _up_to(self.down16(f8), f8)], 1))
@@ -127,66 +168,77 @@ class FaceDetector(nn.Module):
 # %% ../nbs/87_networks.ipynb #d435a6cd
 STRIDE = 4  # input pixels per cell of the detector's maps
 
+
 def face_heat(
-    centres:torch.Tensor, # (F,2) float, x and y in frame pixels
-    sizes:torch.Tensor,   # (F,) float, frame pixels
-    h:int, w:int,         # frame height and width, pixels
-)->torch.Tensor:          # (h/4,w/4) float in [0,1]; 1 at a face's centre
+    centres: torch.Tensor,  # (F,2) float, x and y in frame pixels
+    sizes: torch.Tensor,  # (F,) float, frame pixels
+    h: int,
+    w: int,  # frame height and width, pixels
+) -> torch.Tensor:  # (h/4,w/4) float in [0,1]; 1 at a face's centre
     "The detector's target: one Gaussian bump per face, a twelfth of the face wide."
-    heat = torch.zeros(math.ceil(h/STRIDE), math.ceil(w/STRIDE))
-    y = torch.arange(heat.shape[0])[:, None]*STRIDE + (STRIDE-1)/2
-    x = torch.arange(heat.shape[1])[None]*STRIDE + (STRIDE-1)/2
+    heat = torch.zeros(math.ceil(h / STRIDE), math.ceil(w / STRIDE))
+    y = torch.arange(heat.shape[0])[:, None] * STRIDE + (STRIDE - 1) / 2
+    x = torch.arange(heat.shape[1])[None] * STRIDE + (STRIDE - 1) / 2
     for (cx, cy), s in zip(centres.tolist(), sizes.tolist()):
-        d2 = (x-cx)**2 + (y-cy)**2
-        heat = torch.maximum(heat, torch.exp(-d2/(2*(s/12)**2)))
+        d2 = (x - cx) ** 2 + (y - cy) ** 2
+        heat = torch.maximum(heat, torch.exp(-d2 / (2 * (s / 12) ** 2)))
     return heat
 
+
 def _offset(a, b, c):
-    curve = a - 2*b + c
-    return 0. if abs(curve) < 1e-8 else float(min(max(.5*(a-c)/curve, -.5), .5))
+    curve = a - 2 * b + c
+    return 0.0 if abs(curve) < 1e-8 else float(min(max(0.5 * (a - c) / curve, -0.5), 0.5))
+
 
 def find_peaks(
-    heat:torch.Tensor,    # (h/4,w/4) logits of one frame
-    size:torch.Tensor,    # (h/4,w/4) natural log of pixels
-    threshold:float=.4,   # probability below which a peak is nobody
-    most:int=8,           # at most this many faces
-)->list:                  # of (x, y, size, score): frame pixels and probability, best first
+    heat: torch.Tensor,  # (h/4,w/4) logits of one frame
+    size: torch.Tensor,  # (h/4,w/4) natural log of pixels
+    threshold: float = 0.4,  # probability below which a peak is nobody
+    most: int = 8,  # at most this many faces
+) -> list:  # of (x, y, size, score): frame pixels and probability, best first
     "Face centres in a detector's output; two faces closer than half a face are one."
     prob = heat.detach().float().sigmoid().cpu()
     size = size.detach().float().cpu()
     top = F.max_pool2d(prob[None, None], 3, 1, 1)[0, 0]
     rows, cols = torch.where((prob == top) & (prob >= threshold))
     order = prob[rows, cols].argsort(descending=True)
-    padded = F.pad(torch.logit(prob, 1e-6)[None, None], (1,)*4, mode='replicate')[0, 0]
+    padded = F.pad(torch.logit(prob, 1e-6)[None, None], (1,) * 4, mode='replicate')[0, 0]
     faces = []
     for i, j in zip(rows[order].tolist(), cols[order].tolist()):
-        cross, down = padded[i+1, j:j+3].tolist(), padded[i:i+3, j+1].tolist()
-        x, y = ((k + _offset(*line))*STRIDE + (STRIDE-1)/2 for k, line in ((j, cross), (i, down)))
+        cross, down = padded[i + 1, j : j + 3].tolist(), padded[i : i + 3, j + 1].tolist()
+        x, y = (
+            (k + _offset(*line)) * STRIDE + (STRIDE - 1) / 2 for k, line in ((j, cross), (i, down))
+        )
         s = math.exp(float(size[i, j]))
-        if all(math.hypot(x-u, y-v) > .5*max(s, r) for u, v, r, _ in faces):
+        if all(math.hypot(x - u, y - v) > 0.5 * max(s, r) for u, v, r, _ in faces):
             faces.append((x, y, s, float(prob[i, j])))
     return faces[:most]
 
 # %% ../nbs/87_networks.ipynb #bc33ea4e
 def soft_argmax(
-    heat:torch.Tensor, # (N,P,h,w) logits
-    stride:int=1,      # patch pixels per cell
-)->torch.Tensor:       # (N,P,2) x, y in patch pixels; cell k is centred on k*stride + (stride-1)/2
+    heat: torch.Tensor,  # (N,P,h,w) logits
+    stride: int = 1,  # patch pixels per cell
+) -> torch.Tensor:  # (N,P,2) x, y in patch pixels; cell k is centred on k*stride + (stride-1)/2
     "The mean position under the softmax of each map."
     h, w = heat.shape[-2:]
     p = heat.float().flatten(2).softmax(-1).unflatten(-1, (h, w))
-    at = lambda n: torch.arange(n, device=heat.device, dtype=torch.float32)*stride + (stride-1)/2
-    return torch.stack([(p.sum(-2)*at(w)).sum(-1), (p.sum(-1)*at(h)).sum(-1)], -1)
+    at = lambda n: (
+        torch.arange(n, device=heat.device, dtype=torch.float32) * stride + (stride - 1) / 2
+    )
+    return torch.stack([(p.sum(-2) * at(w)).sum(-1), (p.sum(-1) * at(h)).sum(-1)], -1)
 
 # %% ../nbs/87_networks.ipynb #22d200f8
-PATCH = 96          # side of the landmark network's input, pixels
-PATCH_SCALE = 1.5   # side of the patch / face size
+PATCH = 96  # side of the landmark network's input, pixels
+PATCH_SCALE = 1.5  # side of the patch / face size
+
 
 class LandmarkNet(nn.Module):
     "68 landmarks of a face patch: (N,3,96,96) in [-1,1] -> (N,68,2) patch pixels, x and y."
-    def __init__(self,
-        n_points:int=68,               # landmarks
-        widths:tuple=(24, 48, 80, 96), # channels at 1/2, 1/4, 1/8, 1/16
+
+    def __init__(
+        self,
+        n_points: int = 68,  # landmarks
+        widths: tuple = (24, 48, 80, 96),  # channels at 1/2, 1/4, 1/8, 1/16
     ):
         super().__init__()
         self.config = dict(n_points=n_points, widths=list(widths))
@@ -198,46 +250,66 @@ class LandmarkNet(nn.Module):
         self.up4 = nn.Sequential(conv_block(b + c, b), conv_block(b, b))
         self.head = nn.Conv2d(b, n_points, 1)
 
-    def heat(self,
-        patches:torch.Tensor, # (N,3,96,96), [-1,1]
-    )->torch.Tensor:          # (N,68,24,24) logits
+    def heat(
+        self,
+        patches: torch.Tensor,  # (N,3,96,96), [-1,1]
+    ) -> torch.Tensor:  # (N,68,24,24) logits
         "One heat map a landmark, at a quarter of the patch's resolution."
         f4 = self.down4(_images(patches, 'LandmarkNet'))
         f8 = self.down8(f4)
         f8 = self.up8(torch.cat([f8, _up_to(self.down16(f8), f8)], 1))
         return self.head(self.up4(torch.cat([f4, _up_to(f8, f4)], 1)))
 
-    def forward(self,
-        patches:torch.Tensor, # (N,3,96,96), [-1,1]
-    )->torch.Tensor:          # (N,68,2) float32, patch pixels
+    def forward(
+        self,
+        patches: torch.Tensor,  # (N,3,96,96), [-1,1]
+    ) -> torch.Tensor:  # (N,68,2) float32, patch pixels
         return soft_argmax(self.heat(patches), 4)
 
 # %% ../nbs/87_networks.ipynb #cb4e5208
 def patch_box(
     landmarks,  # (...,68,2) array or tensor, frame pixels
-)->tuple:       # centre (...,2), size (...,): middle and longer side of the points' bounding box, frame pixels
+) -> (
+    tuple
+):  # centre (...,2), size (...,): middle and longer side of the points' bounding box, frame pixels
     "A face's centre and size, as the detector predicts them."
-    low, high = (landmarks.min(-2), landmarks.max(-2)) if not torch.is_tensor(landmarks) else (landmarks.amin(-2), landmarks.amax(-2))
+    low, high = (
+        (landmarks.min(-2), landmarks.max(-2))
+        if not torch.is_tensor(landmarks)
+        else (landmarks.amin(-2), landmarks.amax(-2))
+    )
     span = high - low
-    return (low + high)/2, (span.max(-1) if not torch.is_tensor(span) else span.amax(-1))
+    return (low + high) / 2, (span.max(-1) if not torch.is_tensor(span) else span.amax(-1))
 
 # %% ../nbs/87_networks.ipynb #972a67c4
 class IdentityNet(nn.Module):
     "Unit vectors that say who is in a crop: (N,3,R,R) in [-1,1] -> (N,128)."
-    def __init__(self,
-        dim:int=128,                    # length of the vector
-        widths:tuple=(24, 48, 80, 112), # channels at R/2 .. R/16
+
+    def __init__(
+        self,
+        dim: int = 128,  # length of the vector
+        widths: tuple = (24, 48, 80, 112),  # channels at R/2 .. R/16
     ):
         super().__init__()
         self.config = dict(dim=dim, widths=list(widths))
         a, b, c, d = widths
-        self.body = nn.Sequential(conv_block(3, a, 2), conv_block(a, b, 2), conv_block(b, b),
-                                  conv_block(b, c, 2), conv_block(c, c), conv_block(c, d, 2), conv_block(d, d))
+        self.body = nn.Sequential(
+            conv_block(3, a, 2),
+            conv_block(a, b, 2),
+            conv_block(b, b),
+            conv_block(b, c, 2),
+            conv_block(c, c),
+            conv_block(c, d, 2),
+            conv_block(d, d),
+        )
         self.layout = nn.Conv2d(d, d, 4, groups=d, bias=False)
         self.head = nn.Linear(d, dim)
 
-    def forward(self,
-        crops:torch.Tensor, # (N,3,R,R), [-1,1]
-    )->torch.Tensor:        # (N,128) float32, unit length
-        x = self.layout(F.adaptive_avg_pool2d(self.body(_images(crops, 'IdentityNet')), 4)).flatten(1)
+    def forward(
+        self,
+        crops: torch.Tensor,  # (N,3,R,R), [-1,1]
+    ) -> torch.Tensor:  # (N,128) float32, unit length
+        x = self.layout(F.adaptive_avg_pool2d(self.body(_images(crops, 'IdentityNet')), 4)).flatten(
+            1
+        )
         return F.normalize(self.head(x).float(), dim=-1)

@@ -33,181 +33,326 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .align import crop_to_frame, frame_to_crop, move_points
 from .cli import settings_of, told
-from .core import (StitchError, atomic_path, bar, hash_of, load_arrays, sample, save_arrays,
-                            to_image)
+from stitch_nb.core import (
+    StitchError,
+    atomic_path,
+    bar,
+    hash_of,
+    load_arrays,
+    sample,
+    save_arrays,
+    to_image,
+)
 from .edit import Edit, apply_edit
 from .masks import boundary
 from .metrics import border_steps, psnr
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
 from .perceptual import choose_perceptual
-from .pipeline import (FrameMasks, RunConfig, as_edits, crops_stage, draw, faces_stage, generator_stage,
-                                load_generator, load_pivots, masks_stage, pivots_stage, run_stage, strip_frames, write_rows)
+from stitch_nb.pipeline import (
+    FrameMasks,
+    RunConfig,
+    as_edits,
+    crops_stage,
+    draw,
+    faces_stage,
+    generator_stage,
+    load_generator,
+    load_pivots,
+    masks_stage,
+    pivots_stage,
+    run_stage,
+    strip_frames,
+    write_rows,
+)
 from .show import as_image, inline_video
 from .stitch import FrameTuner, StitchConfig, stitch_frame
 from .video import Clip, parse_frames, read_clip, write_video
 
 # %% ../nbs/93_panels.ipynb #c1dfd96e
-OKABE_ITO = dict(orange="#E69F00", sky="#56B4E9", green="#009E73", yellow="#F0E442", blue="#0072B2",
-                 vermillion="#D55E00", purple="#CC79A7", black="#000000")  # told apart by everybody
+OKABE_ITO = dict(
+    orange="#E69F00",
+    sky="#56B4E9",
+    green="#009E73",
+    yellow="#F0E442",
+    blue="#0072B2",
+    vermillion="#D55E00",
+    purple="#CC79A7",
+    black="#000000",
+)  # told apart by everybody
+
 
 @dataclass
 class Sheet:
     "Pictures, outlines and texts with their places, in pixels from the upper left corner."
-    width:int = 0
-    height:int = 0
-    pictures:list = field(default_factory=list)  # ((H,W,3) uint8, x, y, width, height)
-    outlines:list = field(default_factory=list)  # (x, y, width, height, colour, thickness)
-    texts:list = field(default_factory=list)     # (x, y, text, size, anchor 'l'|'m'|'r', colour, upright)
+
+    width: int = 0
+    height: int = 0
+    pictures: list = field(default_factory=list)  # ((H,W,3) uint8, x, y, width, height)
+    outlines: list = field(default_factory=list)  # (x, y, width, height, colour, thickness)
+    texts: list = field(
+        default_factory=list
+    )  # (x, y, text, size, anchor 'l'|'m'|'r', colour, upright)
+
 
 def smooth_resize(
-    image:np.ndarray,  # (H,W,3) uint8
-    width:int,         # px
-    height:int,        # px
-)->np.ndarray:         # (height,width,3) uint8
+    image: np.ndarray,  # (H,W,3) uint8
+    width: int,  # px
+    height: int,  # px
+) -> np.ndarray:  # (height,width,3) uint8
     "Resize without blocks: zooms are looked at, not counted."
-    if image.shape[:2] == (height, width): return image
+    if image.shape[:2] == (height, width):
+        return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
+
 def paint(
-    sheet:Sheet,
-)->np.ndarray:  # (height,width,3) uint8
+    sheet: Sheet,
+) -> np.ndarray:  # (height,width,3) uint8
     "The sheet as pixels."
     page = Image.new("RGB", (sheet.width, sheet.height), "white")
     pen = ImageDraw.Draw(page)
-    for picture, x, y, w, h in sheet.pictures: page.paste(Image.fromarray(smooth_resize(picture, w, h)), (x, y))
+    for picture, x, y, w, h in sheet.pictures:
+        page.paste(Image.fromarray(smooth_resize(picture, w, h)), (x, y))
     for x, y, w, h, colour, thick in sheet.outlines:
         pen.rectangle((x - 1, y - 1, x + w, y + h), outline="black", width=thick + 2)
         pen.rectangle((x, y, x + w - 1, y + h - 1), outline=colour, width=thick)
     for x, y, text, size, anchor, colour, upright in sheet.texts:
         font = ImageFont.load_default(size)
-        if upright: pen.text((x, y), text, colour, font, anchor=anchor + "m")
+        if upright:
+            pen.text((x, y), text, colour, font, anchor=anchor + "m")
         else:
-            w, h = int(font.getlength(text)) + 4, round(1.4*size)
+            w, h = int(font.getlength(text)) + 4, round(1.4 * size)
             label = Image.new("RGB", (w, h), "white")
-            ImageDraw.Draw(label).text((w/2, h/2), text, colour, font, anchor="mm")
+            ImageDraw.Draw(label).text((w / 2, h / 2), text, colour, font, anchor="mm")
             label = label.rotate(90, expand=True)
-            page.paste(label, (round(x - label.width/2), round(y - label.height/2)))
+            page.paste(label, (round(x - label.width / 2), round(y - label.height / 2)))
     return np.asarray(page)
 
 # %% ../nbs/93_panels.ipynb #902ba3cd
 def paint_pdf(
-    sheet:Sheet,
-    path:str|Path,       # ends in .pdf or .svg
-    inches:float=7.16,   # width on paper: a page of two columns
-)->Path:
+    sheet: Sheet,
+    path: str | Path,  # ends in .pdf or .svg
+    inches: float = 7.16,  # width on paper: a page of two columns
+) -> Path:
     "The sheet as a file in which text is text and pictures keep their own pixels; the same bytes each time."
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    path, points = Path(path), inches*72/sheet.width
+
+    path, points = Path(path), inches * 72 / sheet.width
     dates = {".pdf": dict(CreationDate=None), ".svg": dict(Date=None)}
-    if path.suffix not in dates: raise StitchError(f"{path.name} is neither .pdf nor .svg: text stays text only in these")
-    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "stitch_nb", "font.family": "DejaVu Sans"}):
-        page = Figure(figsize=(inches, inches*sheet.height/sheet.width), dpi=sheet.width/inches)
+    if path.suffix not in dates:
+        raise StitchError(f"{path.name} is neither .pdf nor .svg: text stays text only in these")
+    with rc_context(
+        {
+            "pdf.fonttype": 42,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "stitch_nb",
+            "font.family": "DejaVu Sans",
+        }
+    ):
+        page = Figure(
+            figsize=(inches, inches * sheet.height / sheet.width), dpi=sheet.width / inches
+        )
         axes = page.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
         axes.axis("off")
         for picture, x, y, w, h in sheet.pictures:
-            axes.imshow(picture, extent=(x, x + w, y + h, y), interpolation="none", aspect="auto", zorder=1)
+            axes.imshow(
+                picture, extent=(x, x + w, y + h, y), interpolation="none", aspect="auto", zorder=1
+            )
         for x, y, w, h, colour, thick in sheet.outlines:
             for line, edge, z in ((thick + 2, "black", 2), (thick, colour, 3)):
-                axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=edge, linewidth=line*points, zorder=z))
+                axes.add_patch(
+                    Rectangle(
+                        (x, y), w, h, fill=False, edgecolor=edge, linewidth=line * points, zorder=z
+                    )
+                )
         axes.set(xlim=(0, sheet.width), ylim=(sheet.height, 0))
         for x, y, text, size, anchor, colour, upright in sheet.texts:
-            axes.text(x, y, text, fontsize=.8*size*points, color=colour, ha=dict(l="left", m="center", r="right")[anchor], va="center",
-                      rotation=0 if upright else 90, zorder=4)
-        with atomic_path(path) as part: page.savefig(part, metadata=dates[path.suffix])
+            axes.text(
+                x,
+                y,
+                text,
+                fontsize=0.8 * size * points,
+                color=colour,
+                ha=dict(l="left", m="center", r="right")[anchor],
+                va="center",
+                rotation=0 if upright else 90,
+                zorder=4,
+            )
+        with atomic_path(path) as part:
+            page.savefig(part, metadata=dates[path.suffix])
     return path
 
 # %% ../nbs/93_panels.ipynb #0ade7c2c
 def lay_out_grid(
-    columns:dict,          # title to pictures (H,W,3) uint8, one for each row
-    row_titles=(),         # one text per row
-    boxes=None,            # name to (x0,y0,x1,y1) in pixels of the picture, one per row: outlined, and enlarged below
-    notes=None,            # title to a line under it
-    cell:int|None=None,    # px, width of a picture; None: its own, within 240 to 360
-)->Sheet:
+    columns: dict,  # title to pictures (H,W,3) uint8, one for each row
+    row_titles=(),  # one text per row
+    boxes=None,  # name to (x0,y0,x1,y1) in pixels of the picture, one per row: outlined, and enlarged below
+    notes=None,  # title to a line under it
+    cell: int | None = None,  # px, width of a picture; None: its own, within 240 to 360
+) -> Sheet:
     "Where everything goes."
     titles, table = list(columns), [list(map(as_image, c)) for c in columns.values()]
-    if not table or not table[0]: raise StitchError("there is nothing to draw: give at least one column with one picture")
-    if len({len(c) for c in table}) > 1: raise StitchError(f"columns have {[len(c) for c in table]} pictures; each needs as many as there are rows")
+    if not table or not table[0]:
+        raise StitchError("there is nothing to draw: give at least one column with one picture")
+    if len({len(c) for c in table}) > 1:
+        raise StitchError(
+            f"columns have {[len(c) for c in table]} pictures; each needs as many as there are rows"
+        )
     boxes, (H, W), gap = boxes or {}, table[0][0].shape[:2], 8
     cell = cell or min(max(W, 240), 360)
-    high, size = round(H*cell/W), max(12, round(min(len(table)*cell/46, 1.7*cell/max(map(len, titles)))))
-    left, top = round(1.5*size), round((2.8 if notes else 1.7)*size)
-    zoom_w = (cell - gap//2*(len(boxes) - 1))//max(len(boxes), 1)
-    zoom_h = max((round(zoom_w*(y1 - y0)/(x1 - x0)) for b in boxes.values() for x0, y0, x1, y1 in b), default=0)
-    pitch = high + (zoom_h + gap if boxes else 0) + 2*gap
-    sheet = Sheet(left + len(table)*(cell + gap) - gap, top + len(table[0])*pitch - 2*gap)
+    high, size = (
+        round(H * cell / W),
+        max(12, round(min(len(table) * cell / 46, 1.7 * cell / max(map(len, titles))))),
+    )
+    left, top = round(1.5 * size), round((2.8 if notes else 1.7) * size)
+    zoom_w = (cell - gap // 2 * (len(boxes) - 1)) // max(len(boxes), 1)
+    zoom_h = max(
+        (round(zoom_w * (y1 - y0) / (x1 - x0)) for b in boxes.values() for x0, y0, x1, y1 in b),
+        default=0,
+    )
+    pitch = high + (zoom_h + gap if boxes else 0) + 2 * gap
+    sheet = Sheet(left + len(table) * (cell + gap) - gap, top + len(table[0]) * pitch - 2 * gap)
     for c, title in enumerate(titles):
-        x = left + c*(cell + gap)
-        sheet.texts.append((x + cell//2, round(.9*size), title, size, "m", "black", True))
-        if notes and notes.get(title): sheet.texts.append((x + cell//2, round(2.1*size), notes[title], round(.78*size), "m", "#404040", True))
-        for r, picture in enumerate(table[c]): _cell(sheet, picture, x, top + r*pitch, cell, high, {k: b[r] for k, b in boxes.items()}, zoom_w, zoom_h, gap, size, c == 0)
-    for r, title in enumerate(row_titles): sheet.texts.append((left//2, top + r*pitch + high//2, str(title), size, "m", "black", False))
+        x = left + c * (cell + gap)
+        sheet.texts.append((x + cell // 2, round(0.9 * size), title, size, "m", "black", True))
+        if notes and notes.get(title):
+            sheet.texts.append(
+                (
+                    x + cell // 2,
+                    round(2.1 * size),
+                    notes[title],
+                    round(0.78 * size),
+                    "m",
+                    "#404040",
+                    True,
+                )
+            )
+        for r, picture in enumerate(table[c]):
+            _cell(
+                sheet,
+                picture,
+                x,
+                top + r * pitch,
+                cell,
+                high,
+                {k: b[r] for k, b in boxes.items()},
+                zoom_w,
+                zoom_h,
+                gap,
+                size,
+                c == 0,
+            )
+    for r, title in enumerate(row_titles):
+        sheet.texts.append(
+            (left // 2, top + r * pitch + high // 2, str(title), size, "m", "black", False)
+        )
     return sheet
+
 
 def _cell(sheet, picture, x, y, cell, high, boxes, zoom_w, zoom_h, gap, size, named):
     "One picture, its outlines and its enlarged regions."
-    scale, thick = cell/picture.shape[1], max(2, cell//100)
+    scale, thick = cell / picture.shape[1], max(2, cell // 100)
     sheet.pictures.append((picture, x, y, cell, high))
     for i, ((name, (x0, y0, x1, y1)), colour) in enumerate(zip(boxes.items(), OKABE_ITO.values())):
-        sheet.outlines.append((round(x + x0*scale), round(y + y0*scale), round((x1 - x0)*scale), round((y1 - y0)*scale), colour, thick))
-        zx, zy = x + i*(zoom_w + gap//2), y + high + gap
+        sheet.outlines.append(
+            (
+                round(x + x0 * scale),
+                round(y + y0 * scale),
+                round((x1 - x0) * scale),
+                round((y1 - y0) * scale),
+                colour,
+                thick,
+            )
+        )
+        zx, zy = x + i * (zoom_w + gap // 2), y + high + gap
         part = smooth_resize(np.ascontiguousarray(picture[y0:y1, x0:x1]), zoom_w, zoom_h)
         sheet.pictures.append((part, zx, zy, zoom_w, zoom_h))
         sheet.outlines.append((zx + 1, zy + 1, zoom_w - 2, zoom_h - 2, colour, thick))
     words = " | ".join(boxes)
-    if named and boxes: sheet.texts.append((x - round(.75*size), y + high + gap + zoom_h//2, words, round(min(.78*size, 1.9*zoom_h/len(words))), "m", "#404040", False))
+    if named and boxes:
+        sheet.texts.append(
+            (
+                x - round(0.75 * size),
+                y + high + gap + zoom_h // 2,
+                words,
+                round(min(0.78 * size, 1.9 * zoom_h / len(words))),
+                "m",
+                "#404040",
+                False,
+            )
+        )
 
-def draw_grid(columns, row_titles=(), boxes=None, notes=None, cell=None)->np.ndarray:
+
+def draw_grid(columns, row_titles=(), boxes=None, notes=None, cell=None) -> np.ndarray:
     "`lay_out_grid`, as pixels."
     return paint(lay_out_grid(columns, row_titles, boxes, notes, cell))
 
+
 def save_grid(
-    path:str|Path,   # .png, .jpg, .pdf or .svg
-    *args,           # of `lay_out_grid`
+    path: str | Path,  # .png, .jpg, .pdf or .svg
+    *args,  # of `lay_out_grid`
     **kwargs,
-)->Path:
+) -> Path:
     "The grid in a file: pixels, or vectors where the format has them."
     path, sheet = Path(path), lay_out_grid(*args, **kwargs)
-    if path.suffix in (".pdf", ".svg"): return paint_pdf(sheet, path)
-    with atomic_path(path) as part: Image.fromarray(paint(sheet)).save(part)
+    if path.suffix in (".pdf", ".svg"):
+        return paint_pdf(sheet, path)
+    with atomic_path(path) as part:
+        Image.fromarray(paint(sheet)).save(part)
     return path
 
 # %% ../nbs/93_panels.ipynb #bd307a3e
 class Stopped(StitchError):
     "The work was called off."
 
+
 def stoppable(
-    progress=None,   # as in `edit_clip`: progress(stage name), a context manager giving tick(done, total, text)
-    halt=None,       # threading.Event
-):                   # the same kind of thing
+    progress=None,  # as in `edit_clip`: progress(stage name), a context manager giving tick(done, total, text)
+    halt=None,  # threading.Event
+):  # the same kind of thing
     "A progress whose ticks raise `Stopped` once the event is set."
+
     @contextmanager
     def of_stage(name):
-        with (progress(name) if progress else nullcontext(lambda *_: None)) as tick:
+        with progress(name) if progress else nullcontext(lambda *_: None) as tick:
+
             def watched(*args):
-                if halt is not None and halt.is_set(): raise Stopped("called off; what is finished is kept")
+                if halt is not None and halt.is_set():
+                    raise Stopped("called off; what is finished is kept")
                 tick(*args)
+
             yield watched
+
     return of_stage
+
 
 class Cache:
     "Results by what they depend on: in memory within a budget, the least recently used go first; some on disk as well."
-    def __init__(self,
-        folder:Path|None=None,  # for results that are to outlive the process; None: nothing is written
-        budget:float=3e8,       # bytes in memory
+
+    def __init__(
+        self,
+        folder: Path
+        | None = None,  # for results that are to outlive the process; None: nothing is written
+        budget: float = 3e8,  # bytes in memory
     ):
-        self.folder, self.budget, self.items, self.lock = folder, budget, OrderedDict(), threading.Lock()
+        self.folder, self.budget, self.items, self.lock = (
+            folder,
+            budget,
+            OrderedDict(),
+            threading.Lock(),
+        )
         self.held = self.hits = self.misses = 0
 
-    def get(self,
-        key:tuple,         # everything that the result depends on, as `hash_of` takes it
-        make,              # make() -> dict of arrays
-        keep:bool=False,   # on disk too
-    )->dict:
+    def get(
+        self,
+        key: tuple,  # everything that the result depends on, as `hash_of` takes it
+        make,  # make() -> dict of arrays
+        keep: bool = False,  # on disk too
+    ) -> dict:
         "The result: found, or made now."
         name = hash_of(*key)
         with self.lock:
@@ -215,97 +360,126 @@ class Cache:
                 self.items.move_to_end(name)
                 self.hits += 1
                 return self.items[name]
-        file = self.folder/f"{name}.npz" if keep and self.folder else None
-        if file and file.is_file(): found = load_arrays(file)
+        file = self.folder / f"{name}.npz" if keep and self.folder else None
+        if file and file.is_file():
+            found = load_arrays(file)
         else:
             found = make()
-            if file: save_arrays(file, **found)
+            if file:
+                save_arrays(file, **found)
         with self.lock:
             self.misses += 1
             self.items[name] = found
-            self.held = sum(np.asarray(a).nbytes for item in self.items.values() for a in item.values())
+            self.held = sum(
+                np.asarray(a).nbytes for item in self.items.values() for a in item.values()
+            )
             while self.held > self.budget and len(self.items) > 1:
-                self.held -= sum(np.asarray(a).nbytes for a in self.items.popitem(last=False)[1].values())
+                self.held -= sum(
+                    np.asarray(a).nbytes for a in self.items.popitem(last=False)[1].values()
+                )
         return found
 
-    def __contains__(self, key)->bool:
+    def __contains__(self, key) -> bool:
         name = hash_of(*key)
-        return name in self.items or bool(self.folder and (self.folder/f"{name}.npz").is_file())
+        return name in self.items or bool(self.folder and (self.folder / f"{name}.npz").is_file())
 
 # %% ../nbs/93_panels.ipynb #f1abd670
 @dataclass(frozen=True, eq=False)
 class ClipState:
     "A clip with everything that does not depend on the edit."
-    clip:Clip
-    models:Bundle
-    config:RunConfig
-    folder:Path            # of the stages
-    stages:dict            # name to `pipeline.Stage`
-    landmarks:np.ndarray   # (T,68,2) source pixels
-    quads:np.ndarray       # (T,4,2) source pixels
-    crops:np.ndarray       # (T,R,R,3) uint8, memory-mapped
-    heads:np.ndarray       # (T,R,R) uint8, memory-mapped
-    pivots:torch.Tensor    # (T,L,D)
-    generator:object       # tuned for the clip; None: not yet
-    key:str                # of all of it but the generator
-    tuned:str              # of the generator; '': not yet
-    cache:Cache
 
-    def __len__(self)->int: return len(self.clip)
+    clip: Clip
+    models: Bundle
+    config: RunConfig
+    folder: Path  # of the stages
+    stages: dict  # name to `pipeline.Stage`
+    landmarks: np.ndarray  # (T,68,2) source pixels
+    quads: np.ndarray  # (T,4,2) source pixels
+    crops: np.ndarray  # (T,R,R,3) uint8, memory-mapped
+    heads: np.ndarray  # (T,R,R) uint8, memory-mapped
+    pivots: torch.Tensor  # (T,L,D)
+    generator: object  # tuned for the clip; None: not yet
+    key: str  # of all of it but the generator
+    tuned: str  # of the generator; '': not yet
+    cache: Cache
 
-    def frame(self, t:int)->np.ndarray:  # (H,W,3) uint8
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def frame(self, t: int) -> np.ndarray:  # (H,W,3) uint8
         return self.cache.get(("frame", self.key, t), lambda: dict(picture=self.clip[t]))["picture"]
 
-    def number(self, t:int)->int: return self.clip.start + t  # as the video counts
+    def number(self, t: int) -> int:
+        return self.clip.start + t  # as the video counts
 
-def default_folder()->Path:
+
+def default_folder() -> Path:
     "Where prepared clips are kept if nobody says where: STITCH_NB_HOME, else ~/.cache/stitch_nb."
-    return Path(environ.get("STITCH_NB_HOME") or Path.home()/".cache"/"stitch_nb")/"panels"
+    return Path(environ.get("STITCH_NB_HOME") or Path.home() / ".cache" / "stitch_nb") / "panels"
+
 
 def tidy(
-    folder:Path,
-    budget:float=4e9,   # bytes
-)->int:                 # how many files went
+    folder: Path,
+    budget: float = 4e9,  # bytes
+) -> int:  # how many files went
     "Delete what was not written lately until the folder is within its budget."
-    files = sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime)
+    files = sorted(
+        (p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_mtime
+    )
     over, gone = sum(p.stat().st_size for p in files) - budget, 0
     for path in files:
-        if over <= 0: break
+        if over <= 0:
+            break
         over, gone = over - path.stat().st_size, gone + 1
         path.unlink(missing_ok=True)
     return gone
 
-def sample_clips()->list:
+
+def sample_clips() -> list:
     "Names of the clips that come with the package, true edits left out."
     names = sorted(p.stem for p in sample("talk").parent.glob("*.mp4"))
     names = [n for n in names if n.rpartition("_")[0] not in names]
     return sorted(names, key=lambda n: n != "talk")
 
+
 def open_clip(
-    clip:Clip|str|Path,  # a clip, the name of a sample, or a path
-)->Clip:
+    clip: Clip | str | Path,  # a clip, the name of a sample, or a path
+) -> Clip:
     "An open clip."
-    if isinstance(clip, Clip): return clip
-    if str(clip) in sample_clips() and not Path(clip).exists(): return read_clip(sample(str(clip)))
-    if not str(clip).strip(): raise StitchError(f"no clip is named: give the path of a video, or one of {', '.join(sample_clips())}")
+    if isinstance(clip, Clip):
+        return clip
+    if str(clip) in sample_clips() and not Path(clip).exists():
+        return read_clip(sample(str(clip)))
+    if not str(clip).strip():
+        raise StitchError(
+            f"no clip is named: give the path of a video, or one of {', '.join(sample_clips())}"
+        )
     return read_clip(clip)
 
+
 def prepare(
-    clip:Clip|str|Path,           # a clip, the name of a sample, or a path
-    models:Bundle|str|None=None,  # a bundle or its name; None: the default one
-    config:RunConfig|None=None,   # as for a run; None: what suits the bundle
-    folder:str|Path|None=None,    # where stages are kept; None: `default_folder()`
-    every:int=1,                  # PTI sees each `every`-th frame
-    tune:bool=True,               # False leaves the generator for later
-    progress=None,                # as in `edit_clip`
-    halt=None,                    # threading.Event: set it to call the work off
-)->ClipState:
+    clip: Clip | str | Path,  # a clip, the name of a sample, or a path
+    models: Bundle | str | None = None,  # a bundle or its name; None: the default one
+    config: RunConfig | None = None,  # as for a run; None: what suits the bundle
+    folder: str | Path | None = None,  # where stages are kept; None: `default_folder()`
+    every: int = 1,  # PTI sees each `every`-th frame
+    tune: bool = True,  # False leaves the generator for later
+    progress=None,  # as in `edit_clip`
+    halt=None,  # threading.Event: set it to call the work off
+) -> ClipState:
     "Landmarks, crops, masks, pivots and PTI of a clip, each found on disk or made now."
-    if every < 1: raise StitchError(f"every={every} is not possible; use 1 for all frames, 2 for every second")
+    if every < 1:
+        raise StitchError(
+            f"every={every} is not possible; use 1 for all frames, 2 for every second"
+        )
     clip, models = open_clip(clip), models if isinstance(models, Bundle) else load_models(models)
     config = config or RunConfig.for_models(models)
-    if folder is None: tidy(default_folder())
-    folder, progress = Path(folder) if folder is not None else default_folder(), stoppable(progress, halt)
+    if folder is None:
+        tidy(default_folder())
+    folder, progress = (
+        Path(folder) if folder is not None else default_folder(),
+        stoppable(progress, halt),
+    )
     perceptual, _ = choose_perceptual(models, config.perceptual)
     faces, _ = faces_stage(clip, models, config, folder, progress)
     crops, quads = crops_stage(clip, models, config, faces, folder, progress)
@@ -313,352 +487,576 @@ def prepare(
     pivots = pivots_stage(models, config, crops, perceptual, folder, progress)
     found = dict(faces=faces, crops=crops, masks=masks, pivots=pivots)
     open_array = lambda stage: np.load(stage.path, mmap_mode="r")
-    state = ClipState(clip, models, config, folder, found, load_arrays(faces.path)["landmarks"], quads, open_array(crops), open_array(masks),
-                      load_pivots(pivots, models), None, hash_of(crops.key, masks.key, pivots.key), "", Cache(folder/"cells"))
+    state = ClipState(
+        clip,
+        models,
+        config,
+        folder,
+        found,
+        load_arrays(faces.path)["landmarks"],
+        quads,
+        open_array(crops),
+        open_array(masks),
+        load_pivots(pivots, models),
+        None,
+        hash_of(crops.key, masks.key, pivots.key),
+        "",
+        Cache(folder / "cells"),
+    )
     return tune_state(state, config, every, progress, halt) if tune else state
 
+
 def tune_state(
-    state:ClipState,
-    config:RunConfig|None=None,  # its `pti` and `tune`; None: the state's own
-    every:int=1,
+    state: ClipState,
+    config: RunConfig | None = None,  # its `pti` and `tune`; None: the state's own
+    every: int = 1,
     progress=None,
     halt=None,
-)->ClipState:                    # shares everything but the generator with `state`
+) -> ClipState:  # shares everything but the generator with `state`
     "PTI: the same clip with a generator tuned for it."
     models, config = state.models, config or state.config
-    progress, (perceptual, _) = stoppable(progress, halt), choose_perceptual(models, config.perceptual)
-    crops, pivots = (thinned(state.stages[name], every, state.folder) for name in ("crops", "pivots"))
+    progress, (perceptual, _) = (
+        stoppable(progress, halt),
+        choose_perceptual(models, config.perceptual),
+    )
+    crops, pivots = (
+        thinned(state.stages[name], every, state.folder) for name in ("crops", "pivots")
+    )
     generator = generator_stage(models, config, crops, pivots, perceptual, state.folder, progress)
     tuned = generator.key if generator else models.hash
-    stages = {k: v for k, v in state.stages.items() if k != "generator"} | (dict(generator=generator) if generator else {})
-    return replace(state, config=config, stages=stages, generator=load_generator(generator, models), tuned=tuned)
+    stages = {k: v for k, v in state.stages.items() if k != "generator"} | (
+        dict(generator=generator) if generator else {}
+    )
+    return replace(
+        state,
+        config=config,
+        stages=stages,
+        generator=load_generator(generator, models),
+        tuned=tuned,
+    )
+
 
 def thinned(stage, every, folder):
     "A stage's array with each `every`-th frame only."
-    if every == 1: return stage
+    if every == 1:
+        return stage
+
     def make(path, tick):
-        if path.suffix == ".npz": save_arrays(path, **{k: v[::every] for k, v in load_arrays(stage.path).items()})
+        if path.suffix == ".npz":
+            save_arrays(path, **{k: v[::every] for k, v in load_arrays(stage.path).items()})
         else:
             rows = np.load(stage.path, mmap_mode="r")[::every]
             write_rows(path, rows, len(rows))
+
     return run_stage(folder, f"{stage.name}-thinned", (stage.key, every), stage.path.suffix, make)
 
 # %% ../nbs/93_panels.ipynb #12c6fc06
-COLUMNS = dict(source="source", inversion="inversion", pti="PTI", blended="edit, blended", stitched="stitched")
-PREVIEW = 12   # updates of a first look at the stitching
+COLUMNS = dict(
+    source="source", inversion="inversion", pti="PTI", blended="edit, blended", stitched="stitched"
+)
+PREVIEW = 12  # updates of a first look at the stitching
+
 
 @dataclass(frozen=True)
 class Settings:
     "What Figure 3 is to show of a prepared clip."
-    frames:tuple                  # of the clip, one per row
-    edits:tuple                   # of `Edit`
-    dilation:int|None = None      # pixels of the crop at R; None: 50 at 1024, in proportion
-    stitch:StitchConfig = StitchConfig()
+
+    frames: tuple  # of the clip, one per row
+    edits: tuple  # of `Edit`
+    dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
+    stitch: StitchConfig = StitchConfig()
+
 
 def settings_for(
-    state:ClipState,
-    frames=None,                  # numbers within the clip; None: three, spread over it
-    edit:str="smile",             # an attribute of the bundle, or a phrase with its strength: 'smile=2'
-    strength:float|None=2.,       # of an attribute that stands without '='
-    dilation:int|None=None,       # None: the run's setting
-    stitch:StitchConfig|None=None,  # None: the run's setting
-)->Settings:
+    state: ClipState,
+    frames=None,  # numbers within the clip; None: three, spread over it
+    edit: str = "smile",  # an attribute of the bundle, or a phrase with its strength: 'smile=2'
+    strength: float | None = 2.0,  # of an attribute that stands without '='
+    dilation: int | None = None,  # None: the run's setting
+    stitch: StitchConfig | None = None,  # None: the run's setting
+) -> Settings:
     "Checked settings, with the run's values where nothing is said."
     frames = tuple(strip_frames(len(state)) if frames is None else map(int, frames))
     wrong = [t for t in frames if not 0 <= t < len(state)]
-    if wrong or not frames: raise StitchError(f"frame {wrong[0] if wrong else 'list ()'} is not in the clip: it has frames 0 to {len(state) - 1}")
+    if wrong or not frames:
+        raise StitchError(
+            f"frame {wrong[0] if wrong else 'list ()'} is not in the clip: it has frames 0 to {len(state) - 1}"
+        )
     edits = [edit] if isinstance(edit, (str, Edit)) else list(edit)
     edits = [e if isinstance(e, Edit) or "=" in e else f"{e}={strength:g}" for e in edits]
     dilation = state.config.dilation if dilation is None else dilation
     return Settings(frames, as_edits(edits, state.models), dilation, stitch or state.config.stitch)
 
-def frame_masks(state, settings): return FrameMasks(state.heads, state.models.resolution, replace(state.config, dilation=settings.dilation))
+
+def frame_masks(state, settings):
+    return FrameMasks(
+        state.heads, state.models.resolution, replace(state.config, dilation=settings.dilation)
+    )
+
 
 def edited_latent(state, settings, t):
     "(1,L,D): frame t's pivot after the edits."
-    return apply_edit(state.pivots[t:t + 1], settings.edits, state.models.directions, start=state.number(t))
+    return apply_edit(
+        state.pivots[t : t + 1], settings.edits, state.models.directions, start=state.number(t)
+    )
 
-def first_look(config): return replace(config, steps=min(config.steps, PREVIEW))
+
+def first_look(config):
+    return replace(config, steps=min(config.steps, PREVIEW))
 
 # %% ../nbs/93_panels.ipynb #d435a6cd
-def depends_on(state, settings, column, t, quality="full")->tuple:
+def depends_on(state, settings, column, t, quality="full") -> tuple:
     "Everything that a cell depends on, for the cache."
     edited = column in ("blended", "stitched")
     tuned = "" if column in ("source", "inversion") else state.tuned
-    key = (column, state.key, tuned, t, state.config.feather, state.config.keep_detail, settings.dilation)
-    if edited: key += (edited_latent(state, settings, t),)
+    key = (
+        column,
+        state.key,
+        tuned,
+        t,
+        state.config.feather,
+        state.config.keep_detail,
+        settings.dilation,
+    )
+    if edited:
+        key += (edited_latent(state, settings, t),)
     config = state.config
-    if column == "stitched": key += (settings.stitch if quality == "full" else first_look(settings.stitch), config.edge, config.inner, config.variant, config.whole_image_border)
+    if column == "stitched":
+        key += (
+            settings.stitch if quality == "full" else first_look(settings.stitch),
+            config.edge,
+            config.inner,
+            config.variant,
+            config.whole_image_border,
+        )
     return key
 
-def crop_of(state, settings, column, t, quality="full", halt=None)->np.ndarray:  # (R,R,3) uint8
+
+def crop_of(state, settings, column, t, quality="full", halt=None) -> np.ndarray:  # (R,R,3) uint8
     "What a column pastes."
     key = ("crop",) + depends_on(state, settings, column, t, quality)
+
     def make():
         if column != "stitched":
             G = state.models.generator if column == "inversion" else state.generator
-            w = edited_latent(state, settings, t) if column == "blended" else state.pivots[t:t + 1]
+            w = (
+                edited_latent(state, settings, t)
+                if column == "blended"
+                else state.pivots[t : t + 1]
+            )
             return dict(crop=next(draw(G, w)))
         config = settings.stitch if quality == "full" else first_look(settings.stitch)
-        try: image, _ = stitch_frame(state.generator, edited_latent(state, settings, t)[0], state.crops[t], None, frame_masks(state, settings)[t],
-                                     config, tuner=FrameTuner(state.generator, config, halt))
+        try:
+            image, _ = stitch_frame(
+                state.generator,
+                edited_latent(state, settings, t)[0],
+                state.crops[t],
+                None,
+                frame_masks(state, settings)[t],
+                config,
+                tuner=FrameTuner(state.generator, config, halt),
+            )
         except StitchError:
-            if halt is not None and halt.is_set(): raise Stopped("called off; what is finished is kept") from None
+            if halt is not None and halt.is_set():
+                raise Stopped("called off; what is finished is kept") from None
             raise
         return dict(crop=to_image(image))
+
     return state.cache.get(key, make, keep=column == "stitched" and quality == "full")["crop"]
 
-def cell_of(state, settings, column, t, quality="full")->dict:  # picture (H,W,3) uint8; steps: colour steps at the outline, its own and the source's; border: grey levels; psnr: dB
+
+def cell_of(
+    state, settings, column, t, quality="full"
+) -> dict:  # picture (H,W,3) uint8; steps: colour steps at the outline, its own and the source's; border: grey levels; psnr: dB
     "One cell of the figure, and what was measured of it."
+
     def make():
         frame, quad, masks = state.frame(t), state.quads[t], frame_masks(state, settings)[t]
         square = column in ("inversion", "pti")
         outline = None if square else masks.full
-        where = paste_mask(quad, torch.ones_like(masks.full) if square else masks.full, *frame.shape[:2])
+        where = paste_mask(
+            quad, torch.ones_like(masks.full) if square else masks.full, *frame.shape[:2]
+        )
         source = border_steps(frame, where)[0]
-        if column == "source": return dict(picture=frame, steps=np.array([source, source]), border=np.zeros(()), psnr=np.array(np.inf))
+        if column == "source":
+            return dict(
+                picture=frame,
+                steps=np.array([source, source]),
+                border=np.zeros(()),
+                psnr=np.array(np.inf),
+            )
         crop, real = crop_of(state, settings, column, t, quality), np.array(state.crops[t])
         kept = real if state.config.keep_detail and not square else None
         picture = paste(frame, crop, quad, outline, state.config.feather, residual=kept)
-        off = np.abs(crop.astype(np.float32) - real).mean(-1)[np.asarray(masks.border) > .5].mean()
-        return dict(picture=picture, steps=np.array([border_steps(picture, where)[0], source]), border=np.asarray(off, np.float64), psnr=psnr(crop, real))
+        off = np.abs(crop.astype(np.float32) - real).mean(-1)[np.asarray(masks.border) > 0.5].mean()
+        return dict(
+            picture=picture,
+            steps=np.array([border_steps(picture, where)[0], source]),
+            border=np.asarray(off, np.float64),
+            psnr=psnr(crop, real),
+        )
+
     return state.cache.get(("cell",) + depends_on(state, settings, column, t, quality), make)
 
 # %% ../nbs/93_panels.ipynb #bc33ea4e
 ZOOMS = ("hair", "neck", "mouth")
 
-def zoom_names(names)->tuple:
+
+def zoom_names(names) -> tuple:
     "Checked names of regions; none for an empty list."
     names = tuple(n for n in names if n)
     unknown = [n for n in names if n not in ZOOMS]
-    if unknown: raise StitchError(f"no region is called {unknown[0]!r}; there are: {', '.join(ZOOMS)}, or off")
+    if unknown:
+        raise StitchError(
+            f"no region is called {unknown[0]!r}; there are: {', '.join(ZOOMS)}, or off"
+        )
     return names
 
+
 def zoom_boxes(
-    state:ClipState,
-    settings:Settings,
+    state: ClipState,
+    settings: Settings,
     names=("hair", "neck"),  # of `ZOOMS`
-    part:float=.36,          # width of a region relative to the crop's
-)->dict:                     # name to one (x0,y0,x1,y1) per row, frame pixels
+    part: float = 0.36,  # width of a region relative to the crop's
+) -> dict:  # name to one (x0,y0,x1,y1) per row, frame pixels
     "The regions of each frame that the caption speaks of."
-    return {name: [_zoom_box(state, settings, name, t, part) for t in settings.frames] for name in zoom_names(names)}
+    return {
+        name: [_zoom_box(state, settings, name, t, part) for t in settings.frames]
+        for name in zoom_names(names)
+    }
+
 
 def _zoom_box(state, settings, name, t, part):
     R, quad, (H, W) = state.models.resolution, state.quads[t], state.frame(t).shape[:2]
     side = np.linalg.norm(quad[3] - quad[0])
-    w, h = max(8, min(W, round(part*side))), max(6, min(H, round(.75*part*side)))
+    w, h = max(8, min(W, round(part * side))), max(6, min(H, round(0.75 * part * side)))
     place = move_points(state.landmarks[t], frame_to_crop(quad, R))
-    if name == "mouth": x, y = place[48:68].mean(0)
-    else: x, y = state.cache.get(("zoom", state.key, state.tuned, name, t, part, [e.name for e in settings.edits], settings.dilation),
-                                 lambda: dict(at=_worst_border(state, settings, name, t, place, round(part*R))))["at"]
+    if name == "mouth":
+        x, y = place[48:68].mean(0)
+    else:
+        x, y = state.cache.get(
+            (
+                "zoom",
+                state.key,
+                state.tuned,
+                name,
+                t,
+                part,
+                [e.name for e in settings.edits],
+                settings.dilation,
+            ),
+            lambda: dict(at=_worst_border(state, settings, name, t, place, round(part * R))),
+        )["at"]
     x, y = move_points(np.array([x, y]), crop_to_frame(quad, R))
-    x0, y0 = int(np.clip(round(x - w/2), 0, W - w)), int(np.clip(round(y - h/2), 0, H - h))
+    x0, y0 = int(np.clip(round(x - w / 2), 0, W - w)), int(np.clip(round(y - h / 2), 0, H - h))
     return x0, y0, x0 + w, y0 + h
+
 
 def _worst_border(state, settings, name, t, place, width):
     "(2,) crop pixels: centre of the window whose part of the border departs most from the source."
-    moderate = replace(settings, edits=tuple(Edit(e.name, ((0, 2.),)) for e in settings.edits))
-    change = np.abs(crop_of(state, moderate, "blended", t).astype(np.float32) - state.crops[t]).mean(-1)
-    change = change*np.asarray(frame_masks(state, settings)[t].border)
+    moderate = replace(settings, edits=tuple(Edit(e.name, ((0, 2.0),)) for e in settings.edits))
+    change = np.abs(
+        crop_of(state, moderate, "blended", t).astype(np.float32) - state.crops[t]
+    ).mean(-1)
+    change = change * np.asarray(frame_masks(state, settings)[t].border)
     head, rows = torch.from_numpy(np.array(state.heads[t])).float(), np.arange(len(change))[:, None]
-    allowed = (rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]) & np.ones_like(change, bool)
-    outline = allowed & (boundary(head, 1).numpy() > 0)     # a window half inside and half outside shows the seam
-    k = width//2*2 + 1
-    total = F.avg_pool2d(torch.from_numpy(change*allowed)[None, None].float(), k, 1, k//2)[0, 0].numpy()
-    y, x = np.unravel_index(int(np.where(outline if outline.any() else allowed, total, -1).argmax()), total.shape)
+    allowed = (
+        rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]
+    ) & np.ones_like(change, bool)
+    outline = allowed & (
+        boundary(head, 1).numpy() > 0
+    )  # a window half inside and half outside shows the seam
+    k = width // 2 * 2 + 1
+    total = F.avg_pool2d(torch.from_numpy(change * allowed)[None, None].float(), k, 1, k // 2)[
+        0, 0
+    ].numpy()
+    y, x = np.unravel_index(
+        int(np.where(outline if outline.any() else allowed, total, -1).argmax()), total.shape
+    )
     return np.array([x, y], np.float64)
 
 # %% ../nbs/93_panels.ipynb #22d200f8
 class Asked(threading.Event):
     "An event that counts how often it was looked at: a stitching looks before every update."
+
     def __init__(self, halt=None, tick=None):
         super().__init__()
         self.halt, self.tick = halt, tick
 
-    def is_set(self)->bool:
-        if self.tick: self.tick()
+    def is_set(self) -> bool:
+        if self.tick:
+            self.tick()
         return self.halt is not None and self.halt.is_set()
 
+
 def in_order(
-    jobs,              # list of functions without arguments
-    workers:int,       # how many at once, sharing torch's threads
+    jobs,  # list of functions without arguments
+    workers: int,  # how many at once, sharing torch's threads
     halt=None,
-):                     # iterator of their results, in order
+):  # iterator of their results, in order
     "Run jobs on threads; if the event is set or the consumer goes away, those that wait are dropped."
     threads = torch.get_num_threads()
     gone = threading.Event()
+
     def one(job):
-        if gone.is_set() or (halt is not None and halt.is_set()): raise Stopped("called off; what is finished is kept")
-        torch.set_num_threads(max(1, threads//workers))
+        if gone.is_set() or (halt is not None and halt.is_set()):
+            raise Stopped("called off; what is finished is kept")
+        torch.set_num_threads(max(1, threads // workers))
         return job()
+
     pool = ThreadPoolExecutor(workers)
     try:
-        for result in [pool.submit(one, job) for job in jobs]: yield result.result()
+        for result in [pool.submit(one, job) for job in jobs]:
+            yield result.result()
     finally:
         gone.set()
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
 
-def workers_for(state, settings, jobs:int)->int:
+
+def workers_for(state, settings, jobs: int) -> int:
     "How many stitchings at once: as many as torch has threads, one on a GPU."
-    most = (settings.stitch.workers or torch.get_num_threads()) if state.models.device.type == "cpu" else 1
+    most = (
+        (settings.stitch.workers or torch.get_num_threads())
+        if state.models.device.type == "cpu"
+        else 1
+    )
     return max(1, min(most, jobs))
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     "Figure 3: pictures, regions and numbers."
-    settings:Settings
-    name:str         # of the clip
-    numbers_of:tuple # frame numbers as the video counts
-    pictures:dict    # column to a list of (H,W,3) uint8, one per row; None where it is not there yet
-    measured:dict    # column to dict(seam, border, psnr), over the rows
-    quality:str      # 'inverted', 'blended', 'preview', 'full'
 
-def is_stitched(state, settings, t)->bool: return ("crop",) + depends_on(state, settings, "stitched", t) in state.cache
+    settings: Settings
+    name: str  # of the clip
+    numbers_of: tuple  # frame numbers as the video counts
+    pictures: dict  # column to a list of (H,W,3) uint8, one per row; None where it is not there yet
+    measured: dict  # column to dict(seam, border, psnr), over the rows
+    quality: str  # 'inverted', 'blended', 'preview', 'full'
 
-def grid_of(state, settings, quality)->Grid:
+
+def is_stitched(state, settings, t) -> bool:
+    return ("crop",) + depends_on(state, settings, "stitched", t) in state.cache
+
+
+def grid_of(state, settings, quality) -> Grid:
     "The cells that this quality has; all others are None."
-    have = list(COLUMNS)[:dict(inverted=2, blended=4).get(quality, 5)]
+    have = list(COLUMNS)[: dict(inverted=2, blended=4).get(quality, 5)]
     best = lambda t: "full" if quality == "preview" and is_stitched(state, settings, t) else quality
     cells = {c: [cell_of(state, settings, c, t, best(t)) for t in settings.frames] for c in have}
-    numbers = {c: dict(seam=float(np.divide(*sum(x["steps"] for x in found))), **{k: float(np.mean([x[k] for x in found])) for k in ("border", "psnr")}) for c, found in cells.items()}
+    numbers = {
+        c: dict(
+            seam=float(np.divide(*sum(x["steps"] for x in found))),
+            **{k: float(np.mean([x[k] for x in found])) for k in ("border", "psnr")},
+        )
+        for c, found in cells.items()
+    }
     pictures = {c: [x["picture"] for x in cells[c]] if c in cells else None for c in COLUMNS}
-    return Grid(settings, Path(state.clip.path).name, tuple(map(state.number, settings.frames)), pictures, numbers, quality)
+    return Grid(
+        settings,
+        Path(state.clip.path).name,
+        tuple(map(state.number, settings.frames)),
+        pictures,
+        numbers,
+        quality,
+    )
+
 
 def grids(
-    state:ClipState,
-    settings:Settings,
-    progress=None,    # tick(done, total, text): updates of all stitchings
-    halt=None,        # threading.Event: set it to call the stitching off; `Stopped` is raised
-):                    # iterator of `Grid`: blended, preview, full
+    state: ClipState,
+    settings: Settings,
+    progress=None,  # tick(done, total, text): updates of all stitchings
+    halt=None,  # threading.Event: set it to call the stitching off; `Stopped` is raised
+):  # iterator of `Grid`: blended, preview, full
     "Figure 3 as it gets better; a cell that is known is not computed again."
-    if state.generator is None: raise StitchError("this clip has no tuned generator yet: call tune_state, or prepare with tune=True")
+    if state.generator is None:
+        raise StitchError(
+            "this clip has no tuned generator yet: call tune_state, or prepare with tune=True"
+        )
     full, looks = settings.stitch, ["full"]
     missing = [t for t in settings.frames if not is_stitched(state, settings, t)]
     if missing:
         yield grid_of(state, settings, "blended")
-        if full.steps > PREVIEW: looks = ["preview", "full"]
+        if full.steps > PREVIEW:
+            looks = ["preview", "full"]
     todo = [(look, t) for look in looks for t in missing]
-    total, done, lock = sum(PREVIEW if look == "preview" else full.steps for look, _ in todo), [0], threading.Lock()
+    total, done, lock = (
+        sum(PREVIEW if look == "preview" else full.steps for look, _ in todo),
+        [0],
+        threading.Lock(),
+    )
+
     def tick():
-        with lock: done[0] += 1
-        if progress: progress(min(done[0], total), total, "")
-    jobs = [lambda look=look, t=t: crop_of(state, settings, "stitched", t, look, Asked(halt, tick)) for look, t in todo]
+        with lock:
+            done[0] += 1
+        if progress:
+            progress(min(done[0], total), total, "")
+
+    jobs = [
+        lambda look=look, t=t: crop_of(state, settings, "stitched", t, look, Asked(halt, tick))
+        for look, t in todo
+    ]
     results = in_order(jobs, workers_for(state, settings, len(jobs)), halt)
     try:
         for look in looks:
-            for _ in range(sum(at == look for at, _ in todo)): next(results)
-            if progress and look == "full": progress(total, total, "")
+            for _ in range(sum(at == look for at, _ in todo)):
+                next(results)
+            if progress and look == "full":
+                progress(total, total, "")
             yield grid_of(state, settings, look)
-    finally: results.close()
+    finally:
+        results.close()
+
 
 def figure_3(
-    state:ClipState,      # from `prepare`
-    frames=None,          # as in `settings_for`
+    state: ClipState,  # from `prepare`
+    frames=None,  # as in `settings_for`
     edit="smile",
-    strength:float|None=2.,
-    dilation:int|None=None,
-    stitch:StitchConfig|None=None,
-    progress=None,        # as in `grids`
+    strength: float | None = 2.0,
+    dilation: int | None = None,
+    stitch: StitchConfig | None = None,
+    progress=None,  # as in `grids`
     halt=None,
-)->Grid:
+) -> Grid:
     "The paper's Figure 3: frames after every stage of the pipeline."
-    *_, last = grids(state, settings_for(state, frames, edit, strength, dilation, stitch), progress, halt)
+    *_, last = grids(
+        state, settings_for(state, frames, edit, strength, dilation, stitch), progress, halt
+    )
     return last
 
 # %% ../nbs/93_panels.ipynb #fc074d50
-def waiting(picture, size=20)->np.ndarray:
+def waiting(picture, size=20) -> np.ndarray:
     "A pale copy that says that something better is coming."
-    pale = Image.fromarray((255 - (255 - picture.astype(np.float32))*.25).round().astype(np.uint8))
-    ImageDraw.Draw(pale).text((pale.width/2, pale.height/2), "computing ...", "black", ImageFont.load_default(max(size, pale.width//14)), anchor="mm")
+    pale = Image.fromarray(
+        (255 - (255 - picture.astype(np.float32)) * 0.25).round().astype(np.uint8)
+    )
+    ImageDraw.Draw(pale).text(
+        (pale.width / 2, pale.height / 2),
+        "computing ...",
+        "black",
+        ImageFont.load_default(max(size, pale.width // 14)),
+        anchor="mm",
+    )
     return np.asarray(pale)
 
+
 def grid_sheet(
-    grid:Grid,
-    boxes=None,           # from `zoom_boxes`
-    numbers:bool=True,    # seam under the titles
-    cell:int|None=None,
-)->Sheet:
+    grid: Grid,
+    boxes=None,  # from `zoom_boxes`
+    numbers: bool = True,  # seam under the titles
+    cell: int | None = None,
+) -> Sheet:
     "The figure's sheet."
     last, columns, notes = None, {}, {}
     for column, title in COLUMNS.items():
         pictures = grid.pictures[column]
         columns[title] = pictures or [waiting(p) for p in last]
         last = pictures or last
-        if numbers and column in grid.measured: notes[title] = "as filmed" if column == "source" else f"seam {grid.measured[column]['seam']:.2f}"
+        if numbers and column in grid.measured:
+            notes[title] = (
+                "as filmed" if column == "source" else f"seam {grid.measured[column]['seam']:.2f}"
+            )
     return lay_out_grid(columns, [f"frame {n}" for n in grid.numbers_of], boxes, notes, cell)
 
-def describe(grid:Grid)->str:
+
+def describe(grid: Grid) -> str:
     "The figure in words, for those who cannot see it."
     edit, said = ", ".join(map(str, grid.settings.edits)), ""
     if {"blended", "stitched"} <= set(grid.measured):
-        said = "; the colour step at the outline, relative to the source's, is {:.2f} blended and {:.2f} stitched".format(*(grid.measured[k]["seam"] for k in ("blended", "stitched")))
+        said = "; the colour step at the outline, relative to the source's, is {:.2f} blended and {:.2f} stitched".format(
+            *(grid.measured[k]["seam"] for k in ("blended", "stitched"))
+        )
     rows = ", ".join(map(str, grid.numbers_of))
     return f"Figure 3 on {grid.name}, frames {rows} as rows, edit {edit}. Columns: {', '.join(COLUMNS.values())}{said}."
 
-def jpeg(picture, quality=88)->bytes:
+
+def jpeg(picture, quality=88) -> bytes:
     "A picture as a JPEG file in memory."
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "JPEG", quality=quality, subsampling=0)
     return out.getvalue()
 
+
 def display_grid(
-    grid:Grid,
+    grid: Grid,
     boxes=None,
-    cell:int|None=None,   # px, width of a frame
-    quality:int=85,       # of the JPEG
+    cell: int | None = None,  # px, width of a frame
+    quality: int = 85,  # of the JPEG
 ):
     "Show the figure as one JPEG with a text for those who cannot see it."
     from IPython.display import Image as Picture, display
-    display(Picture(data=jpeg(paint(grid_sheet(grid, boxes, cell=cell)), quality), format="jpeg", alt=describe(grid)))
+
+    display(
+        Picture(
+            data=jpeg(paint(grid_sheet(grid, boxes, cell=cell)), quality),
+            format="jpeg",
+            alt=describe(grid),
+        )
+    )
 
 # %% ../nbs/93_panels.ipynb #af3e1334
 def column_frames(
-    rows,                 # iterable of lists of pictures (H,W,3) uint8, one per column
-    titles,               # one per column
-    height:int|None=None, # px of a column; None: its own, at most 256
-):                        # iterator of (h,w,3) uint8, both even
+    rows,  # iterable of lists of pictures (H,W,3) uint8, one per column
+    titles,  # one per column
+    height: int | None = None,  # px of a column; None: its own, at most 256
+):  # iterator of (h,w,3) uint8, both even
     "The columns side by side under their titles, frame by frame."
     titles, header = list(titles), None
     for pictures in rows:
         (H, W), high = pictures[0].shape[:2], height or min(pictures[0].shape[0], 256)
-        wide = round(W*high/H)
+        wide = round(W * high / H)
         row = np.concatenate([smooth_resize(as_image(p), wide, high) for p in pictures], 1)
         if header is None:
-            size = max(11, min(round(len(titles)*wide/58), round(1.6*wide/max(map(len, titles)))))
-            sheet = Sheet(row.shape[1], round(1.8*size))
-            sheet.texts = [((i + .5)*wide, .9*size, title, size, "m", "black", True) for i, title in enumerate(titles)]
+            size = max(
+                11, min(round(len(titles) * wide / 58), round(1.6 * wide / max(map(len, titles))))
+            )
+            sheet = Sheet(row.shape[1], round(1.8 * size))
+            sheet.texts = [
+                ((i + 0.5) * wide, 0.9 * size, title, size, "m", "black", True)
+                for i, title in enumerate(titles)
+            ]
             header = paint(sheet)
         page = np.concatenate([header, row])
-        yield np.pad(page, ((0, page.shape[0]%2), (0, page.shape[1]%2), (0, 0)), mode="edge")
+        yield np.pad(page, ((0, page.shape[0] % 2), (0, page.shape[1] % 2), (0, 0)), mode="edge")
+
 
 def video_rows(
-    state:ClipState,
-    settings:Settings,      # its `frames` are not looked at
-    part:slice=slice(None), # frames of the clip
-    quality:str="full",     # or 'preview': a few updates a frame
-    progress=None,          # tick(done, total, text): frames
+    state: ClipState,
+    settings: Settings,  # its `frames` are not looked at
+    part: slice = slice(None),  # frames of the clip
+    quality: str = "full",  # or 'preview': a few updates a frame
+    progress=None,  # tick(done, total, text): frames
     halt=None,
-):                          # iterator of five pictures each
+):  # iterator of five pictures each
     "One row of Figure 3 after the other, one for each frame."
     frames = range(*part.indices(len(state)))
-    if not frames: raise StitchError(f"frames {part.start}:{part.stop} are empty, the clip has {len(state)}; choose others")
-    jobs = [lambda t=t: crop_of(state, settings, "stitched", t, quality, Asked(halt)) for t in frames]
-    for n, (t, _) in enumerate(zip(frames, in_order(jobs, workers_for(state, settings, len(jobs)), halt)), 1):
-        if progress: progress(n, len(frames), "")
+    if not frames:
+        raise StitchError(
+            f"frames {part.start}:{part.stop} are empty, the clip has {len(state)}; choose others"
+        )
+    jobs = [
+        lambda t=t: crop_of(state, settings, "stitched", t, quality, Asked(halt)) for t in frames
+    ]
+    for n, (t, _) in enumerate(
+        zip(frames, in_order(jobs, workers_for(state, settings, len(jobs)), halt)), 1
+    ):
+        if progress:
+            progress(n, len(frames), "")
         yield [cell_of(state, settings, c, t, quality)["picture"] for c in COLUMNS]
 
+
 def figure_3_video(
-    state:ClipState,
-    settings:Settings,
-    path:str|Path,          # .mp4
-    part:slice=slice(None), # frames of the clip
-    quality:str="full",     # or 'preview'
-    height:int|None=None,   # px of a column
-    crf:int=23,
+    state: ClipState,
+    settings: Settings,
+    path: str | Path,  # .mp4
+    part: slice = slice(None),  # frames of the clip
+    quality: str = "full",  # or 'preview'
+    height: int | None = None,  # px of a column
+    crf: int = 23,
     progress=None,
     halt=None,
-)->Path:
+) -> Path:
     "Figure 3 as video, the columns in step."
     rows = video_rows(state, settings, part, quality, progress, halt)
     return write_video(column_frames(rows, COLUMNS.values(), height), path, state.clip.fps, crf=crf)
@@ -673,97 +1071,275 @@ STYLE = """<style>
 .stitch-figure3 video {max-width:100%; height:auto}
 </style>"""
 
+
 def img_tag(
-    picture:np.ndarray,  # (H,W,3) uint8
-    alt:str,             # what it shows, in words
-    quality:int=88,
-)->str:
+    picture: np.ndarray,  # (H,W,3) uint8
+    alt: str,  # what it shows, in words
+    quality: int = 88,
+) -> str:
     "HTML of a picture that fills its place and no more than its own width."
     data = base64.b64encode(jpeg(picture, quality)).decode()
     return f'<img alt="{html.escape(alt, quote=True)}" style="max-width:{picture.shape[1]}px" src="data:image/jpeg;base64,{data}">'
 
+
 def film_strip(
-    state:ClipState,
-    chosen,           # frame numbers to mark
-    n:int=12,         # pictures
-    height:int=84,    # px
-)->np.ndarray:        # (H,W,3) uint8
+    state: ClipState,
+    chosen,  # frame numbers to mark
+    n: int = 12,  # pictures
+    height: int = 84,  # px
+) -> np.ndarray:  # (H,W,3) uint8
     "The clip at a glance; the chosen frames are marked below it with their row's number."
     T = len(state)
-    at = [round((i + .5)*T/n - .5) for i in range(min(n, T))] if T > n else range(T)
-    film = np.concatenate([smooth_resize(p, round(p.shape[1]*height/p.shape[0]), height) for p in (state.frame(t) for t in at)], 1)
+    at = [round((i + 0.5) * T / n - 0.5) for i in range(min(n, T))] if T > n else range(T)
+    film = np.concatenate(
+        [
+            smooth_resize(p, round(p.shape[1] * height / p.shape[0]), height)
+            for p in (state.frame(t) for t in at)
+        ],
+        1,
+    )
     sheet = Sheet(film.shape[1], height + 22, [(film, 0, 0, film.shape[1], height)])
     for row, (t, colour) in enumerate(zip(chosen, ("orange", "sky", "green")), 1):
-        x = round((t + .5)/T*film.shape[1])
+        x = round((t + 0.5) / T * film.shape[1])
         sheet.outlines.append((x - 2, 0, 4, height + 4, OKABE_ITO[colour], 2))
-        sheet.texts.append((min(max(x, 8), film.shape[1] - 8), height + 13, str(row), 16, "m", "black", True))
+        sheet.texts.append(
+            (min(max(x, 8), film.shape[1] - 8), height + 13, str(row), 16, "m", "black", True)
+        )
     return paint(sheet)
 
-def numbers_table(grid:Grid)->str:
+
+def numbers_table(grid: Grid) -> str:
     "The figure's numbers as an HTML table."
     head = "".join(f"<th scope=col>{html.escape(title)}</th>" for title in COLUMNS.values())
     said = lambda value, form: form.format(value) if np.isfinite(value) else "the same"
-    row = lambda name, key, form: f"<tr><th scope=row>{name}</th>" + "".join(f"<td>{said(grid.measured[c][key], form) if c in grid.measured else '...'}</td>" for c in COLUMNS) + "</tr>"
-    return (f"<table><tr><td></td>{head}</tr>" + row("seam (1: as filmed)", "seam", "{:.2f}") + row("off the source in the border, grey levels", "border", "{:.1f}")
-            + row("like the source in the whole crop, dB", "psnr", "{:.1f}") + "</table>")
+    row = lambda name, key, form: (
+        f"<tr><th scope=row>{name}</th>"
+        + "".join(
+            f"<td>{said(grid.measured[c][key], form) if c in grid.measured else '...'}</td>"
+            for c in COLUMNS
+        )
+        + "</tr>"
+    )
+    return (
+        f"<table><tr><td></td>{head}</tr>"
+        + row("seam (1: as filmed)", "seam", "{:.2f}")
+        + row("off the source in the border, grey levels", "border", "{:.1f}")
+        + row("like the source in the whole crop, dB", "psnr", "{:.1f}")
+        + "</table>"
+    )
 
 # %% ../nbs/93_panels.ipynb #98fbc42f
 class Figure3App:
     "Figure 3 with its knobs, for a notebook."
-    def __init__(self,
-        clip:str="talk",              # the name of a sample, or a path
-        edit:str|None=None,           # None: 'smile' if the bundle has it, else its first
-        strength:float=2.,
-        models:Bundle|str|None=None,  # None: the default bundle
-        config:RunConfig|None=None,   # None: what suits the bundle
-        folder:str|Path|None=None,    # where prepared clips are kept; None: `default_folder()`
-        every:int=1,                  # PTI sees each `every`-th frame
-        start:bool=True,              # begin to work at once
+
+    def __init__(
+        self,
+        clip: str = "talk",  # the name of a sample, or a path
+        edit: str | None = None,  # None: 'smile' if the bundle has it, else its first
+        strength: float = 2.0,
+        models: Bundle | str | None = None,  # None: the default bundle
+        config: RunConfig | None = None,  # None: what suits the bundle
+        folder: str | Path | None = None,  # where prepared clips are kept; None: `default_folder()`
+        every: int = 1,  # PTI sees each `every`-th frame
+        start: bool = True,  # begin to work at once
     ):
         self.models = models if isinstance(models, Bundle) else load_models(models)
-        if not self.models.directions: raise StitchError(f"bundle {self.models.name!r} has no edits to show")
+        if not self.models.directions:
+            raise StitchError(f"bundle {self.models.name!r} has no edits to show")
         self.config, self.every = config or RunConfig.for_models(self.models), every
         self.folder = Path(folder) if folder is not None else default_folder()
         self.state = self.wanted = self.opened = self.grid = self.picture = self.error = None
-        self.bell, self.idle, self.halt = threading.Condition(), threading.Event(), threading.Event()
-        self.asked, self.closed, self.tuning, self.video_wanted, self.said = False, False, False, False, 0.
+        self.bell, self.idle, self.halt = (
+            threading.Condition(),
+            threading.Event(),
+            threading.Event(),
+        )
+        self.asked, self.closed, self.tuning, self.video_wanted, self.said = (
+            False,
+            False,
+            False,
+            False,
+            0.0,
+        )
         self._build(clip, edit, strength)
         self.thread = threading.Thread(target=self._work, daemon=True, name="figure 3")
         self.thread.start()
-        if start: self._ask()
-        else: self.idle.set()
+        if start:
+            self._ask()
+        else:
+            self.idle.set()
 
     def _build(self, clip, edit, strength):
         "The controls; each has a class by which tests and style sheets find it."
         import ipywidgets as w
+
         names, R, samples = list(self.models.directions), self.models.resolution, sample_clips()
         text = dict(description_width="130px")
+
         def made(cls, kind, *args, **kwargs):
-            widget = cls(*args, **{**dict(layout=w.Layout(width="auto", flex="1 1 300px", min_width="240px"), style=text), **kwargs})
+            widget = cls(
+                *args,
+                **{
+                    **dict(
+                        layout=w.Layout(width="auto", flex="1 1 300px", min_width="240px"),
+                        style=text,
+                    ),
+                    **kwargs,
+                },
+            )
             return widget.add_class(f"stitch-{kind}")
-        self.clip = made(w.Dropdown, "clip", options=[*samples, "a file"], value=clip if clip in samples else "a file", description="clip")
-        self.path = made(w.Text, "path", value="" if clip in samples else str(clip), placeholder="path of a video", description="file", continuous_update=False)
-        self.upload = made(w.FileUpload, "upload", accept="video/*", multiple=False, description="upload a video", style={})
-        self.frames = [made(w.IntSlider, f"frame-{i}", 0, 0, 1, description=f"frame of row {i}") for i in (1, 2, 3)]
-        self.edit = made(w.Dropdown, "edit", options=names, value=edit or ("smile" if "smile" in names else names[0]), description="edit")
-        self.strength = made(w.FloatSlider, "strength", strength, min=-4, max=4, step=.25, description="strength")
-        self.passes = made(w.IntSlider, "passes", self.config.pti.passes, min=0, max=max(40, self.config.pti.passes), description="PTI passes", continuous_update=False)
-        self.dilation = made(w.IntSlider, "dilation", self.config.dilation or round(R*50/1024), min=1, max=R//4, description="border, px", continuous_update=False)
-        self.norm = made(w.Dropdown, "norm", options=[("l1 (paper)", "l1"), ("l2 (authors' code)", "l2")], value=self.config.stitch.norm, description="norm")
-        self.lambda_m = made(w.FloatLogSlider, "lambda", max(self.config.stitch.lambda_m, 1e-3), min=-3, max=1, step=.25, description="lambda_m", continuous_update=False)
-        self.zoom = made(w.Dropdown, "zoom", options=["hair + neck", "hair", "neck", "mouth", "off"], description="enlarge")
-        self.part = made(w.IntRangeSlider, "part", value=(0, 1), min=0, max=1, description="video of frames", continuous_update=False)
-        self.video_button = made(w.Button, "video-button", description="make the video", style={}, layout=w.Layout(width="150px"))
-        self.cancel = made(w.Button, "cancel", description="cancel", style={}, disabled=True, layout=w.Layout(width="100px"))
-        self.progress = made(w.IntProgress, "progress", 0, 0, 1000, layout=w.Layout(flex="1 1 200px", width="auto", height="22px"), style=dict(bar_color=OKABE_ITO["blue"]))
-        plain = lambda kind, value="": made(w.HTML, kind, value, style={}, layout=w.Layout(width="100%"))
-        self.status, self.film, self.image, self.table, self.video = (plain(k) for k in ("status", "film", "picture", "numbers", "video"))
-        row = lambda *items: w.Box(items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center"))
+
+        self.clip = made(
+            w.Dropdown,
+            "clip",
+            options=[*samples, "a file"],
+            value=clip if clip in samples else "a file",
+            description="clip",
+        )
+        self.path = made(
+            w.Text,
+            "path",
+            value="" if clip in samples else str(clip),
+            placeholder="path of a video",
+            description="file",
+            continuous_update=False,
+        )
+        self.upload = made(
+            w.FileUpload,
+            "upload",
+            accept="video/*",
+            multiple=False,
+            description="upload a video",
+            style={},
+        )
+        self.frames = [
+            made(w.IntSlider, f"frame-{i}", 0, 0, 1, description=f"frame of row {i}")
+            for i in (1, 2, 3)
+        ]
+        self.edit = made(
+            w.Dropdown,
+            "edit",
+            options=names,
+            value=edit or ("smile" if "smile" in names else names[0]),
+            description="edit",
+        )
+        self.strength = made(
+            w.FloatSlider, "strength", strength, min=-4, max=4, step=0.25, description="strength"
+        )
+        self.passes = made(
+            w.IntSlider,
+            "passes",
+            self.config.pti.passes,
+            min=0,
+            max=max(40, self.config.pti.passes),
+            description="PTI passes",
+            continuous_update=False,
+        )
+        self.dilation = made(
+            w.IntSlider,
+            "dilation",
+            self.config.dilation or round(R * 50 / 1024),
+            min=1,
+            max=R // 4,
+            description="border, px",
+            continuous_update=False,
+        )
+        self.norm = made(
+            w.Dropdown,
+            "norm",
+            options=[("l1 (paper)", "l1"), ("l2 (authors' code)", "l2")],
+            value=self.config.stitch.norm,
+            description="norm",
+        )
+        self.lambda_m = made(
+            w.FloatLogSlider,
+            "lambda",
+            max(self.config.stitch.lambda_m, 1e-3),
+            min=-3,
+            max=1,
+            step=0.25,
+            description="lambda_m",
+            continuous_update=False,
+        )
+        self.zoom = made(
+            w.Dropdown,
+            "zoom",
+            options=["hair + neck", "hair", "neck", "mouth", "off"],
+            description="enlarge",
+        )
+        self.part = made(
+            w.IntRangeSlider,
+            "part",
+            value=(0, 1),
+            min=0,
+            max=1,
+            description="video of frames",
+            continuous_update=False,
+        )
+        self.video_button = made(
+            w.Button,
+            "video-button",
+            description="make the video",
+            style={},
+            layout=w.Layout(width="150px"),
+        )
+        self.cancel = made(
+            w.Button,
+            "cancel",
+            description="cancel",
+            style={},
+            disabled=True,
+            layout=w.Layout(width="100px"),
+        )
+        self.progress = made(
+            w.IntProgress,
+            "progress",
+            0,
+            0,
+            1000,
+            layout=w.Layout(flex="1 1 200px", width="auto", height="22px"),
+            style=dict(bar_color=OKABE_ITO["blue"]),
+        )
+        plain = lambda kind, value="": made(
+            w.HTML, kind, value, style={}, layout=w.Layout(width="100%")
+        )
+        self.status, self.film, self.image, self.table, self.video = (
+            plain(k) for k in ("status", "film", "picture", "numbers", "video")
+        )
+        row = lambda *items: w.Box(
+            items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center")
+        )
         bar = row(self.progress, self.cancel)
-        self.root = w.VBox([plain("style", STYLE), row(self.clip, self.path, self.upload), self.film, row(*self.frames), row(self.edit, self.strength, self.zoom),
-                            row(self.passes, self.dilation, self.norm, self.lambda_m), bar, self.status, self.image, self.table, row(self.part, self.video_button), self.video],
-                           layout=w.Layout(width="100%")).add_class("stitch-figure3")
-        for widget in (self.clip, self.path, self.upload, *self.frames, self.edit, self.strength, self.passes, self.dilation, self.norm, self.lambda_m, self.zoom):
+        self.root = w.VBox(
+            [
+                plain("style", STYLE),
+                row(self.clip, self.path, self.upload),
+                self.film,
+                row(*self.frames),
+                row(self.edit, self.strength, self.zoom),
+                row(self.passes, self.dilation, self.norm, self.lambda_m),
+                bar,
+                self.status,
+                self.image,
+                self.table,
+                row(self.part, self.video_button),
+                self.video,
+            ],
+            layout=w.Layout(width="100%"),
+        ).add_class("stitch-figure3")
+        for widget in (
+            self.clip,
+            self.path,
+            self.upload,
+            *self.frames,
+            self.edit,
+            self.strength,
+            self.passes,
+            self.dilation,
+            self.norm,
+            self.lambda_m,
+            self.zoom,
+        ):
             widget.observe(self._changed, "value")
         self.video_button.on_click(lambda _: self._ask(video=True))
         self.cancel.on_click(lambda _: self.stop())
@@ -774,17 +1350,23 @@ class Figure3App:
         self.path.layout.display = self.upload.layout.display = hidden
 
     def _changed(self, change):
-        if change["owner"] is self.clip: self._show_file()
-        if not self.quiet: self._ask(keep=self.tuning and change["owner"] not in (self.clip, self.path, self.upload, self.passes))
+        if change["owner"] is self.clip:
+            self._show_file()
+        if not self.quiet:
+            self._ask(
+                keep=self.tuning
+                and change["owner"] not in (self.clip, self.path, self.upload, self.passes)
+            )
 
-    quiet = False   # while the app itself sets sliders
+    quiet = False  # while the app itself sets sliders
 
     def _ask(self, keep=False, video=False):
         "Something is wanted; what is under way is called off unless it is needed anyway (`keep`)."
         with self.bell:
             self.asked, self.video_wanted = True, self.video_wanted or video
             self.idle.clear()
-            if not keep: self.halt.set()
+            if not keep:
+                self.halt.set()
             self.bell.notify()
 
     def stop(self):
@@ -800,24 +1382,37 @@ class Figure3App:
             self.halt.set()
             self.bell.notify()
 
-    def wait(self, seconds:float=60.)->bool:  # whether everything that was wanted is there
+    def wait(self, seconds: float = 60.0) -> bool:  # whether everything that was wanted is there
         return self.idle.wait(seconds)
 
     def _work(self):
         while True:
             with self.bell:
-                while not self.asked and not self.closed: self.bell.wait()
-                if self.closed: return
-                self.asked, self.halt, video, self.video_wanted = False, threading.Event(), self.video_wanted, False
+                while not self.asked and not self.closed:
+                    self.bell.wait()
+                if self.closed:
+                    return
+                self.asked, self.halt, video, self.video_wanted = (
+                    False,
+                    threading.Event(),
+                    self.video_wanted,
+                    False,
+                )
             self.cancel.disabled = False
             try:
                 self.error = None
                 self._show(self.halt)
-                if video: self._make_video(self.halt)
+                if video:
+                    self._make_video(self.halt)
                 self._say("ready")
-            except Stopped: self._say("cancelled: move a control to go on" if not self.asked else "", 0)
-            except StitchError as error: self._fail(str(error))
-            except Exception as error: self._fail(f"{type(error).__name__}: {error}")   # shown in the page: a thread has nobody else to tell
+            except Stopped:
+                self._say("cancelled: move a control to go on" if not self.asked else "", 0)
+            except StitchError as error:
+                self._fail(str(error))
+            except Exception as error:
+                self._fail(
+                    f"{type(error).__name__}: {error}"
+                )  # shown in the page: a thread has nobody else to tell
             with self.bell:
                 if not self.asked:
                     self.cancel.disabled = True
@@ -826,72 +1421,124 @@ class Figure3App:
     def _say(self, text, part=None):
         "A line under the bar, for eyes and screen readers."
         self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
-        if part is not None: self.progress.value = round(1000*part)
+        if part is not None:
+            self.progress.value = round(1000 * part)
 
     def _fail(self, text):
         self.error = text
-        self.status.value = f'<div role="alert" class="stitch-error"><b>Error:</b> {html.escape(text)}</div>'
+        self.status.value = (
+            f'<div role="alert" class="stitch-error"><b>Error:</b> {html.escape(text)}</div>'
+        )
         self.progress.value = 0
 
     @contextmanager
     def _stage(self, name):
         "A stage's progress as the bar's; ten times a second at most."
-        said = dict(faces="finding the face", crops="cropping", masks="segmenting", pivots="inverting", generator="tuning the generator (PTI)")
+        said = dict(
+            faces="finding the face",
+            crops="cropping",
+            masks="segmenting",
+            pivots="inverting",
+            generator="tuning the generator (PTI)",
+        )
         text = said.get(name, name)
         self._say(text, 0)
+
         def tick(done, total, note=""):
-            if time.monotonic() - self.said < .1 and done < total: return
+            if time.monotonic() - self.said < 0.1 and done < total:
+                return
             self.said = time.monotonic()
-            self._say(f"{text}: {done} of {total}", done/max(total, 1))
+            self._say(f"{text}: {done} of {total}", done / max(total, 1))
+
         yield tick
 
     def _source(self):
         "The video that is asked for."
-        if self.clip.value != "a file": return self.clip.value
+        if self.clip.value != "a file":
+            return self.clip.value
         if self.upload.value:
             file = self.upload.value[0]
             data = bytes(file["content"])
-            path = self.folder/"uploads"/f"{hash_of(data)}-{Path(file['name']).name}"
+            path = self.folder / "uploads" / f"{hash_of(data)}-{Path(file['name']).name}"
             if not path.is_file():
-                with atomic_path(path) as part: Path(part).write_bytes(data)
+                with atomic_path(path) as part:
+                    Path(part).write_bytes(data)
             return str(path)
         return self.path.value
 
     def _show(self, halt):
         "Do all that the controls ask for."
-        config = replace(self.config, tune=self.passes.value > 0, pti=replace(self.config.pti, passes=max(self.passes.value, 1)))
+        config = replace(
+            self.config,
+            tune=self.passes.value > 0,
+            pti=replace(self.config.pti, passes=max(self.passes.value, 1)),
+        )
         source, wanted = self._source(), (self._source(), config)
         if self.opened is None or self.opened[0] != source:
-            state = prepare(source, self.models, config, self.folder, tune=False, progress=self._stage, halt=halt)
+            state = prepare(
+                source,
+                self.models,
+                config,
+                self.folder,
+                tune=False,
+                progress=self._stage,
+                halt=halt,
+            )
             self.opened = (source, state)
             self._set_sliders(state)
         if self.wanted != wanted:
-            self._draw(self.opened[1], grid_of(self.opened[1], self._settings(self.opened[1]), "inverted"))
+            self._draw(
+                self.opened[1], grid_of(self.opened[1], self._settings(self.opened[1]), "inverted")
+            )
             self.tuning = True
-            try: self.state, self.wanted = tune_state(self.opened[1], config, self.every, self._stage, halt), wanted
-            finally: self.tuning = False
+            try:
+                self.state, self.wanted = (
+                    tune_state(self.opened[1], config, self.every, self._stage, halt),
+                    wanted,
+                )
+            finally:
+                self.tuning = False
         state, settings = self.state, self._settings(self.state)
-        self.film.value = img_tag(film_strip(state, settings.frames), f"the clip, with frames {', '.join(map(str, settings.frames))} marked", 75)
+        self.film.value = img_tag(
+            film_strip(state, settings.frames),
+            f"the clip, with frames {', '.join(map(str, settings.frames))} marked",
+            75,
+        )
         with self._stage("stitching") as tick:
-            for grid in grids(state, settings, tick, halt): self._draw(state, grid)
+            for grid in grids(state, settings, tick, halt):
+                self._draw(state, grid)
 
     def _set_sliders(self, state):
         "The frames' sliders for another clip; nothing is asked for by this."
         self.quiet, T = True, len(state)
         try:
-            for slider, t in zip(self.frames, (strip_frames(T)*3)[:3] if T < 3 else strip_frames(T)):
+            for slider, t in zip(
+                self.frames, (strip_frames(T) * 3)[:3] if T < 3 else strip_frames(T)
+            ):
                 slider.max = T - 1
                 slider.value = t
             self.part.max = T
             self.part.value = (0, min(T, 24))
-        finally: self.quiet = False
+        finally:
+            self.quiet = False
 
     def _settings(self, state):
         stitch = replace(self.config.stitch, norm=self.norm.value, lambda_m=self.lambda_m.value)
-        return settings_for(state, [s.value for s in self.frames], self.edit.value, self.strength.value, self.dilation.value, stitch)
+        return settings_for(
+            state,
+            [s.value for s in self.frames],
+            self.edit.value,
+            self.strength.value,
+            self.dilation.value,
+            stitch,
+        )
 
     def _draw(self, state, grid):
-        zooms = [] if self.zoom.value == "off" or state.generator is None else self.zoom.value.split(" + ")
+        zooms = (
+            []
+            if self.zoom.value == "off" or state.generator is None
+            else self.zoom.value.split(" + ")
+        )
         boxes = zoom_boxes(state, grid.settings, zooms)
         self.grid, self.picture = grid, paint(grid_sheet(grid, boxes))
         self.image.value = img_tag(self.picture, describe(grid), 82)
@@ -899,81 +1546,133 @@ class Figure3App:
 
     def _make_video(self, halt):
         state, settings = self.state, self._settings(self.state)
-        part, path = slice(*self.part.value), self.folder/"video.mp4"
-        with self._stage("video") as tick: figure_3_video(state, settings, path, part, "preview", height=200, crf=26, progress=tick, halt=halt)
-        words = html.escape(f"The five columns of Figure 3 in step, frames {part.start} to {part.stop - 1}", quote=True)
-        self.video.value = inline_video(path).data.replace("<video ", f'<video aria-label="{words}" ', 1)
+        part, path = slice(*self.part.value), self.folder / "video.mp4"
+        with self._stage("video") as tick:
+            figure_3_video(
+                state, settings, path, part, "preview", height=200, crf=26, progress=tick, halt=halt
+            )
+        words = html.escape(
+            f"The five columns of Figure 3 in step, frames {part.start} to {part.stop - 1}",
+            quote=True,
+        )
+        self.video.value = inline_video(path).data.replace(
+            "<video ", f'<video aria-label="{words}" ', 1
+        )
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         "The widgets; a page that is read without a kernel keeps the sentence."
         data = dict(self.root._repr_mimebundle_())
-        return data | {"text/plain": "Figure 3 with its knobs: run this cell to move them; the picture above is what it draws."}
+        return data | {
+            "text/plain": "Figure 3 with its knobs: run this cell to move them; the picture above is what it draws."
+        }
 
 # %% ../nbs/93_panels.ipynb #e1822db4
 def write_figure_3(
-    clip:Clip,
-    edits,               # texts: 'smile=2'
-    out:Path,            # folder: the three files, and stages/
-    models:Bundle,
-    config:RunConfig,
-    rows=None,           # frame numbers, as the video counts; None: three, spread over the clip
+    clip: Clip,
+    edits,  # texts: 'smile=2'
+    out: Path,  # folder: the three files, and stages/
+    models: Bundle,
+    config: RunConfig,
+    rows=None,  # frame numbers, as the video counts; None: three, spread over the clip
     zoom=("hair", "neck"),
-    video:slice|None=slice(None),  # frames of the clip; None: no video
+    video: slice | None = slice(None),  # frames of the clip; None: no video
     progress=None,
-    every:int=1,         # PTI sees each `every`-th frame
-)->dict:                 # kind to path
+    every: int = 1,  # PTI sees each `every`-th frame
+) -> dict:  # kind to path
     "Figure 3 as PNG, PDF and mp4."
     rows = None if rows is None else [n - clip.start for n in rows]
     wrong = [n + clip.start for n in rows or () if n not in range(len(clip))]
-    if wrong: raise StitchError(f"frame {wrong[0]} is not in the clip: it has frames {clip.start} to {clip.start + len(clip) - 1}")
+    if wrong:
+        raise StitchError(
+            f"frame {wrong[0]} is not in the clip: it has frames {clip.start} to {clip.start + len(clip) - 1}"
+        )
     as_edits(edits, models)
     zoom_names(zoom)
-    state = prepare(clip, models, config, out/"stages", every, progress=progress)
+    state = prepare(clip, models, config, out / "stages", every, progress=progress)
     settings = settings_for(state, rows, edits)
-    with (progress or (lambda _: nullcontext(None)))("figure") as tick: *_, grid = grids(state, settings, tick)
+    with (progress or (lambda _: nullcontext(None)))("figure") as tick:
+        *_, grid = grids(state, settings, tick)
     boxes = zoom_boxes(state, settings, zoom)
     sheet = grid_sheet(grid, boxes)
-    made = dict(png=out/"figure_3.png", pdf=paint_pdf(sheet, out/"figure_3.pdf"))
-    with atomic_path(made["png"]) as part: Image.fromarray(paint(sheet)).save(part)
+    made = dict(png=out / "figure_3.png", pdf=paint_pdf(sheet, out / "figure_3.pdf"))
+    with atomic_path(made["png"]) as part:
+        Image.fromarray(paint(sheet)).save(part)
     if video is not None:
-        with (progress or (lambda _: nullcontext(None)))("video") as tick: made["mp4"] = figure_3_video(state, settings, out/"figure_3.mp4", video, progress=tick)
+        with (progress or (lambda _: nullcontext(None)))("video") as tick:
+            made["mp4"] = figure_3_video(
+                state, settings, out / "figure_3.mp4", video, progress=tick
+            )
     return made
 
-def as_rows(text:str):
+
+def as_rows(text: str):
     "Frame numbers as they are typed: '12,36,60'; nothing for an empty text."
-    if not text.strip(): return None
-    try: return [int(n) for n in text.split(",")]
-    except ValueError: raise StitchError(f"rows {text!r} are not frame numbers; write 12,36,60") from None
+    if not text.strip():
+        return None
+    try:
+        return [int(n) for n in text.split(",")]
+    except ValueError:
+        raise StitchError(f"rows {text!r} are not frame numbers; write 12,36,60") from None
+
 
 @call_parse
 def stitch_figure(
-    figure:str, # which figure of the paper: 3 (after every stage) or 9 (the ablation)
-    clip:Param("a sample (talk, turn, pan, ...), or a video: mp4, mov, mkv, webm, or a folder of frames", str, opt=False, nargs="?")="talk",
-    edit:Param("what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)", action="append")=None,
-    out:str="", # folder; default: stitch_figure_<name of the clip>
-    rows:str="", # frame numbers of the rows, e.g. 12,36,60; default: three, spread over the clip
-    frames:str="", # part of the clip, A:B in frames; default: all
-    zoom:str="hair,neck", # regions enlarged below each frame: hair, neck, mouth; or off
-    video:str="", # part of the clip that is shown as video, A:B in frames; default: all; no: no video
-    models:str=None, # networks, as in stitch_edit (default: STITCH_MODELS, else people)
-    pti_steps:int=None, # passes over the clip in tuning the generator (default: 16, official weights 80)
-    stitch_steps:int=None, # updates per frame in stitching (default: 60, official weights 100)
-    norm:str=None, # of the stitching loss: l1 (paper), l2 (the authors' code)
-    lambda_m:float=None, # weight of the edited content in stitching
-    dilation:int=None, # width of the border, pixels of the crop; default: the authors' 50 at 1024, in proportion
-    mask:str=RunConfig().mask, # parser (labels of the crop), hull (of the landmarks), auto
-    device:str="cpu", # auto, cpu, cuda, mps
+    figure: str,  # which figure of the paper: 3 (after every stage) or 9 (the ablation)
+    clip: Param(
+        "a sample (talk, turn, pan, ...), or a video: mp4, mov, mkv, webm, or a folder of frames",
+        str,
+        opt=False,
+        nargs="?",
+    ) = "talk",
+    edit: Param(
+        "what to change, e.g. smile=2, age=-1; may be given several times (default: smile=2)",
+        action="append",
+    ) = None,
+    out: str = "",  # folder; default: stitch_figure_<name of the clip>
+    rows: str = "",  # frame numbers of the rows, e.g. 12,36,60; default: three, spread over the clip
+    frames: str = "",  # part of the clip, A:B in frames; default: all
+    zoom: str = "hair,neck",  # regions enlarged below each frame: hair, neck, mouth; or off
+    video: str = "",  # part of the clip that is shown as video, A:B in frames; default: all; no: no video
+    models: str = None,  # networks, as in stitch_edit (default: STITCH_MODELS, else people)
+    pti_steps: int = None,  # passes over the clip in tuning the generator (default: 16, official weights 80)
+    stitch_steps: int = None,  # updates per frame in stitching (default: 60, official weights 100)
+    norm: str = None,  # of the stitching loss: l1 (paper), l2 (the authors' code)
+    lambda_m: float = None,  # weight of the edited content in stitching
+    dilation: int = None,  # width of the border, pixels of the crop; default: the authors' 50 at 1024, in proportion
+    mask: str = RunConfig().mask,  # parser (labels of the crop), hull (of the landmarks), auto
+    device: str = "cpu",  # auto, cpu, cuda, mps
 ):
     "Write Figure 3 or 9 of the paper for a clip: PNG, PDF and mp4. The same command goes on where a stopped one was."
     out = out or f"stitch_figure_{Path(clip).stem or 'clip'}"
     with told("stitch_figure", out):
-        if figure not in ("3", "9"): raise StitchError(f"figure {figure!r} is not made here; choose 3 (after every stage) or 9 (the ablation)")
-        asked = dict(pti_steps=pti_steps, stitch_steps=stitch_steps, norm=norm, lambda_m=lambda_m, dilation=dilation, mask=mask)
-        settings_of(None, **asked)          # what cannot be is said before anything is loaded
-        shown = dict(rows=as_rows(rows), zoom=zoom_names(() if zoom == "off" else zoom.split(",")),
-                     video=None if video == "no" else parse_frames(video) if video else slice(None))
+        if figure not in ("3", "9"):
+            raise StitchError(
+                f"figure {figure!r} is not made here; choose 3 (after every stage) or 9 (the ablation)"
+            )
+        asked = dict(
+            pti_steps=pti_steps,
+            stitch_steps=stitch_steps,
+            norm=norm,
+            lambda_m=lambda_m,
+            dilation=dilation,
+            mask=mask,
+        )
+        settings_of(None, **asked)  # what cannot be is said before anything is loaded
+        shown = dict(
+            rows=as_rows(rows),
+            zoom=zoom_names(() if zoom == "off" else zoom.split(",")),
+            video=None if video == "no" else parse_frames(video) if video else slice(None),
+        )
         part, opened = parse_frames(frames) if frames else slice(None), open_clip(clip)
         opened, bundle = opened.trim(part.start, part.stop), load_models(models, device)
         write = write_figure_3 if figure == "3" else import_module("stitch_nb.arms").write_figure_9
-        made = write(opened, edit or ["smile=2"], Path(out), bundle, settings_of(bundle, **asked), progress=bar, **shown)
+        made = write(
+            opened,
+            edit or ["smile=2"],
+            Path(out),
+            bundle,
+            settings_of(bundle, **asked),
+            progress=bar,
+            **shown,
+        )
         print("\n".join(f"{kind:5} {path}" for kind, path in made.items()))

@@ -17,122 +17,157 @@ from .masks import erode
 
 # %% ../nbs/75_paste.ipynb #b1d57811
 def frame_window(
-    quad:np.ndarray,  # (4,2) source pixels
-    R:int,            # pixels of the crop's side
-    H:int,            # pixels of the frame
-    W:int,            # pixels of the frame
-)->tuple:             # (y0,y1,x0,x1) frame pixels the crop can touch, and the (2,3) map from there to the crop
+    quad: np.ndarray,  # (4,2) source pixels
+    R: int,  # pixels of the crop's side
+    H: int,  # pixels of the frame
+    W: int,  # pixels of the frame
+) -> (
+    tuple
+):  # (y0,y1,x0,x1) frame pixels the crop can touch, and the (2,3) map from there to the crop
     "The part of a frame that a crop covers."
     q = check_quad(quad)
-    x0, y0 = np.clip(np.floor(q.min(0)).astype(int)-1, 0, (W,H))
-    x1, y1 = np.clip(np.ceil(q.max(0)).astype(int)+2, 0, (W,H))
+    x0, y0 = np.clip(np.floor(q.min(0)).astype(int) - 1, 0, (W, H))
+    x1, y1 = np.clip(np.ceil(q.max(0)).astype(int) + 2, 0, (W, H))
     matrix = frame_to_crop(q, R)
-    return (y0,y1,x0,x1), np.concatenate([matrix[:,:2], matrix@[[x0],[y0],[1]]], 1)
+    return (y0, y1, x0, x1), np.concatenate([matrix[:, :2], matrix @ [[x0], [y0], [1]]], 1)
 
 # %% ../nbs/75_paste.ipynb #17ba0791
 def check_mask(
-    mask,           # (R,R) float in [0,1], array or tensor; None: all ones
-    R:int,          # pixels of the crop's side
-)->torch.Tensor:    # (R,R) float32 on the CPU
+    mask,  # (R,R) float in [0,1], array or tensor; None: all ones
+    R: int,  # pixels of the crop's side
+) -> torch.Tensor:  # (R,R) float32 on the CPU
     "A mask that fits the crop."
-    if mask is None: return torch.ones(R, R)
+    if mask is None:
+        return torch.ones(R, R)
     m = torch.as_tensor(mask).detach().cpu()
-    if m.shape!=(R,R) or not (m.is_floating_point() or m.dtype==torch.bool):
-        raise StitchError(f'mask is {m.dtype} {tuple(m.shape)}, expected float ({R}, {R}) in [0, 1], as large as the crop')
+    if m.shape != (R, R) or not (m.is_floating_point() or m.dtype == torch.bool):
+        raise StitchError(
+            f'mask is {m.dtype} {tuple(m.shape)}, expected float ({R}, {R}) in [0, 1], as large as the crop'
+        )
     return m.float()
 
 # %% ../nbs/75_paste.ipynb #fa35e192
 def gaussian_kernel(
-    radius:int,        # pixels: the kernel has 2*radius+1 taps
-)->torch.Tensor:       # (2*radius+1,) float32, sums to 1
+    radius: int,  # pixels: the kernel has 2*radius+1 taps
+) -> torch.Tensor:  # (2*radius+1,) float32, sums to 1
     "A Gaussian that has all but vanished at `radius` pixels."
-    sigma = .3*(radius-1)+.8
-    x = torch.arange(-radius, radius+1, dtype=torch.float64)
-    k = (-x**2/(2*sigma**2)).exp()
-    return (k/k.sum()).float()
+    sigma = 0.3 * (radius - 1) + 0.8
+    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    k = (-(x**2) / (2 * sigma**2)).exp()
+    return (k / k.sum()).float()
 
 # %% ../nbs/75_paste.ipynb #f1abd670
 def feather_mask(
-    mask:torch.Tensor,  # (R,R) float in [0,1]
-    radius:int,         # pixels of the crop; 0 returns a copy
-)->torch.Tensor:        # (R,R) float32 in [0,1], new, 0 wherever `mask` is 0
+    mask: torch.Tensor,  # (R,R) float in [0,1]
+    radius: int,  # pixels of the crop; 0 returns a copy
+) -> torch.Tensor:  # (R,R) float32 in [0,1], new, 0 wherever `mask` is 0
     "A soft border that stays inside: erode by `radius`, then blur by as much."
     x = torch.as_tensor(mask).detach().cpu().float()
-    if int(radius)!=radius or radius<0: raise StitchError(f'feather is {radius} pixels, expected a whole number, 0 or more')
+    if int(radius) != radius or radius < 0:
+        raise StitchError(f'feather is {radius} pixels, expected a whole number, 0 or more')
     radius = int(radius)
-    if not radius: return x.clone()
-    eroded = erode(x, radius, outside=0.)
-    if not eroded.any(): raise StitchError(f'feather of {radius} pixels leaves nothing of the mask: use a smaller one')
+    if not radius:
+        return x.clone()
+    eroded = erode(x, radius, outside=0.0)
+    if not eroded.any():
+        raise StitchError(
+            f'feather of {radius} pixels leaves nothing of the mask: use a smaller one'
+        )
     k = gaussian_kernel(radius)
-    soft = F.pad(eroded[None,None], (radius,)*4)
-    return F.conv2d(F.conv2d(soft, k[None,None,:,None]), k[None,None,None,:])[0,0].clamp_(0,1)
+    soft = F.pad(eroded[None, None], (radius,) * 4)
+    return F.conv2d(F.conv2d(soft, k[None, None, :, None]), k[None, None, None, :])[0, 0].clamp_(
+        0, 1
+    )
 
 # %% ../nbs/75_paste.ipynb #0716d970
 def paste_mask(
-    quad:np.ndarray,     # (4,2) source pixels, corners ul,ll,lr,ur
-    mask:torch.Tensor,   # (R,R) float in [0,1], 1 = gets pasted
-    H:int,               # pixels of the frame
-    W:int,               # pixels of the frame
-    feather:int=0,       # soft border, pixels of the crop
-)->np.ndarray:           # (H,W) float32 in [0,1]; where it is 0 `paste` changes nothing
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    mask: torch.Tensor,  # (R,R) float in [0,1], 1 = gets pasted
+    H: int,  # pixels of the frame
+    W: int,  # pixels of the frame
+    feather: int = 0,  # soft border, pixels of the crop
+) -> np.ndarray:  # (H,W) float32 in [0,1]; where it is 0 `paste` changes nothing
     "How much of the crop each pixel of the frame receives."
-    m, out = check_mask(mask, len(mask)), np.zeros((H,W), np.float32)
-    (y0,y1,x0,x1), matrix = frame_window(quad, len(m), H, W)
-    if y1>y0 and x1>x0:
-        out[y0:y1,x0:x1] = resample(feather_mask(m, feather)[None], matrix, y1-y0, x1-x0, keep=(0,0,len(m),len(m)))[0].clamp_(0,1)
+    m, out = check_mask(mask, len(mask)), np.zeros((H, W), np.float32)
+    (y0, y1, x0, x1), matrix = frame_window(quad, len(m), H, W)
+    if y1 > y0 and x1 > x0:
+        out[y0:y1, x0:x1] = resample(
+            feather_mask(m, feather)[None], matrix, y1 - y0, x1 - x0, keep=(0, 0, len(m), len(m))
+        )[0].clamp_(0, 1)
     return out
 
 # %% ../nbs/75_paste.ipynb #91032ad7
 def crop_levels(
-    crop,           # (R,R,3) uint8, or (3,R,R) float in [-1,1]
-)->torch.Tensor:    # (3,R,R) float32, levels 0..255, on the CPU, detached
+    crop,  # (R,R,3) uint8, or (3,R,R) float in [-1,1]
+) -> torch.Tensor:  # (3,R,R) float32, levels 0..255, on the CPU, detached
     "A crop, given as a picture or as a network's output, as levels."
     if isinstance(crop, torch.Tensor) and crop.is_floating_point():
-        x = ((crop.detach().cpu().float()+1)*127.5).clamp(0,255)
-    else: x = torch.as_tensor(np.ascontiguousarray(crop)).permute(2,0,1).float() if np.ndim(crop)==3 else torch.zeros(0)
-    if x.ndim!=3 or x.shape[0]!=3 or x.shape[1]!=x.shape[2] or not x.numel():
-        raise StitchError(f'crop has shape {tuple(np.shape(crop))}, expected uint8 (R, R, 3) or float (3, R, R) in [-1, 1]')
+        x = ((crop.detach().cpu().float() + 1) * 127.5).clamp(0, 255)
+    else:
+        x = (
+            torch.as_tensor(np.ascontiguousarray(crop)).permute(2, 0, 1).float()
+            if np.ndim(crop) == 3
+            else torch.zeros(0)
+        )
+    if x.ndim != 3 or x.shape[0] != 3 or x.shape[1] != x.shape[2] or not x.numel():
+        raise StitchError(
+            f'crop has shape {tuple(np.shape(crop))}, expected uint8 (R, R, 3) or float (3, R, R) in [-1, 1]'
+        )
     return x
 
 # %% ../nbs/75_paste.ipynb #12c6fc06
 def paste(
-    frame:np.ndarray,          # (H,W,3) uint8, left as it is
-    crop,                      # (R,R,3) uint8, or (3,R,R) float in [-1,1]
-    quad:np.ndarray,           # (4,2) source pixels, corners ul,ll,lr,ur
-    mask:torch.Tensor=None,    # (R,R) float in [0,1], 1 = gets pasted; None: the whole crop
-    feather:int=0,             # soft border, pixels of the crop
-    resample_mode:str='bilinear', # 'bilinear' or 'bicubic'
-    residual=None,             # a crop too: paste only how `crop` differs from it (keeps detail finer than the crop)
-    reference:bool=False,      # reproduce the authors' bytes: Pillow's truncating warps, no antialiasing
-)->np.ndarray:                 # (H,W,3) uint8, new
+    frame: np.ndarray,  # (H,W,3) uint8, left as it is
+    crop,  # (R,R,3) uint8, or (3,R,R) float in [-1,1]
+    quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
+    mask: torch.Tensor = None,  # (R,R) float in [0,1], 1 = gets pasted; None: the whole crop
+    feather: int = 0,  # soft border, pixels of the crop
+    resample_mode: str = 'bilinear',  # 'bilinear' or 'bicubic'
+    residual=None,  # a crop too: paste only how `crop` differs from it (keeps detail finer than the crop)
+    reference: bool = False,  # reproduce the authors' bytes: Pillow's truncating warps, no antialiasing
+) -> np.ndarray:  # (H,W,3) uint8, new
     "Put the crop back where it came from."
     check_frame(frame)
     levels = crop_levels(crop)
-    R, (H,W) = levels.shape[1], frame.shape[:2]
-    if reference: return paste_reference(frame, levels, quad, check_mask(mask, R), feather)
+    R, (H, W) = levels.shape[1], frame.shape[:2]
+    if reference:
+        return paste_reference(frame, levels, quad, check_mask(mask, R), feather)
     m = paste_mask(quad, check_mask(mask, R), H, W, feather)
-    (y0,y1,x0,x1), matrix = frame_window(quad, R, H, W)
+    (y0, y1, x0, x1), matrix = frame_window(quad, R, H, W)
     out = frame.copy()
-    if y1<=y0 or x1<=x0: return out
-    def warp(x): return resample(x, matrix, y1-y0, x1-x0, mode=resample_mode).permute(1,2,0).numpy()
-    old = frame[y0:y1,x0:x1].astype(np.float32)
-    change = warp(levels)-old if residual is None else warp(levels-crop_levels(residual))
-    out[y0:y1,x0:x1] = np.clip(np.rint(old+m[y0:y1,x0:x1,None]*change), 0, 255)
+    if y1 <= y0 or x1 <= x0:
+        return out
+
+    def warp(x):
+        return resample(x, matrix, y1 - y0, x1 - x0, mode=resample_mode).permute(1, 2, 0).numpy()
+
+    old = frame[y0:y1, x0:x1].astype(np.float32)
+    change = warp(levels) - old if residual is None else warp(levels - crop_levels(residual))
+    out[y0:y1, x0:x1] = np.clip(np.rint(old + m[y0:y1, x0:x1, None] * change), 0, 255)
     return out
 
 # %% ../nbs/75_paste.ipynb #0a57cb53
 def paste_reference(
-    frame:np.ndarray,    # (H,W,3) uint8
-    levels:torch.Tensor, # (3,R,R) float levels 0..255
-    quad:np.ndarray,     # (4,2) source pixels
-    mask:torch.Tensor,   # (R,R) float in [0,1]
-    feather:int=0,       # pixels of the crop; the authors use 25 at 1024
-)->np.ndarray:           # (H,W,3) uint8, new
+    frame: np.ndarray,  # (H,W,3) uint8
+    levels: torch.Tensor,  # (3,R,R) float levels 0..255
+    quad: np.ndarray,  # (4,2) source pixels
+    mask: torch.Tensor,  # (R,R) float in [0,1]
+    feather: int = 0,  # pixels of the crop; the authors use 25 at 1024
+) -> np.ndarray:  # (H,W,3) uint8, new
     "The authors' composite: byte alpha, one perspective warp of premultiplied colour, truncated, laid over the frame."
-    def to_bytes(x): return x.round().clamp(0,255).byte().numpy()
-    alpha = to_bytes(feather_mask(mask, feather)*255)
-    rgba = Image.fromarray(np.dstack([to_bytes(levels.permute(1,2,0)), alpha]))
+
+    def to_bytes(x):
+        return x.round().clamp(0, 255).byte().numpy()
+
+    alpha = to_bytes(feather_mask(mask, feather) * 255)
+    rgba = Image.fromarray(np.dstack([to_bytes(levels.permute(1, 2, 0)), alpha]))
     size = frame.shape[1::-1]
-    warped = rgba.transform(size, Image.Transform.PERSPECTIVE, tuple(inverse_coefficients(check_quad(quad), len(alpha))),
-                            Image.Resampling.BILINEAR)
-    return np.array(Image.alpha_composite(Image.fromarray(frame).convert('RGBA'), warped).convert('RGB'))
+    warped = rgba.transform(
+        size,
+        Image.Transform.PERSPECTIVE,
+        tuple(inverse_coefficients(check_quad(quad), len(alpha))),
+        Image.Resampling.BILINEAR,
+    )
+    return np.array(
+        Image.alpha_composite(Image.fromarray(frame).convert('RGBA'), warped).convert('RGB')
+    )

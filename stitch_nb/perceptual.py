@@ -20,34 +20,42 @@ from .core import StitchError, check_shape, clone_network, load_tensors
 # %% ../nbs/35_perceptual.ipynb #7b52009b
 class Perceptual(nn.Module):
     "Images to feature maps, feature maps to a distance; a subclass gives `maps` and perhaps `weights`."
-    name = 'perceptual'  # what reports call it
-    scale = 1.           # a factor common to all maps
 
-    def maps(self, x):   # (N,3,H,W) in [-1,1] -> list of (N,C,h,w)
+    name = 'perceptual'  # what reports call it
+    scale = 1.0  # a factor common to all maps
+
+    def maps(self, x):  # (N,3,H,W) in [-1,1] -> list of (N,C,h,w)
         "The raw activations."
         raise NotImplementedError
 
     def weights(self, n):  # n maps -> n times (C,) or None
         "How much each channel of each map counts; None: all the same."
-        return [None]*n
+        return [None] * n
 
-    def features(self,
-        x:torch.Tensor,  # (N,3,H,W) in [-1,1]
-    )->list:             # of (N,C,h,w) float32: unit length along the channels, times the root of their weights
+    def features(
+        self,
+        x: torch.Tensor,  # (N,3,H,W) in [-1,1]
+    ) -> (
+        list
+    ):  # of (N,C,h,w) float32: unit length along the channels, times the root of their weights
         "What `distance` compares; compute it once for an image that does not change."
         check_shape(x, 'N 3 H W', name='x')
-        maps,out = self.maps(x),[]
-        for f,w in zip(maps, self.weights(len(maps))):
+        maps, out = self.maps(x), []
+        for f, w in zip(maps, self.weights(len(maps))):
             f = f.float()
             gain = f.square().sum(1, keepdim=True).add(1e-10).rsqrt()
-            out.append(f*(gain if w is None else gain*w.sqrt()[:,None,None]))
+            out.append(f * (gain if w is None else gain * w.sqrt()[:, None, None]))
         return out
 
-    def distance(self,
-        fa:list, fb:list,  # as `features` returns them
-    )->torch.Tensor:       # (N,) float32, 0 for equal images
+    def distance(
+        self,
+        fa: list,
+        fb: list,  # as `features` returns them
+    ) -> torch.Tensor:  # (N,) float32, 0 for equal images
         "Squared differences: summed over channels, averaged over pixels, added up over maps."
-        return self.scale*sum((a-b).square().sum(1).mean((1,2)) for a,b in zip(fa, fb, strict=True))
+        return self.scale * sum(
+            (a - b).square().sum(1).mean((1, 2)) for a, b in zip(fa, fb, strict=True)
+        )
 
     def forward(self, x, y):  # two (N,3,H,W) in [-1,1] -> (N,)
         return self.distance(self.features(x), self.features(y))
@@ -55,107 +63,147 @@ class Perceptual(nn.Module):
 # %% ../nbs/35_perceptual.ipynb #bd307a3e
 class TrunkPerceptual(Perceptual):
     "The distance in the features of a small trunk of our own, all channels alike, averaged over its maps."
-    def __init__(self,
-        trunk:nn.Module,          # (N,3,H,W) -> list of maps, e.g. networks.Trunk; it is copied
-        name:str='bundle trunk',  # what reports call it
+
+    def __init__(
+        self,
+        trunk: nn.Module,  # (N,3,H,W) -> list of maps, e.g. networks.Trunk; it is copied
+        name: str = 'bundle trunk',  # what reports call it
     ):
         super().__init__()
-        self.trunk,self.name = clone_network(trunk, trainable=False).eval(),name
+        self.trunk, self.name = clone_network(trunk, trainable=False).eval(), name
 
-    def train(self, mode=True): return super().train(False)  # its batch statistics stay fixed
+    def train(self, mode=True):
+        return super().train(False)  # its batch statistics stay fixed
 
     def maps(self, x):
         maps = self.trunk(x)
-        self.scale = 1/len(maps)
+        self.scale = 1 / len(maps)
         return maps
 
 # %% ../nbs/35_perceptual.ipynb #887309d0
 _TRUNKS = dict(alex='AlexNet_Weights', vgg='VGG16_Weights', squeeze='SqueezeNet1_1_Weights')
 
-def trunk_url(net:str)->str:  # 'alex', 'vgg' or 'squeeze'
+
+def trunk_url(net: str) -> str:  # 'alex', 'vgg' or 'squeeze'
     "Where torchvision keeps the ImageNet weights."
-    if net not in _TRUNKS: raise StitchError(f"LPIPS has no trunk {net!r}: choose 'alex', 'vgg' or 'squeeze'")
+    if net not in _TRUNKS:
+        raise StitchError(f"LPIPS has no trunk {net!r}: choose 'alex', 'vgg' or 'squeeze'")
     import torchvision.models as tv
+
     return getattr(tv, _TRUNKS[net]).IMAGENET1K_V1.url
 
-def trunk_file(net:str)->Path:  # 'alex', 'vgg' or 'squeeze'
+
+def trunk_file(net: str) -> Path:  # 'alex', 'vgg' or 'squeeze'
     "Where the fetched weights lie, or would lie."
-    return Path(torch.hub.get_dir())/'checkpoints'/Path(trunk_url(net)).name
+    return Path(torch.hub.get_dir()) / 'checkpoints' / Path(trunk_url(net)).name
+
 
 def trunk_state(
-    net:str,               # 'alex', 'vgg' or 'squeeze'
-    file:Path|None=None,   # the weights, if they are on disk elsewhere (.pth or .safetensors)
-    fetch:bool=True,       # download them if they are not on disk
-)->dict:                   # torchvision's state dict
+    net: str,  # 'alex', 'vgg' or 'squeeze'
+    file: Path | None = None,  # the weights, if they are on disk elsewhere (.pth or .safetensors)
+    fetch: bool = True,  # download them if they are not on disk
+) -> dict:  # torchvision's state dict
     "The ImageNet weights of a trunk: from a file, from torchvision's cache, or from the network."
-    url,cached = trunk_url(net),trunk_file(net)
+    url, cached = trunk_url(net), trunk_file(net)
     remedy = f'download {url} on another machine and pass the file, or use the bundle\'s own trunk'
     file = Path(file) if file is not None else cached if cached.is_file() else None
-    if file is None and not fetch: raise StitchError(f'the ImageNet trunk of LPIPS ({net}) is not on disk: {remedy}')
-    if file is not None and not file.is_file(): raise StitchError(f'no such file: {file}; {remedy}')
+    if file is None and not fetch:
+        raise StitchError(f'the ImageNet trunk of LPIPS ({net}) is not on disk: {remedy}')
+    if file is not None and not file.is_file():
+        raise StitchError(f'no such file: {file}; {remedy}')
     timeout = socket.getdefaulttimeout()
     try:
-        if file is not None and file.suffix=='.safetensors': return load_tensors(file)
-        if file is not None: return torch.load(file, map_location='cpu', weights_only=True)
+        if file is not None and file.suffix == '.safetensors':
+            return load_tensors(file)
+        if file is not None:
+            return torch.load(file, map_location='cpu', weights_only=True)
         socket.setdefaulttimeout(20)
-        return torch.hub.load_state_dict_from_url(url, map_location='cpu', check_hash=True, weights_only=True,
-                                                  progress=False)
+        return torch.hub.load_state_dict_from_url(
+            url, map_location='cpu', check_hash=True, weights_only=True, progress=False
+        )
     except Exception as e:
-        what = f'{file} cannot be read' if file is not None else f'the ImageNet trunk of LPIPS ({net}) cannot be fetched'
+        what = (
+            f'{file} cannot be read'
+            if file is not None
+            else f'the ImageNet trunk of LPIPS ({net}) cannot be fetched'
+        )
         reason = str(e).splitlines()[0] if str(e) else ''
         raise StitchError(f'{what} ({type(e).__name__}: {reason[:80]}): {remedy}') from None
-    finally: socket.setdefaulttimeout(timeout)
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 # %% ../nbs/35_perceptual.ipynb #bc33ea4e
 class LpipsPerceptual(Perceptual):
     "LPIPS 0.1 through the interface of `Perceptual`."
-    def __init__(self,
-        net:str='alex',         # 'alex', 'vgg' or 'squeeze'
-        state:dict|None=None,   # torchvision's weights of the trunk; None leaves it random (for tests)
+
+    def __init__(
+        self,
+        net: str = 'alex',  # 'alex', 'vgg' or 'squeeze'
+        state: dict
+        | None = None,  # torchvision's weights of the trunk; None leaves it random (for tests)
     ):
         super().__init__()
-        try: import lpips
-        except ImportError: raise StitchError("the package lpips is not installed: pip install lpips, or use the "
-                                              "bundle's own trunk") from None
+        try:
+            import lpips
+        except ImportError:
+            raise StitchError(
+                "the package lpips is not installed: pip install lpips, or use the "
+                "bundle's own trunk"
+            ) from None
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            self.lpips = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+            self.lpips = (
+                lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+            )
         if state is not None:
             inner = self.lpips.net.state_dict()  # slice2.3.weight is features.3.weight
-            wanted = {k:re.sub(r'^slice\d+', 'features', k) for k in inner}
+            wanted = {k: re.sub(r'^slice\d+', 'features', k) for k in inner}
             lost = [v for v in wanted.values() if v not in state]
-            if lost: raise StitchError(f'these weights have no {lost[0]}: they are not those of {net}')
-            self.lpips.net.load_state_dict({k:state[v] for k,v in wanted.items()})
+            if lost:
+                raise StitchError(f'these weights have no {lost[0]}: they are not those of {net}')
+            self.lpips.net.load_state_dict({k: state[v] for k, v in wanted.items()})
         self.name = f'lpips-{net}'
 
-    def train(self, mode=True): return super().train(False)
-    def maps(self, x): return list(self.lpips.net(self.lpips.scaling_layer(x)))
-    def weights(self, n): return [lin.model[-1].weight.flatten().clamp(min=0) for lin in self.lpips.lins]
+    def train(self, mode=True):
+        return super().train(False)
+
+    def maps(self, x):
+        return list(self.lpips.net(self.lpips.scaling_layer(x)))
+
+    def weights(self, n):
+        return [lin.model[-1].weight.flatten().clamp(min=0) for lin in self.lpips.lins]
+
 
 def lpips_perceptual(
-    net:str='alex',        # 'alex' (what the authors use), 'vgg' or 'squeeze'
-    file:Path|None=None,   # ImageNet weights on disk; None: torchvision's cache, else the network
-    fetch:bool=True,       # may the network be used?
-)->Perceptual:             # on the cpu, frozen
+    net: str = 'alex',  # 'alex' (what the authors use), 'vgg' or 'squeeze'
+    file: Path
+    | None = None,  # ImageNet weights on disk; None: torchvision's cache, else the network
+    fetch: bool = True,  # may the network be used?
+) -> Perceptual:  # on the cpu, frozen
     "LPIPS with its ImageNet trunk."
     return LpipsPerceptual(net, trunk_state(net, file, fetch))
 
 # %% ../nbs/35_perceptual.ipynb #f1f836cb
 def choose_perceptual(
-    models=None,            # a Bundle (its `perceptual` and `device` are used), or None
-    prefer:str='auto',      # 'auto', 'lpips' or 'bundle'
-    net:str='alex',         # LPIPS's trunk
-    file:Path|None=None,    # its ImageNet weights on disk
-)->tuple:                   # Perceptual on the bundle's device, its name for the report
+    models=None,  # a Bundle (its `perceptual` and `device` are used), or None
+    prefer: str = 'auto',  # 'auto', 'lpips' or 'bundle'
+    net: str = 'alex',  # LPIPS's trunk
+    file: Path | None = None,  # its ImageNet weights on disk
+) -> tuple:  # Perceptual on the bundle's device, its name for the report
     "The perceptual distance of a run, and what it is called."
-    if prefer not in ('auto','lpips','bundle'):
+    if prefer not in ('auto', 'lpips', 'bundle'):
         raise StitchError(f"perceptual {prefer!r} is not known: choose 'auto', 'lpips' or 'bundle'")
     own = getattr(models, 'perceptual', None)
-    if own is not None and not hasattr(own, 'distance'): own = TrunkPerceptual(own)
-    if prefer=='bundle' and own is None: raise StitchError("this bundle has no perceptual trunk: choose 'lpips'")
-    if own is not None and prefer!='lpips': return own,own.name
-    try: P = lpips_perceptual(net, file).to(getattr(models, 'device', 'cpu'))
+    if own is not None and not hasattr(own, 'distance'):
+        own = TrunkPerceptual(own)
+    if prefer == 'bundle' and own is None:
+        raise StitchError("this bundle has no perceptual trunk: choose 'lpips'")
+    if own is not None and prefer != 'lpips':
+        return own, own.name
+    try:
+        P = lpips_perceptual(net, file).to(getattr(models, 'device', 'cpu'))
     except StitchError:
-        if own is None: raise
-        return own,f'{own.name} (lpips-{net} could not be fetched)'
-    return P,P.name
+        if own is None:
+            raise
+        return own, f'{own.name} (lpips-{net} could not be fetched)'
+    return P, P.name

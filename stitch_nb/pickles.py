@@ -25,149 +25,242 @@ import torch
 from .core import StitchError
 
 # %% ../nbs/81_pickles.ipynb #0ade7c2c
-MOST_STEPS = 500_000          # opcodes, and items copied, in one file: a second or two
-MOST_BYTES = 16 * 2**30       # of one file; e4e, the largest known one, has 1.2 GB
+MOST_STEPS = 500_000  # opcodes, and items copied, in one file: a second or two
+MOST_BYTES = 16 * 2**30  # of one file; e4e, the largest known one, has 1.2 GB
+
 
 class Budget:
     "What one file may make us do."
-    def __init__(self, name:str, steps:int=MOST_STEPS, copies:int=2**28):
-        self.name,self.steps,self.copies = name,steps,copies   # file name for messages; opcodes; bytes copied
 
-    def refuse(self, why:str): raise StitchError(f"{self.name}: {why}")
+    def __init__(self, name: str, steps: int = MOST_STEPS, copies: int = 2**28):
+        self.name, self.steps, self.copies = (
+            name,
+            steps,
+            copies,
+        )  # file name for messages; opcodes; bytes copied
 
-    def spend(self, steps:int=1, copies:int=0):
+    def refuse(self, why: str):
+        raise StitchError(f"{self.name}: {why}")
+
+    def spend(self, steps: int = 1, copies: int = 0):
         self.steps -= steps
         self.copies -= copies
-        if self.steps < 0: self.refuse(f"needs more than {MOST_STEPS} steps to read, "
-                                       f"no checkpoint does; it was made to keep a reader busy")
-        if self.copies < 0: self.refuse("copies its own content over and over; "
-                                        "it was made to fill the memory")
+        if self.steps < 0:
+            self.refuse(
+                f"needs more than {MOST_STEPS} steps to read, "
+                f"no checkpoint does; it was made to keep a reader busy"
+            )
+        if self.copies < 0:
+            self.refuse("copies its own content over and over; it was made to fill the memory")
 
 # %% ../nbs/81_pickles.ipynb #7b52009b
 class Stream:
     "Bytes to be read in order; large ones are handed out as views."
-    def __init__(self, view:memoryview): self.view,self.at = view,0
 
-    def tell(self): return self.at
-    def rest(self): return len(self.view) - self.at
+    def __init__(self, view: memoryview):
+        self.view, self.at = view, 0
+
+    def tell(self):
+        return self.at
+
+    def rest(self):
+        return len(self.view) - self.at
 
     def cut(self, n):  # -> memoryview of n bytes, or of what is left
-        part = self.view[self.at:self.at + n]
+        part = self.view[self.at : self.at + n]
         self.at += len(part)
         return part
 
-    def read(self, n): return bytes(self.cut(max(0, n)))
+    def read(self, n):
+        return bytes(self.cut(max(0, n)))
 
     def readline(self):
         for near in (2**8, 2**16):
-            end = bytes(self.view[self.at:self.at + near]).find(b"\n")
-            if end >= 0: return self.read(end + 1)
+            end = bytes(self.view[self.at : self.at + near]).find(b"\n")
+            if end >= 0:
+                return self.read(end + 1)
         return self.read(near)
 
-def mapped(path:Path)->memoryview:  # a private view of the whole file
+
+def mapped(path: Path) -> memoryview:  # a private view of the whole file
     "A file's bytes without reading them; an empty file is an error."
     with open(path, "rb") as file:
         size = path.stat().st_size
-        if not size: raise StitchError(f"{path.name}: is empty; download it again")
+        if not size:
+            raise StitchError(f"{path.name}: is empty; download it again")
         if size > MOST_BYTES:
-            raise StitchError(f"{path.name}: has {size} bytes, no checkpoint is that large; "
-                              f"is this the right file?")
+            raise StitchError(
+                f"{path.name}: has {size} bytes, no checkpoint is that large; "
+                f"is this the right file?"
+            )
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 # %% ../nbs/81_pickles.ipynb #f1abd670
-_TORCH = dict(Float=torch.float32, Double=torch.float64, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64, Int=torch.int32,
-              Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
+_TORCH = dict(
+    Float=torch.float32,
+    Double=torch.float64,
+    Half=torch.float16,
+    BFloat16=torch.bfloat16,
+    Long=torch.int64,
+    Int=torch.int32,
+    Short=torch.int16,
+    Char=torch.int8,
+    Byte=torch.uint8,
+    Bool=torch.bool,
+)
 STORAGES = {f"torch.{k}Storage": v for k, v in _TORCH.items()}
 STORAGES |= {"torch.UntypedStorage": torch.uint8, "torch.storage.UntypedStorage": torch.uint8}
 DTYPES = {f"torch.{str(v)[6:]}" for v in _TORCH.values()}
 _NUMPY = re.compile(r"[<>|=]?(?:f[248]|[iu][1248]|b1)")
 
+
 @dataclass
 class Storage:
     "Numbers of one kind in the file."
-    dtype:torch.dtype
-    numel:int             # as the file claims
-    bytes:memoryview|None = None   # exactly that many; None: not known yet
 
-def whole(x)->bool: return type(x) is int and 0 <= x < 2**62  # a size, an offset, a stride
+    dtype: torch.dtype
+    numel: int  # as the file claims
+    bytes: memoryview | None = None  # exactly that many; None: not known yet
+
+
+def whole(x) -> bool:
+    return type(x) is int and 0 <= x < 2**62  # a size, an offset, a stride
+
 
 def tensor_of(
-    storage:Storage,
-    offset, size, stride,  # elements; as the file claims
-    budget:Budget,
-)->torch.Tensor|None:      # a view of the file; None if the storage's bytes are not known yet
+    storage: Storage,
+    offset,
+    size,
+    stride,  # elements; as the file claims
+    budget: Budget,
+) -> torch.Tensor | None:  # a view of the file; None if the storage's bytes are not known yet
     "The tensor that the file describes, if there is one."
-    sizes = list(size) + list(stride) if isinstance(size, tuple) and isinstance(stride, tuple) else [None]
-    if not (isinstance(storage, Storage) and all(map(whole, [offset, *sizes])) and len(size) == len(stride) <= 8):
+    sizes = (
+        list(size) + list(stride)
+        if isinstance(size, tuple) and isinstance(stride, tuple)
+        else [None]
+    )
+    if not (
+        isinstance(storage, Storage)
+        and all(map(whole, [offset, *sizes]))
+        and len(size) == len(stride) <= 8
+    ):
         budget.refuse("describes a tensor in a way that torch never does; it is damaged")
     n = math.prod(size)
     last = offset + sum((a - 1) * b for a, b in zip(size, stride)) if n else offset - 1
     if last >= storage.numel or n > storage.numel:
-        budget.refuse(f"declares a tensor of shape {str(size)[:80]}, "
-                      f"but stores only {storage.numel} numbers for it; it is damaged or forged")
-    if storage.bytes is None: return None
-    if not storage.numel: return torch.empty(size, dtype=storage.dtype)
+        budget.refuse(
+            f"declares a tensor of shape {str(size)[:80]}, "
+            f"but stores only {storage.numel} numbers for it; it is damaged or forged"
+        )
+    if storage.bytes is None:
+        return None
+    if not storage.numel:
+        return torch.empty(size, dtype=storage.dtype)
     return torch.frombuffer(storage.bytes, dtype=storage.dtype).as_strided(size, stride, offset)
 
+
 def array_of(
-    code,          # numpy's code of the dtype, as the file claims: 'f4', '<f8' ...
-    shape, data,   # as the file claims
-    fortran:bool,  # the first index runs fastest
-    budget:Budget,
-)->np.ndarray:     # a view of `data`
+    code,  # numpy's code of the dtype, as the file claims: 'f4', '<f8' ...
+    shape,
+    data,  # as the file claims
+    fortran: bool,  # the first index runs fastest
+    budget: Budget,
+) -> np.ndarray:  # a view of `data`
     "The numpy array that the file describes, if there is one; arrays of objects are refused."
     if not (isinstance(code, str) and _NUMPY.fullmatch(code)):
         budget.refuse(f"has a numpy array of kind {str(code)[:20]!r}; only plain numbers are read")
-    if isinstance(data, str):    # written by Python 2
+    if isinstance(data, str):  # written by Python 2
         budget.spend(copies=len(data))
         data = data.encode("latin1")
-    if not (isinstance(shape, tuple) and len(shape) <= 8 and all(map(whole, shape)) and isinstance(data, (bytes, memoryview))):
+    if not (
+        isinstance(shape, tuple)
+        and len(shape) <= 8
+        and all(map(whole, shape))
+        and isinstance(data, (bytes, memoryview))
+    ):
         budget.refuse("describes an array in a way that numpy never does; it is damaged")
     dtype = np.dtype(code)
     if math.prod(shape) * dtype.itemsize != len(data):
-        budget.refuse(f"declares an array of shape {str(shape)[:80]} {code}, "
-                      f"but stores {len(data)} bytes for it; it is damaged or forged")
+        budget.refuse(
+            f"declares an array of shape {str(shape)[:80]} {code}, "
+            f"but stores {len(data)} bytes for it; it is damaged or forged"
+        )
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 # %% ../nbs/81_pickles.ipynb #9e6a55b6
 @dataclass(frozen=True)
 class Name:
     "A global that a pickle mentions; nothing is imported."
-    text:str   # 'module.name'
+
+    text: str  # 'module.name'
+
 
 @dataclass
 class Record:
     "An object that a pickle describes: the class it wants, and the attributes it would have."
-    name:str                                  # 'module.Class'; for StyleGAN2-ADA's layers the class alone
-    args:tuple = ()                           # constructor arguments
-    state:dict = field(default_factory=dict)  # attributes
-    source:str = ""                           # Python that came with it; text, never run
 
-INERT = ("torch.nn.", "dnnlib.", "training.", "torch_utils.", "models.", "model.", "argparse.Namespace", "pathlib.", "torch.optim.",
-         "torch.device", "torch.Size", "torch.Tensor", "numpy.ndarray", "numpy.dtype", "builtins.object", "__builtin__.object")
-MAKERS = {}   # 'module.function' -> what we do instead; filled below
+    name: str  # 'module.Class'; for StyleGAN2-ADA's layers the class alone
+    args: tuple = ()  # constructor arguments
+    state: dict = field(default_factory=dict)  # attributes
+    source: str = ""  # Python that came with it; text, never run
 
-def known_name(module:str, name:str, budget:Budget)->Name:
+
+INERT = (
+    "torch.nn.",
+    "dnnlib.",
+    "training.",
+    "torch_utils.",
+    "models.",
+    "model.",
+    "argparse.Namespace",
+    "pathlib.",
+    "torch.optim.",
+    "torch.device",
+    "torch.Size",
+    "torch.Tensor",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "builtins.object",
+    "__builtin__.object",
+)
+MAKERS = {}  # 'module.function' -> what we do instead; filled below
+
+
+def known_name(module: str, name: str, budget: Budget) -> Name:
     "A global by name, if checkpoints have use for it."
     text = f"{module}.{name}"
-    if text in MAKERS or text in STORAGES or text in DTYPES: return Name(text)
-    if text.startswith(INERT) and re.fullmatch(r"[\w.]{1,200}", text) and "__" not in text.replace("__builtin__", ""): return Name(text)
-    budget.refuse(f"asks for {text[:120]!r}, which no checkpoint needs; "
-                  f"a file that calls it may be an attack: delete it and get it from its publisher")
+    if text in MAKERS or text in STORAGES or text in DTYPES:
+        return Name(text)
+    if (
+        text.startswith(INERT)
+        and re.fullmatch(r"[\w.]{1,200}", text)
+        and "__" not in text.replace("__builtin__", "")
+    ):
+        return Name(text)
+    budget.refuse(
+        f"asks for {text[:120]!r}, which no checkpoint needs; "
+        f"a file that calls it may be an attack: delete it and get it from its publisher"
+    )
 
 # %% ../nbs/81_pickles.ipynb #91032ad7
-_FOUL = re.compile(r"(?<![\w.])(eval|exec|compile|__import__|globals)\s*\(|"
-                   r"\b(os\s*\.\s*(?:system|popen|exec\w*|spawn\w*|remove|unlink)|"
-                   r"subprocess|socket|ctypes|__builtins__|pickle\s*\.\s*loads?)\b")
+_FOUL = re.compile(
+    r"(?<![\w.])(eval|exec|compile|__import__|globals)\s*\(|"
+    r"\b(os\s*\.\s*(?:system|popen|exec\w*|spawn\w*|remove|unlink)|"
+    r"subprocess|socket|ctypes|__builtins__|pickle\s*\.\s*loads?)\b"
+)
 
-def check_source(source, budget:Budget)->str:
+
+def check_source(source, budget: Budget) -> str:
     "The source code in a persistence record, if it looks like one that defines layers."
     if not isinstance(source, str) or len(source) > 2**20:
         budget.refuse("carries source code that is not text; it is damaged")
     found = _FOUL.search(source)
     if found:
-        budget.refuse(f"carries source code that uses {(found[1] or found[2])!r}; nothing was run, "
-                      f"but do not trust this file: get it from its publisher")
+        budget.refuse(
+            f"carries source code that uses {(found[1] or found[2])!r}; nothing was run, "
+            f"but do not trust this file: get it from its publisher"
+        )
     return source
 
 # %% ../nbs/81_pickles.ipynb #d435a6cd
@@ -175,12 +268,16 @@ def maker(*names):  # decorator: these globals are made by the function below
     def register(f):
         MAKERS.update({name: f for name in names})
         return f
+
     return register
 
-def _plain_key(key)->bool:
+
+def _plain_key(key) -> bool:
     "Keys that hash in constant time and depth."
-    if type(key) is tuple: return all(type(k) in (str, int, bool) for k in key)
+    if type(key) is tuple:
+        return all(type(k) in (str, int, bool) for k in key)
     return type(key) in (str, int, float, bool, bytes, type(None), Name)
+
 
 def put_items(target, pairs, budget):
     "Items of a dict, one by one; a key is a number or a text."
@@ -191,97 +288,159 @@ def put_items(target, pairs, budget):
         target[pair[0]] = pair[1]
     return target
 
+
 @maker("collections.OrderedDict", "builtins.dict", "__builtin__.dict")
-def _ordered(machine, pairs=()): return put_items(OrderedDict(), list(pairs.items()) if isinstance(pairs, dict) else pairs, machine.budget)
+def _ordered(machine, pairs=()):
+    return put_items(
+        OrderedDict(), list(pairs.items()) if isinstance(pairs, dict) else pairs, machine.budget
+    )
+
 
 @maker("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset")
-def _set(machine, items=()): return set(put_items({}, [(i, None) for i in items], machine.budget))
+def _set(machine, items=()):
+    return set(put_items({}, [(i, None) for i in items], machine.budget))
+
 
 @maker("builtins.list", "__builtin__.list", "builtins.tuple")
 def _list(machine, items=()):
     machine.budget.spend(len(items))
     return list(items)
 
+
 @maker("_codecs.encode")
 def _bytes(machine, text, encoding="latin1"):
     machine.budget.spend(copies=len(text))
     if encoding != "latin1":
-        machine.budget.refuse(f"encodes bytes as {str(encoding)[:20]!r}, pickles use latin1; "
-                              f"it is damaged")
+        machine.budget.refuse(
+            f"encodes bytes as {str(encoding)[:20]!r}, pickles use latin1; it is damaged"
+        )
     return text.encode("latin1")
 
+
 @maker("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-def _tensor(machine, storage, offset, size, stride, *_): return tensor_of(storage, offset, size, stride, machine.budget)
+def _tensor(machine, storage, offset, size, stride, *_):
+    return tensor_of(storage, offset, size, stride, machine.budget)
+
 
 @maker("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-def _parameter(machine, tensor, *_): return tensor
+def _parameter(machine, tensor, *_):
+    return tensor
+
 
 @maker("torch._tensor._rebuild_from_type_v2")
-def _typed(machine, function, kind, args, *_): return machine.call(function, args)
+def _typed(machine, function, kind, args, *_):
+    return machine.call(function, args)
+
 
 @maker("collections.defaultdict")
-def _default(machine, factory=None, *_): return OrderedDict()
+def _default(machine, factory=None, *_):
+    return OrderedDict()
+
 
 @maker("torch.storage._load_from_bytes")
 def _storage(machine, data):
-    if isinstance(data, bytes):     # short ones are; long ones are views of the file
+    if isinstance(data, bytes):  # short ones are; long ones are views of the file
         machine.budget.spend(copies=len(data))
         data = memoryview(bytearray(data))
     return read_stream(Stream(data), machine.budget)
 
+
 @maker("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
-def _array(machine, kind, shape, code): return Record("numpy.ndarray", state={"slots": []})
+def _array(machine, kind, shape, code):
+    return Record("numpy.ndarray", state={"slots": []})
+
 
 @maker("numpy.dtype")
-def _dtype(machine, code, *_): return Record("numpy.dtype", (code,))
+def _dtype(machine, code, *_):
+    return Record("numpy.dtype", (code,))
+
 
 def code_of(record):  # numpy's code of a dtype's record, byte order in front
-    if not (isinstance(record, Record) and record.name == "numpy.dtype"): return None
+    if not (isinstance(record, Record) and record.name == "numpy.dtype"):
+        return None
     return record.state.get("order", "=").replace("|", "") + str(record.args[0]).lstrip("<>=|")
 
+
 @maker("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-def _scalar(machine, dtype, data): return array_of(code_of(dtype), (), data, False, machine.budget)[()].item()
+def _scalar(machine, dtype, data):
+    return array_of(code_of(dtype), (), data, False, machine.budget)[()].item()
+
 
 @maker("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
-def _from_buffer(machine, data, dtype, shape, order): return array_of(code_of(dtype), shape, data, order == "F", machine.budget)
+def _from_buffer(machine, data, dtype, shape, order):
+    return array_of(code_of(dtype), shape, data, order == "F", machine.budget)
+
 
 @maker("copyreg._reconstructor", "copy_reg._reconstructor")
 def _object(machine, cls, base, content):
     if not (isinstance(cls, Name) and isinstance(base, Name)):
         machine.budget.refuse("rebuilds an object without a class; it is damaged")
-    return put_items(OrderedDict(), list(content.items()), machine.budget) if isinstance(content, dict) else Record(cls.text)
+    return (
+        put_items(OrderedDict(), list(content.items()), machine.budget)
+        if isinstance(content, dict)
+        else Record(cls.text)
+    )
+
 
 @maker("torch_utils.persistence._reconstruct_persistent_obj")
 def _layer(machine, meta):
     state = meta.get("state") or {}
     if not isinstance(state, dict):
         machine.budget.refuse("has a layer without attributes; it is damaged")
-    return Record(str(meta.get("class_name"))[:200], state=state, source=check_source(meta.get("module_src", ""), machine.budget))
+    return Record(
+        str(meta.get("class_name"))[:200],
+        state=state,
+        source=check_source(meta.get("module_src", ""), machine.budget),
+    )
 
 # %% ../nbs/81_pickles.ipynb #f6e1126c
-_VALUES = {"INT","BININT","BININT1","BININT2","LONG","LONG1","LONG4","FLOAT","BINFLOAT","NONE","NEWTRUE","NEWFALSE",
-           "UNICODE","SHORT_BINUNICODE","BINUNICODE","BINUNICODE8","STRING","BINSTRING","SHORT_BINSTRING","SHORT_BINBYTES"}
+_VALUES = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "NONE",
+    "NEWTRUE",
+    "NEWFALSE",
+    "UNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "SHORT_BINBYTES",
+}
 _CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False)
 _EMPTY = dict(EMPTY_LIST=list, EMPTY_DICT=dict, EMPTY_TUPLE=tuple, EMPTY_SET=set)
 _MARK = object()
 
+
 class Machine:
     "One run over one pickle."
-    def __init__(self, stream:Stream, budget:Budget, persistent=None):  # persistent: called with what BINPERSID finds
-        self.stream,self.budget,self.persistent = stream,budget,persistent
-        self.stack,self.memo = [],{}
+
+    def __init__(
+        self, stream: Stream, budget: Budget, persistent=None
+    ):  # persistent: called with what BINPERSID finds
+        self.stream, self.budget, self.persistent = stream, budget, persistent
+        self.stack, self.memo = [], {}
 
     def pop(self, n=1):  # -> the last n values, in their order
-        if n > len(self.stack) or any(x is _MARK for x in self.stack[len(self.stack)-n:]):
+        if n > len(self.stack) or any(x is _MARK for x in self.stack[len(self.stack) - n :]):
             self.budget.refuse("takes values that are not there; it is damaged")
-        part = self.stack[len(self.stack)-n:]
-        del self.stack[len(self.stack)-n:]
+        part = self.stack[len(self.stack) - n :]
+        del self.stack[len(self.stack) - n :]
         return part
 
     def to_mark(self):  # -> the values above the last mark
-        for i in range(len(self.stack)-1, -1, -1):
+        for i in range(len(self.stack) - 1, -1, -1):
             if self.stack[i] is _MARK:
-                part = self.stack[i+1:]
+                part = self.stack[i + 1 :]
                 del self.stack[i:]
                 self.budget.spend(len(part))
                 return part
@@ -296,60 +455,120 @@ class Machine:
     def run(self):  # -> the value that the pickle stands for
         for op, arg, _ in pickletools.genops(self.stream):
             self.budget.spend()
-            if op.name == "STOP": return self.pop()[0]
-            if op.name in _VALUES: self.stack.append(_CONSTANTS.get(op.name, arg))
-            elif op.name in _EMPTY: self.stack.append(_EMPTY[op.name]())
+            if op.name == "STOP":
+                return self.pop()[0]
+            if op.name in _VALUES:
+                self.stack.append(_CONSTANTS.get(op.name, arg))
+            elif op.name in _EMPTY:
+                self.stack.append(_EMPTY[op.name]())
             elif op.name in ("BINBYTES", "BINBYTES8", "BYTEARRAY8"):
                 end = self.stream.tell()
-                self.stack.append(self.stream.view[end-len(arg):end])
-            else: getattr(self, f"do_{op.name}", lambda _: self.unknown(op.name))(arg)
+                self.stack.append(self.stream.view[end - len(arg) : end])
+            else:
+                getattr(self, f"do_{op.name}", lambda _: self.unknown(op.name))(arg)
         self.budget.refuse("ends before its pickle does; download it again")
 
-    def unknown(self, name): self.budget.refuse(f"uses the opcode {name}, "
-                                                f"which no checkpoint needs; it is damaged or forged")
-    def do_PROTO(self, arg): pass
-    def do_FRAME(self, arg): pass
-    def do_MARK(self, arg): self.stack.append(_MARK)
-    def do_POP(self, arg): self.stack.pop()
-    def do_POP_MARK(self, arg): self.to_mark()
-    def do_TUPLE(self, arg): self.stack.append(tuple(self.to_mark()))
-    def do_TUPLE1(self, arg): self.stack.append(tuple(self.pop(1)))
-    def do_TUPLE2(self, arg): self.stack.append(tuple(self.pop(2)))
-    def do_TUPLE3(self, arg): self.stack.append(tuple(self.pop(3)))
-    def do_LIST(self, arg): self.stack.append(self.to_mark())
-    def do_APPEND(self, arg): (x,) = self.pop(); self.top(list).append(x)
-    def do_APPENDS(self, arg): part = self.to_mark(); self.top(list).extend(part)
+    def unknown(self, name):
+        self.budget.refuse(
+            f"uses the opcode {name}, which no checkpoint needs; it is damaged or forged"
+        )
+
+    def do_PROTO(self, arg):
+        pass
+
+    def do_FRAME(self, arg):
+        pass
+
+    def do_MARK(self, arg):
+        self.stack.append(_MARK)
+
+    def do_POP(self, arg):
+        self.stack.pop()
+
+    def do_POP_MARK(self, arg):
+        self.to_mark()
+
+    def do_TUPLE(self, arg):
+        self.stack.append(tuple(self.to_mark()))
+
+    def do_TUPLE1(self, arg):
+        self.stack.append(tuple(self.pop(1)))
+
+    def do_TUPLE2(self, arg):
+        self.stack.append(tuple(self.pop(2)))
+
+    def do_TUPLE3(self, arg):
+        self.stack.append(tuple(self.pop(3)))
+
+    def do_LIST(self, arg):
+        self.stack.append(self.to_mark())
+
+    def do_APPEND(self, arg):
+        (x,) = self.pop()
+        self.top(list).append(x)
+
+    def do_APPENDS(self, arg):
+        part = self.to_mark()
+        self.top(list).extend(part)
 
     def pairs(self, flat):  # key, value, key, value ... -> [(key, value), ...]
-        if len(flat) % 2: self.budget.refuse("has a key without a value; it is damaged")
+        if len(flat) % 2:
+            self.budget.refuse("has a key without a value; it is damaged")
         return list(zip(flat[::2], flat[1::2]))
 
-    def do_DICT(self, arg): self.stack.append(put_items({}, self.pairs(self.to_mark()), self.budget))
-    def do_SETITEM(self, arg): flat = self.pop(2); put_items(self.top(dict, OrderedDict), self.pairs(flat), self.budget)
-    def do_SETITEMS(self, arg): flat = self.to_mark(); put_items(self.top(dict, OrderedDict), self.pairs(flat), self.budget)
-    def do_ADDITEMS(self, arg): part = self.to_mark(); self.top(set).update(put_items({}, [(p, None) for p in part], self.budget))
-    def do_FROZENSET(self, arg): self.stack.append(_set(self, self.to_mark()))
+    def do_DICT(self, arg):
+        self.stack.append(put_items({}, self.pairs(self.to_mark()), self.budget))
+
+    def do_SETITEM(self, arg):
+        flat = self.pop(2)
+        put_items(self.top(dict, OrderedDict), self.pairs(flat), self.budget)
+
+    def do_SETITEMS(self, arg):
+        flat = self.to_mark()
+        put_items(self.top(dict, OrderedDict), self.pairs(flat), self.budget)
+
+    def do_ADDITEMS(self, arg):
+        part = self.to_mark()
+        self.top(set).update(put_items({}, [(p, None) for p in part], self.budget))
+
+    def do_FROZENSET(self, arg):
+        self.stack.append(_set(self, self.to_mark()))
 
     def remember(self, i):
         if not self.stack or self.stack[-1] is _MARK:
             self.budget.refuse("remembers a value that is not there; it is damaged")
         self.memo[i] = x = self.stack[-1]
-        if isinstance(x, Record) and x.name == "numpy.ndarray": x.state["slots"].append(i)
+        if isinstance(x, Record) and x.name == "numpy.ndarray":
+            x.state["slots"].append(i)
 
-    def do_PUT(self, i): self.remember(i)
-    def do_BINPUT(self, i): self.remember(i)
-    def do_LONG_BINPUT(self, i): self.remember(i)
-    def do_MEMOIZE(self, arg): self.remember(len(self.memo))
+    def do_PUT(self, i):
+        self.remember(i)
+
+    def do_BINPUT(self, i):
+        self.remember(i)
+
+    def do_LONG_BINPUT(self, i):
+        self.remember(i)
+
+    def do_MEMOIZE(self, arg):
+        self.remember(len(self.memo))
 
     def recall(self, i):
-        if i not in self.memo: self.budget.refuse("recalls a value that it never had; it is damaged")
+        if i not in self.memo:
+            self.budget.refuse("recalls a value that it never had; it is damaged")
         self.stack.append(self.memo[i])
 
-    def do_GET(self, i): self.recall(i)
-    def do_BINGET(self, i): self.recall(i)
-    def do_LONG_BINGET(self, i): self.recall(i)
+    def do_GET(self, i):
+        self.recall(i)
 
-    def do_GLOBAL(self, arg): self.stack.append(known_name(*arg.split(" ", 1), self.budget))
+    def do_BINGET(self, i):
+        self.recall(i)
+
+    def do_LONG_BINGET(self, i):
+        self.recall(i)
+
+    def do_GLOBAL(self, arg):
+        self.stack.append(known_name(*arg.split(" ", 1), self.budget))
 
     def do_STACK_GLOBAL(self, arg):
         module, name = self.pop(2)
@@ -360,30 +579,52 @@ class Machine:
     def call(self, name, args):
         if not isinstance(name, Name) or not isinstance(args, tuple):
             self.budget.refuse(f"calls a {type(name).__name__}; it is damaged or forged")
-        if name.text in MAKERS: return MAKERS[name.text](self, *args)
+        if name.text in MAKERS:
+            return MAKERS[name.text](self, *args)
         if name.text in STORAGES or name.text in DTYPES:
-            self.budget.refuse(f"calls {name.text}, which checkpoints only mention; "
-                               f"it is damaged or forged")
-        return OrderedDict() if name.text.endswith("EasyDict") and not args else Record(name.text, args)
+            self.budget.refuse(
+                f"calls {name.text}, which checkpoints only mention; it is damaged or forged"
+            )
+        return (
+            OrderedDict()
+            if name.text.endswith("EasyDict") and not args
+            else Record(name.text, args)
+        )
 
-    def do_REDUCE(self, arg): name, args = self.pop(2); self.stack.append(self.call(name, args))
-    def do_NEWOBJ(self, arg): self.do_REDUCE(arg)
+    def do_REDUCE(self, arg):
+        name, args = self.pop(2)
+        self.stack.append(self.call(name, args))
+
+    def do_NEWOBJ(self, arg):
+        self.do_REDUCE(arg)
 
     def do_BUILD(self, arg):
         (state,) = self.pop()
         x = self.top(Record, OrderedDict)
-        if isinstance(x, OrderedDict): return      # attributes of a dict: nothing that we need
+        if isinstance(x, OrderedDict):
+            return  # attributes of a dict: nothing that we need
         if x.name == "numpy.ndarray" and isinstance(state, tuple) and len(state) == 5:
             _, shape, dtype, fortran, data = state
-            self.stack[-1] = made = array_of(code_of(dtype), shape, data, bool(fortran), self.budget)
+            self.stack[-1] = made = array_of(
+                code_of(dtype), shape, data, bool(fortran), self.budget
+            )
             self.memo.update({i: made for i in x.state["slots"]})
-        elif x.name == "numpy.dtype" and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "=", "|"):
+        elif (
+            x.name == "numpy.dtype"
+            and isinstance(state, tuple)
+            and len(state) > 1
+            and state[1] in ("<", ">", "=", "|")
+        ):
             x.state["order"] = state[1]
         else:
             parts = state if isinstance(state, tuple) else (state,)
             for part in parts:
-                if isinstance(part, dict): put_items(x.state, list(part.items()), self.budget)
-                elif part is not None: self.budget.refuse(f"gives a {x.name[:80]!r} attributes that are no dict; it is damaged")
+                if isinstance(part, dict):
+                    put_items(x.state, list(part.items()), self.budget)
+                elif part is not None:
+                    self.budget.refuse(
+                        f"gives a {x.name[:80]!r} attributes that are no dict; it is damaged"
+                    )
 
     def do_BINPERSID(self, arg):
         if self.persistent is None:
@@ -392,16 +633,27 @@ class Machine:
         self.stack.append(self.persistent(key))
 
 # %% ../nbs/81_pickles.ipynb #22d200f8
-MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."   # torch's number 0x1950a86a20f9469cfc6c, pickled
+MAGIC = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's number 0x1950a86a20f9469cfc6c, pickled
+)
 
-def storage_id(key, budget:Budget)->tuple:  # dtype, name of the storage, numbers
+
+def storage_id(key, budget: Budget) -> tuple:  # dtype, name of the storage, numbers
     "What a pickle says about a storage."
-    if not (isinstance(key, tuple) and len(key) in (5, 6) and key[0] == "storage" and isinstance(key[1], Name) and key[1].text in STORAGES
-            and isinstance(key[2], (str, int)) and whole(key[4])):
+    if not (
+        isinstance(key, tuple)
+        and len(key) in (5, 6)
+        and key[0] == "storage"
+        and isinstance(key[1], Name)
+        and key[1].text in STORAGES
+        and isinstance(key[2], (str, int))
+        and whole(key[4])
+    ):
         budget.refuse("mentions a storage in a way that torch never does; it is damaged or forged")
     return STORAGES[key[1].text], str(key[2]), key[4]
 
-def read_stream(stream:Stream, budget:Budget):  # -> the object
+
+def read_stream(stream: Stream, budget: Budget):  # -> the object
     "What `torch.save` wrote before it wrote zips; also one storage inside of another pickle."
     if stream.read(len(MAGIC)) != MAGIC:
         budget.refuse("has no torch stream where one should be; it is damaged")
@@ -409,18 +661,30 @@ def read_stream(stream:Stream, budget:Budget):  # -> the object
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
         budget.refuse("was written by an unknown version of torch, or on a big-endian machine")
     claimed, found, start = {}, {}, stream.tell()
+
     def mention(key):
-        if isinstance(key, tuple) and key[:1] == ("module",) and len(key) == 4: return key[1]
+        if isinstance(key, tuple) and key[:1] == ("module",) and len(key) == 4:
+            return key[1]
         dtype, name, numel = storage_id(key, budget)
         if claimed.setdefault(name, (dtype, numel)) != (dtype, numel):
             budget.refuse(f"gives storage {name[:40]!r} two lengths; it is damaged or forged")
         part = found.get(name) or Storage(dtype, numel)
         view = key[5] if len(key) == 6 else None
-        if view is None: return part
-        if not (isinstance(view, tuple) and len(view) == 3 and whole(view[1]) and whole(view[2]) and view[1] + view[2] <= numel):
+        if view is None:
+            return part
+        if not (
+            isinstance(view, tuple)
+            and len(view) == 3
+            and whole(view[1])
+            and whole(view[2])
+            and view[1] + view[2] <= numel
+        ):
             budget.refuse("has a view outside of its storage; it is damaged or forged")
         size = dtype.itemsize
-        return Storage(dtype, view[2], part.bytes and part.bytes[view[1]*size:(view[1]+view[2])*size])
+        return Storage(
+            dtype, view[2], part.bytes and part.bytes[view[1] * size : (view[1] + view[2]) * size]
+        )
+
     Machine(stream, budget, mention).run()
     keys = Machine(stream, budget).run()
     if not isinstance(keys, list) or {str(k) for k in keys} != set(claimed):
@@ -429,12 +693,16 @@ def read_stream(stream:Stream, budget:Budget):  # -> the object
         dtype, numel = claimed[key]
         size = stream.read(8)
         if size != struct.pack("<q", numel):
-            budget.refuse(f"says that storage {key[:40]!r} has {numel} numbers, "
-                          f"and something else where they are; it is damaged")
+            budget.refuse(
+                f"says that storage {key[:40]!r} has {numel} numbers, "
+                f"and something else where they are; it is damaged"
+            )
         found[key] = Storage(dtype, numel, stream.cut(numel * dtype.itemsize))
         if len(found[key].bytes) < numel * dtype.itemsize:
-            budget.refuse(f"ends within storage {key[:40]!r}, {numel} numbers were declared; "
-                          f"download it again")
+            budget.refuse(
+                f"ends within storage {key[:40]!r}, {numel} numbers were declared; "
+                f"download it again"
+            )
     end, stream.at = stream.tell(), start
     result = Machine(stream, budget, mention).run()
     stream.at = end
@@ -443,115 +711,168 @@ def read_stream(stream:Stream, budget:Budget):  # -> the object
 # %% ../nbs/81_pickles.ipynb #f1f836cb
 class _Directory(Stream):
     "A file for `zipfile`, which reads its list of entries through it and nothing large."
+
     def seek(self, to, whence=0):
         self.at = max(0, to + (0, self.at, len(self.view))[whence])
         return self.at
 
-    def seekable(self): return True
+    def seekable(self):
+        return True
 
     def read(self, n=-1):
-        if n < 0: n = self.rest()
-        if n > 2**22: raise zipfile.BadZipFile("a directory of megabytes")
+        if n < 0:
+            n = self.rest()
+        if n > 2**22:
+            raise zipfile.BadZipFile("a directory of megabytes")
         return super().read(n)
+
 
 class Archive:
     "The entries of a zip that `torch.save` wrote, checked."
-    def __init__(self, view:memoryview, budget:Budget):
-        self.view,self.budget = view,budget
+
+    def __init__(self, view: memoryview, budget: Budget):
+        self.view, self.budget = view, budget
         entries = zipfile.ZipFile(_Directory(view)).infolist()
         names = [e.filename for e in entries]
         for name in names:
-            if name.startswith(("/", "\\")) or ".." in name.split("/") or "\\" in name or ":" in name:
-                budget.refuse(f"has an entry {name[:80]!r} that leads out of its folder; "
-                              f"torch never writes that: delete it")
+            if (
+                name.startswith(("/", "\\"))
+                or ".." in name.split("/")
+                or "\\" in name
+                or ":" in name
+            ):
+                budget.refuse(
+                    f"has an entry {name[:80]!r} that leads out of its folder; "
+                    f"torch never writes that: delete it"
+                )
         if len(set(names)) < len(names):
             budget.refuse("has two entries with one name; torch never writes that: delete it")
         if any(e.compress_type or e.flag_bits & 1 for e in entries):
-            budget.refuse("is a compressed zip; torch never compresses: unpack it first, "
-                          "if a checkpoint is inside")
+            budget.refuse(
+                "is a compressed zip; torch never compresses: unpack it first, "
+                "if a checkpoint is inside"
+            )
         if sum(e.file_size for e in entries) > len(view):
-            budget.refuse("has entries that are together larger than the file; "
-                          "it was made to fill the memory")
+            budget.refuse(
+                "has entries that are together larger than the file; it was made to fill the memory"
+            )
         roots = [n.removesuffix("data.pkl") for n in names if n.split("/")[1:] == ["data.pkl"]]
         if any(n.split("/")[1:2] == ["code"] for n in names):
-            budget.refuse("is a TorchScript program, not a checkpoint; "
-                          "use the state dict that it was made from")
+            budget.refuse(
+                "is a TorchScript program, not a checkpoint; "
+                "use the state dict that it was made from"
+            )
         if len(roots) != 1:
             budget.refuse("is a zip without a checkpoint inside; is this the right file?")
-        self.root,self.entries,self.read = roots[0],{e.filename: e for e in entries},set()
+        self.root, self.entries, self.read = roots[0], {e.filename: e for e in entries}, set()
 
-    def part(self, name)->memoryview:
+    def part(self, name) -> memoryview:
         "The bytes of one entry, verified."
         entry = self.entries.get(self.root + name)
         if entry is None:
             self.budget.refuse(f"mentions {name[:80]!r} and does not have it; download it again")
-        head = bytes(self.view[entry.header_offset:entry.header_offset + 30])
-        if head[:4] != b"PK\3\4": self.budget.refuse("has a damaged list of entries; download it again")
+        head = bytes(self.view[entry.header_offset : entry.header_offset + 30])
+        if head[:4] != b"PK\3\4":
+            self.budget.refuse("has a damaged list of entries; download it again")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
-        part = self.view[start:start + entry.file_size]
+        part = self.view[start : start + entry.file_size]
         if len(part) < entry.file_size or name not in self.read and zlib.crc32(part) != entry.CRC:
-            self.budget.refuse(f"is damaged at {name[:80]!r} (its checksum differs); download it again")
+            self.budget.refuse(
+                f"is damaged at {name[:80]!r} (its checksum differs); download it again"
+            )
         self.read.add(name)
         return part
 
-def read_archive(view:memoryview, budget:Budget):  # -> the object
+
+def read_archive(view: memoryview, budget: Budget):  # -> the object
     "What `torch.save` writes today."
     archive = Archive(view, budget)
-    if archive.root + "byteorder" in archive.entries and bytes(archive.part("byteorder")) != b"little":
+    if (
+        archive.root + "byteorder" in archive.entries
+        and bytes(archive.part("byteorder")) != b"little"
+    ):
         budget.refuse("was written on a big-endian machine; save it again on a common one")
+
     def mention(key):
         dtype, name, numel = storage_id(key, budget)
         data = archive.part(f"data/{name}")
         if len(data) != numel * dtype.itemsize:
-            budget.refuse(f"declares {numel} numbers in storage {name[:40]!r}, "
-                          f"but stores {len(data)} bytes for them; it is damaged or forged")
+            budget.refuse(
+                f"declares {numel} numbers in storage {name[:40]!r}, "
+                f"but stores {len(data)} bytes for them; it is damaged or forged"
+            )
         return Storage(dtype, numel, data)
+
     return Machine(Stream(archive.part("data.pkl")), budget, mention).run()
 
 # %% ../nbs/81_pickles.ipynb #cb7a1d77
-def _guarded(path, budget:Budget, read):  # -> what `read` returns; every failure is one line
-    try: return read()
-    except StitchError: raise
-    except MemoryError: raise StitchError(f"{budget.name}: asks for more memory than there is; "
-                                          f"it is damaged or forged") from None
-    except OSError as e: raise StitchError(f"cannot read {path} ({e.strerror or e})") from None
+def _guarded(path, budget: Budget, read):  # -> what `read` returns; every failure is one line
+    try:
+        return read()
+    except StitchError:
+        raise
+    except MemoryError:
+        raise StitchError(
+            f"{budget.name}: asks for more memory than there is; it is damaged or forged"
+        ) from None
+    except OSError as e:
+        raise StitchError(f"cannot read {path} ({e.strerror or e})") from None
     except Exception as e:
         why = f"{type(e).__name__}: {e}".splitlines()[0][:120]
-        raise StitchError(f"{budget.name}: is damaged, or no checkpoint ({why}); "
-                          f"download it again") from None
+        raise StitchError(
+            f"{budget.name}: is damaged, or no checkpoint ({why}); download it again"
+        ) from None
+
 
 def read_pickle(
-    path,        # .pkl, .pt, .pth: a bare pickle, a torch zip or a torch stream
-)->object:       # dicts, lists, numbers, texts, arrays, `Record`s; tensors are views into the file
+    path,  # .pkl, .pt, .pth: a bare pickle, a torch zip or a torch stream
+) -> object:  # dicts, lists, numbers, texts, arrays, `Record`s; tensors are views into the file
     "A checkpoint as data; nothing in it is executed."
     path = Path(path)
-    if not path.is_file(): raise StitchError(f"no such file: {path}")
-    budget = Budget(path.name, copies=2*path.stat().st_size + 2**26)
+    if not path.is_file():
+        raise StitchError(f"no such file: {path}")
+    budget = Budget(path.name, copies=2 * path.stat().st_size + 2**26)
+
     def read():
         view = mapped(path)
-        if view[:4] == b"PK\3\4": return read_archive(view, budget)
-        if view[:len(MAGIC)] == MAGIC: return read_stream(Stream(view), budget)
+        if view[:4] == b"PK\3\4":
+            return read_archive(view, budget)
+        if view[: len(MAGIC)] == MAGIC:
+            return read_stream(Stream(view), budget)
         return Machine(Stream(view), budget).run()
+
     return _guarded(path, budget, read)
 
+
 def read_numpy(
-    path,        # .npy
-)->np.ndarray:   # a copy
+    path,  # .npy
+) -> np.ndarray:  # a copy
     "An array from a file, refused if it holds objects or is shorter than it says."
     path = Path(path)
-    if not path.is_file(): raise StitchError(f"no such file: {path}")
+    if not path.is_file():
+        raise StitchError(f"no such file: {path}")
     budget = Budget(path.name)
+
     def read():
-        if mapped(path)[:6] != b"\x93NUMPY": budget.refuse("is no .npy file; is this the right file?")
-        try: array = np.load(path, mmap_mode="r", allow_pickle=False)   # a map cannot be longer than its file
+        if mapped(path)[:6] != b"\x93NUMPY":
+            budget.refuse("is no .npy file; is this the right file?")
+        try:
+            array = np.load(
+                path, mmap_mode="r", allow_pickle=False
+            )  # a map cannot be longer than its file
         except ValueError as e:
             if "objects" in str(e):
-                budget.refuse("holds Python objects, which are pickles; only plain numbers are read")
+                budget.refuse(
+                    "holds Python objects, which are pickles; only plain numbers are read"
+                )
             raise
         if not _NUMPY.fullmatch(array.dtype.str):
             budget.refuse(f"has numbers of kind {array.dtype.str!r}; only plain ones are read")
         if array.offset + array.nbytes != path.stat().st_size:
-            budget.refuse(f"declares an array of shape {array.shape}, "
-                          f"and the file is longer than that; it is damaged")
+            budget.refuse(
+                f"declares an array of shape {array.shape}, "
+                f"and the file is longer than that; it is damaged"
+            )
         return np.array(array)
+
     return _guarded(path, budget, read)

@@ -27,14 +27,44 @@ from PIL import Image
 
 import stitch_nb
 from .align import crop_frame, frame_to_crop, move_points, quads_from_landmarks
-from .core import (StitchError, StitchLookupError, atomic_path, clone_network, hash_of, load_arrays, load_tensors, save_arrays,
-                            save_tensors, to_image)
+from stitch_nb.core import (
+    StitchError,
+    StitchLookupError,
+    atomic_path,
+    clone_network,
+    hash_of,
+    load_arrays,
+    load_tensors,
+    save_arrays,
+    save_tensors,
+    to_image,
+)
 from .edit import Edit, apply_edit, parse_edit
 from .encode import PivotConfig, invert, optimise_pivots
 from .faces import find_faces, landmark_backend
 from .masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
-from .metrics import (attribute_change, border_steps, edit_flicker, face_measures, flicker, gap, identity_distance, identity_vectors, leak, local_similarity,
-                               global_similarity, mouth_width, perceptual_distances, psnr, similarity_curves, ssim, tg_id, tl_id, true_edit_psnr, warp_errors)
+from stitch_nb.metrics import (
+    attribute_change,
+    border_steps,
+    edit_flicker,
+    face_measures,
+    flicker,
+    gap,
+    identity_distance,
+    identity_vectors,
+    leak,
+    local_similarity,
+    global_similarity,
+    mouth_width,
+    perceptual_distances,
+    psnr,
+    similarity_curves,
+    ssim,
+    tg_id,
+    tl_id,
+    true_edit_psnr,
+    warp_errors,
+)
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
 from .perceptual import choose_perceptual
@@ -47,334 +77,630 @@ from .video import Clip, read_clip, write_video
 @dataclass(frozen=True)
 class RunConfig:
     "Everything about a run that is not the clip, the edits or the networks."
-    landmarks:str = "auto"       # who finds faces: 'auto' (the bundle's own, else face_alignment), 'bundle', 'face_alignment', 'dlib'; 'none': the centre of the frame
-    person:int|str = "largest"   # 'largest', or 0, 1, ... from left to right where they first appear
-    max_missing:float = .5       # part of the frames that may lack a face and are interpolated
-    scale:float|None = None      # side of the crop relative to FFHQ's square; None: the bundle's
-    sigma_centre:float = 1.      # frames, smoothing of the crop's centre; paper's code: 1
-    sigma_axes:float = 3.        # frames, smoothing of its size and rotation; paper's code: 3
-    pivots:str = "auto"          # 'encoder' (the paper), 'optimise'; 'auto': the encoder if the bundle has one
-    perceptual:str = "auto"      # 'lpips' (falls back to the bundle's if it cannot be fetched), 'bundle'; 'auto': the bundle's if it has one
-    tune:bool = True             # False leaves PTI out (an arm of Figure 9)
-    stitching:bool = True        # False pastes the edit by its mask alone (an arm of Figure 9)
-    mask:str = "auto"            # 'parser' (labels), 'hull' (landmarks only); 'auto': the parser if the bundle has one
-    variant:str = "paper"        # masks of the 'paper' or of its 'code'
-    dilation:int|None = None     # pixels of the crop at R; None: 50 at 1024, in proportion
-    inner:int = 0                # pixels of the crop at R by which the face mask is grown first
-    whole_image_border:bool = False  # everything outside of the mask is border
-    edge:bool = True             # the rim of the crop is border too where the mask reaches it: a neck does not end with the crop (authors' code: yes; paper's formula: no)
-    feather:int = 1              # pixels of the crop at R over which the paste fades out; 0: the hard edge of the paper and of the code's default
-    keep_detail:bool = False     # paste what changed instead of the crop: keeps detail finer than the crop
-    lossless:bool = False        # write RGB without loss, for measuring
-    crf:int = 16                 # quality of the h264 video otherwise, 0 (best) to 51
-    pti:PTIConfig = field(default_factory=PTIConfig)
-    pivot:PivotConfig = field(default_factory=PivotConfig)
-    stitch:StitchConfig = field(default_factory=StitchConfig)
+
+    landmarks: str = "auto"  # who finds faces: 'auto' (the bundle's own, else face_alignment), 'bundle', 'face_alignment', 'dlib'; 'none': the centre of the frame
+    person: int | str = (
+        "largest"  # 'largest', or 0, 1, ... from left to right where they first appear
+    )
+    max_missing: float = 0.5  # part of the frames that may lack a face and are interpolated
+    scale: float | None = None  # side of the crop relative to FFHQ's square; None: the bundle's
+    sigma_centre: float = 1.0  # frames, smoothing of the crop's centre; paper's code: 1
+    sigma_axes: float = 3.0  # frames, smoothing of its size and rotation; paper's code: 3
+    pivots: str = (
+        "auto"  # 'encoder' (the paper), 'optimise'; 'auto': the encoder if the bundle has one
+    )
+    perceptual: str = "auto"  # 'lpips' (falls back to the bundle's if it cannot be fetched), 'bundle'; 'auto': the bundle's if it has one
+    tune: bool = True  # False leaves PTI out (an arm of Figure 9)
+    stitching: bool = True  # False pastes the edit by its mask alone (an arm of Figure 9)
+    mask: str = "auto"  # 'parser' (labels), 'hull' (landmarks only); 'auto': the parser if the bundle has one
+    variant: str = "paper"  # masks of the 'paper' or of its 'code'
+    dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
+    inner: int = 0  # pixels of the crop at R by which the face mask is grown first
+    whole_image_border: bool = False  # everything outside of the mask is border
+    edge: bool = True  # the rim of the crop is border too where the mask reaches it: a neck does not end with the crop (authors' code: yes; paper's formula: no)
+    feather: int = 1  # pixels of the crop at R over which the paste fades out; 0: the hard edge of the paper and of the code's default
+    keep_detail: bool = (
+        False  # paste what changed instead of the crop: keeps detail finer than the crop
+    )
+    lossless: bool = False  # write RGB without loss, for measuring
+    crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51
+    pti: PTIConfig = field(default_factory=PTIConfig)
+    pivot: PivotConfig = field(default_factory=PivotConfig)
+    stitch: StitchConfig = field(default_factory=StitchConfig)
 
     @classmethod
-    def for_models(cls, models, **changes)->"RunConfig":
+    def for_models(cls, models, **changes) -> "RunConfig":
         "The settings that suit a bundle: this project's for the small one, the authors' schedule for published generators; `changes` replace fields."
-        return replace(cls() if models.meta.get("recipe") != "reference" else cls(pti=PTIConfig.reference(dtype="auto"), stitch=StitchConfig.reference(dtype="auto")), **changes)
+        return replace(
+            cls()
+            if models.meta.get("recipe") != "reference"
+            else cls(
+                pti=PTIConfig.reference(dtype="auto"), stitch=StitchConfig.reference(dtype="auto")
+            ),
+            **changes,
+        )
 
     def __post_init__(self):
-        choices = dict(landmarks=("auto", "bundle", "face_alignment", "dlib", "none"), pivots=("auto", "encoder", "optimise"),
-                       perceptual=("auto", "lpips", "bundle"), mask=("auto", "parser", "hull"), variant=("paper", "code"))
+        choices = dict(
+            landmarks=("auto", "bundle", "face_alignment", "dlib", "none"),
+            pivots=("auto", "encoder", "optimise"),
+            perceptual=("auto", "lpips", "bundle"),
+            mask=("auto", "parser", "hull"),
+            variant=("paper", "code"),
+        )
         for name, known in choices.items():
-            if getattr(self, name) not in known: raise StitchError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+            if getattr(self, name) not in known:
+                raise StitchError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
+                )
         for name in ("sigma_centre", "sigma_axes", "feather", "inner"):
-            if not getattr(self, name) >= 0: raise StitchError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if not 0 <= self.max_missing < 1: raise StitchError(f"max_missing is {self.max_missing}; it must be in [0, 1)")
-        if not 0 <= self.crf <= 51: raise StitchError(f"crf is {self.crf}; it must be 0 to 51")
+            if not getattr(self, name) >= 0:
+                raise StitchError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.max_missing < 1:
+            raise StitchError(f"max_missing is {self.max_missing}; it must be in [0, 1)")
+        if not 0 <= self.crf <= 51:
+            raise StitchError(f"crf is {self.crf}; it must be 0 to 51")
 
 # %% ../nbs/80_pipeline.ipynb #17ba0791
 @contextmanager
 def measured():  # gives a dict that holds 'seconds', 'cpu_seconds' and 'peak_mib' (resident memory, highest value seen) after the block
     "Time and peak memory of a block."
     process, spent, over, seen = psutil.Process(), {}, threading.Event(), [0]
-    if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-    def look(): seen[0] = max(seen[0], process.memory_info().rss)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+    def look():
+        seen[0] = max(seen[0], process.memory_info().rss)
+
     def watch():
-        while not over.wait(.02): look()
+        while not over.wait(0.02):
+            look()
+
     look()
-    thread, start, cpu = threading.Thread(target=watch, daemon=True), time.perf_counter(), time.process_time()
+    thread, start, cpu = (
+        threading.Thread(target=watch, daemon=True),
+        time.perf_counter(),
+        time.process_time(),
+    )
     thread.start()
-    try: yield spent
+    try:
+        yield spent
     finally:
         over.set()
         thread.join()
         look()
-        spent |= dict(seconds=round(time.perf_counter() - start, 3), cpu_seconds=round(time.process_time() - cpu, 3), peak_mib=round(seen[0]/2**20, 1))
-        if torch.cuda.is_available(): spent["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
+        spent |= dict(
+            seconds=round(time.perf_counter() - start, 3),
+            cpu_seconds=round(time.process_time() - cpu, 3),
+            peak_mib=round(seen[0] / 2**20, 1),
+        )
+        if torch.cuda.is_available():
+            spent["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+
 
 @dataclass(frozen=True)
 class Stage:
     "The result of one stage on disk."
-    name:str          # 'faces', 'crops', ...
-    key:str           # 16 hex digits over everything that it depends on
-    path:Path         # file or folder
-    note:dict         # seconds, peak_mib of the run that made it, and what the stage reported
-    reused:bool       # it was there already
+
+    name: str  # 'faces', 'crops', ...
+    key: str  # 16 hex digits over everything that it depends on
+    path: Path  # file or folder
+    note: dict  # seconds, peak_mib of the run that made it, and what the stage reported
+    reused: bool  # it was there already
+
 
 def run_stage(
-    folder:Path,      # where stages are kept
-    name:str,         # stage name
-    inputs:tuple,     # anything `hash_of` takes: all that the result depends on
-    suffix:str,       # of the file; '' for a folder
-    make,             # make(path, tick): writes `path` whole or resumes it; returns a dict for the note, or None
-    progress=None,    # progress(name): context manager that gives a tick(done, total, text), such as `core.bar`
-)->Stage:
+    folder: Path,  # where stages are kept
+    name: str,  # stage name
+    inputs: tuple,  # anything `hash_of` takes: all that the result depends on
+    suffix: str,  # of the file; '' for a folder
+    make,  # make(path, tick): writes `path` whole or resumes it; returns a dict for the note, or None
+    progress=None,  # progress(name): context manager that gives a tick(done, total, text), such as `core.bar`
+) -> Stage:
     "The stage's result: found, or made now."
     key = hash_of(name, stitch_nb.__version__, *inputs)
-    path, note = folder/f"{name}-{key}{suffix}", folder/f"{name}-{key}.json"
-    with (progress(name) if progress else nullcontext(lambda *_: None)) as tick:
+    path, note = folder / f"{name}-{key}{suffix}", folder / f"{name}-{key}.json"
+    with progress(name) if progress else nullcontext(lambda *_: None) as tick:
         if path.exists() and note.is_file():
             tick(1, 1, "kept from before")
             return Stage(name, key, path, json.loads(note.read_text(encoding="utf-8")), True)
-        with measured() as spent: found = make(path, tick) or {}
+        with measured() as spent:
+            found = make(path, tick) or {}
     write_json(note, spent | found)
     return Stage(name, key, path, spent | found, False)
 
+
 def write_json(
-    path:Path,      # the file
-    record:dict,    # JSON types, numpy numbers and arrays; what is not finite becomes null
-)->Path:            # the file
+    path: Path,  # the file
+    record: dict,  # JSON types, numpy numbers and arrays; what is not finite becomes null
+) -> Path:  # the file
     "Write a record as JSON, whole or not at all."
-    with atomic_path(path) as part: Path(part).write_text(json.dumps(as_json(record), indent=1) + "\n", encoding="utf-8")
+    with atomic_path(path) as part:
+        Path(part).write_text(json.dumps(as_json(record), indent=1) + "\n", encoding="utf-8")
     return path
+
 
 def as_json(value):
     "`value` with JSON types only: tuples become lists, paths strings, NaN and infinity null."
-    if isinstance(value, dict): return {str(k): as_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)): return [as_json(v) for v in value]
-    if isinstance(value, np.generic): value = value.item()
-    if isinstance(value, float): return round(value, 6) if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [as_json(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return round(value, 6) if np.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 # %% ../nbs/80_pipeline.ipynb #1574bddb
 def write_rows(
-    path:Path,         # ends in .npy
-    rows,              # iterable of arrays of one shape and dtype
-    n:int,             # how many
+    path: Path,  # ends in .npy
+    rows,  # iterable of arrays of one shape and dtype
+    n: int,  # how many
     tick=lambda *_: None,  # called with (done, n, '')
-)->Path:
+) -> Path:
     "Stream arrays into one .npy file, whole or not at all."
     with atomic_path(path) as part, open(part, "wb") as file:
         done = 0
         for done, row in enumerate(rows, 1):
             row = np.ascontiguousarray(row)
-            if done == 1: np.lib.format.write_array_header_1_0(file, dict(descr=np.lib.format.dtype_to_descr(row.dtype), fortran_order=False, shape=(n, *row.shape)))
+            if done == 1:
+                np.lib.format.write_array_header_1_0(
+                    file,
+                    dict(
+                        descr=np.lib.format.dtype_to_descr(row.dtype),
+                        fortran_order=False,
+                        shape=(n, *row.shape),
+                    ),
+                )
             file.write(row.tobytes())
             tick(done, n, "")
-        if done != n: raise StitchError(f"{path.name} has {done} rows where {n} were announced: the clip changed while it was read")
+        if done != n:
+            raise StitchError(
+                f"{path.name} has {done} rows where {n} were announced: the clip changed while it was read"
+            )
     return path
 
 # %% ../nbs/80_pipeline.ipynb #b3f0c7f6
 def clip_key(
-    clip:Clip,  # an open clip
-)->str:         # 16 hex digits; the same for a copy under another name
+    clip: Clip,  # an open clip
+) -> str:  # 16 hex digits; the same for a copy under another name
     "What the clip contains, and which part of it is meant."
-    files = [clip.path/name for name in clip.files] if clip.path.is_dir() else [clip.path]
+    files = [clip.path / name for name in clip.files] if clip.path.is_dir() else [clip.path]
     return hash_of(files, clip.start, len(clip), clip.fps)
+
 
 def faces_stage(clip, models, config, folder, progress):
     "Landmarks (T,68,2) and whether each frame had a face of its own (T,)."
     scale = models.scale if config.scale is None else config.scale
-    backend = landmark_backend(config.landmarks, models=models, device=models.device, **(dict(scale=scale) if config.landmarks == "none" else {}))
+    backend = landmark_backend(
+        config.landmarks,
+        models=models,
+        device=models.device,
+        **(dict(scale=scale) if config.landmarks == "none" else {}),
+    )
     name = getattr(backend, "name", config.landmarks)
+
     def make(path, tick):
-        track = find_faces(clip, backend, person=config.person, max_missing=config.max_missing, progress=tick)
+        track = find_faces(
+            clip, backend, person=config.person, max_missing=config.max_missing, progress=tick
+        )
         save_arrays(path, landmarks=track.landmarks, found=track.found, segments=track.segments)
-        return dict(landmarks=name, found=int(track.found.sum()), interpolated=np.flatnonzero(~track.found), cuts=track.cuts, people=track.people, person=track.person)
-    inputs = (clip_key(clip), name, models.hash if name == "bundle" else scale if name == "none" else "", config.person, config.max_missing)
+        return dict(
+            landmarks=name,
+            found=int(track.found.sum()),
+            interpolated=np.flatnonzero(~track.found),
+            cuts=track.cuts,
+            people=track.people,
+            person=track.person,
+        )
+
+    inputs = (
+        clip_key(clip),
+        name,
+        models.hash if name == "bundle" else scale if name == "none" else "",
+        config.person,
+        config.max_missing,
+    )
     return run_stage(folder, "faces", inputs, ".npz", make, progress), backend
+
 
 def crops_stage(clip, models, config, faces, folder, progress):
     "Aligned crops (T,R,R,3) uint8 as .npy; the quads beside them."
     R, scale = models.resolution, models.scale if config.scale is None else config.scale
     track = load_arrays(faces.path)
-    quads = quads_from_landmarks(track["landmarks"], scale, config.sigma_centre, config.sigma_axes, track["segments"])
+    quads = quads_from_landmarks(
+        track["landmarks"], scale, config.sigma_centre, config.sigma_axes, track["segments"]
+    )
+
     def make(path, tick):
-        write_rows(path, (crop_frame(frame, quad, R) for frame, quad in zip(clip.frames(), quads)), len(clip), tick)
+        write_rows(
+            path,
+            (crop_frame(frame, quad, R) for frame, quad in zip(clip.frames(), quads)),
+            len(clip),
+            tick,
+        )
+
     return run_stage(folder, "crops", (faces.key, quads, R), ".npy", make, progress), quads
+
 
 def masks_stage(models, config, faces, crops, quads, folder, progress):
     "Face masks (T,R,R) uint8 as .npy, 1 = head. A frame in which the parser sees no face gets the hull of its landmarks."
     R, landmarks = models.resolution, load_arrays(faces.path)["landmarks"]
     parsed = config.mask == "parser" or config.mask == "auto" and models.parser is not None
-    if config.mask == "parser" and models.parser is None: raise StitchError(f"bundle {models.name!r} has no parser: use the landmarks' hull (--mask hull)")
+    if config.mask == "parser" and models.parser is None:
+        raise StitchError(
+            f"bundle {models.name!r} has no parser: use the landmarks' hull (--mask hull)"
+        )
+
     def make(path, tick):
         pictures, from_hull = np.load(crops.path, mmap_mode="r"), []
+
         def rows():
             for t in range(len(pictures)):
-                if t % 8 == 0: heads = face_mask(segment(models.parser, pictures[t:t + 8])) if parsed else torch.zeros(8, R, R)
-                mask, S = heads[t % 8], heads.shape[-1]          # a parser may work at a resolution of its own
+                if t % 8 == 0:
+                    heads = (
+                        face_mask(segment(models.parser, pictures[t : t + 8]))
+                        if parsed
+                        else torch.zeros(8, R, R)
+                    )
+                mask, S = (
+                    heads[t % 8],
+                    heads.shape[-1],
+                )  # a parser may work at a resolution of its own
                 if not mask.any():
                     from_hull.append(t)
                     mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], S)), S, S)
                 yield mask.numpy().astype(np.uint8)
+
         write_rows(path, rows(), len(pictures), tick)
         return dict(mask="parser" if parsed else "hull", hull_frames=from_hull if parsed else [])
-    return run_stage(folder, "masks", (crops.key, "parser" if parsed else "hull", models.hash), ".npy", make, progress)
+
+    return run_stage(
+        folder,
+        "masks",
+        (crops.key, "parser" if parsed else "hull", models.hash),
+        ".npy",
+        make,
+        progress,
+    )
 
 # %% ../nbs/80_pipeline.ipynb #91032ad7
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (T,L,D), float32."
-    if config.pivots == "encoder" and models.encoder is None: raise StitchError(f"bundle {models.name!r} has no encoder: use --pivots optimise")
+    if config.pivots == "encoder" and models.encoder is None:
+        raise StitchError(f"bundle {models.name!r} has no encoder: use --pivots optimise")
     encode = models.encoder is not None and config.pivots != "optimise"
+
     def make(path, tick):
         pictures = np.load(crops.path, mmap_mode="r")
-        if encode: pivots = invert(models.encoder, pictures, progress=tick)
-        else: pivots, _ = optimise_pivots(models.generator, pictures, perceptual, config.pivot, progress=tick)
+        if encode:
+            pivots = invert(models.encoder, pictures, progress=tick)
+        else:
+            pivots, _ = optimise_pivots(
+                models.generator, pictures, perceptual, config.pivot, progress=tick
+            )
         save_arrays(path, pivots=pivots)
         return dict(pivots="encoder" if encode else "optimised")
+
     inputs = (crops.key, models.hash, "encoder" if encode else (config.pivot, perceptual.name))
     return run_stage(folder, "pivots", inputs, ".npz", make, progress)
 
+
 def generator_stage(models, config, crops, pivots, perceptual, folder, progress):
     "The tuned generator's weights; None where the run leaves PTI out."
-    if not config.tune: return None
+    if not config.tune:
+        return None
+
     def make(path, tick):
         checkpoint = path.with_suffix(".resume.safetensors")
-        G_pti, history = tune_generator(models.generator, load_pivots(pivots, models), np.load(crops.path, mmap_mode="r"), perceptual,
-                                        config.pti, progress=tick, checkpoint=checkpoint)
+        G_pti, history = tune_generator(
+            models.generator,
+            load_pivots(pivots, models),
+            np.load(crops.path, mmap_mode="r"),
+            perceptual,
+            config.pti,
+            progress=tick,
+            checkpoint=checkpoint,
+        )
         save_tensors(path, G_pti.state_dict())
         checkpoint.unlink(missing_ok=True)
         return dict(history={k: v for k, v in history.items() if v.ndim == 1})
-    return run_stage(folder, "generator", (pivots.key, config.pti, perceptual.name), ".safetensors", make, progress)
+
+    return run_stage(
+        folder,
+        "generator",
+        (pivots.key, config.pti, perceptual.name),
+        ".safetensors",
+        make,
+        progress,
+    )
+
 
 def load_pivots(pivots, models):
     "(T,L,D) float32 on the bundle's device."
     return torch.from_numpy(load_arrays(pivots.path)["pivots"]).to(models.device)
 
+
 def load_generator(generator, models):
     "The tuned generator, or the bundle's own where there is none."
-    if generator is None: return models.generator
+    if generator is None:
+        return models.generator
     G_pti = clone_network(models.generator, trainable=False)
     G_pti.load_state_dict(load_tensors(generator.path))
     return G_pti.eval()
 
+
 def draw(
-    G,                   # a generator
-    latents,             # (T,L,D)
-):                       # iterator of (R,R,3) uint8
+    G,  # a generator
+    latents,  # (T,L,D)
+):  # iterator of (R,R,3) uint8
     "The pictures at these latents, one after the other; one at a time, so that none depends on where a run was resumed."
     for latent in latents:
-        with torch.no_grad(): picture = to_image(G.synthesis(latent[None])[0])
+        with torch.no_grad():
+            picture = to_image(G.synthesis(latent[None])[0])
         yield picture
+
 
 def recon_stage(models, crops, pivots, generator, perceptual, folder, progress):
     "Of the inversion and of the tuned generator at the pivot, against the crops, (T,) each: PSNR in dB, `_ssim`, and `_perceptual`, the distance that tuning used."
+
     def make(path, tick):
         w, pictures = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
         found = {}
-        for name, G in (("inversion", models.generator), ("pti", load_generator(generator, models))):
+        for name, G in (
+            ("inversion", models.generator),
+            ("pti", load_generator(generator, models)),
+        ):
             kept = found[name], found[f"{name}_ssim"], found[f"{name}_perceptual"] = [], [], []
             for t, picture in enumerate(draw(G, w)):
-                for values, value in zip(kept, (psnr(picture, pictures[t]), ssim(picture, pictures[t]), perceptual_distances(picture[None], pictures[t:t + 1], perceptual)[0])): values.append(value)
-                tick(t + 1 + (name == "pti")*len(pictures), 2*len(pictures), name)
+                for values, value in zip(
+                    kept,
+                    (
+                        psnr(picture, pictures[t]),
+                        ssim(picture, pictures[t]),
+                        perceptual_distances(picture[None], pictures[t : t + 1], perceptual)[0],
+                    ),
+                ):
+                    values.append(value)
+                tick(t + 1 + (name == "pti") * len(pictures), 2 * len(pictures), name)
         save_arrays(path, **{k: np.array(v) for k, v in found.items()})
-    return run_stage(folder, "recon", (crops.key, pivots.key, generator.key if generator else models.hash, perceptual.name), ".npz", make, progress)
+
+    return run_stage(
+        folder,
+        "recon",
+        (crops.key, pivots.key, generator.key if generator else models.hash, perceptual.name),
+        ".npz",
+        make,
+        progress,
+    )
 
 # %% ../nbs/80_pipeline.ipynb #12c6fc06
 @dataclass(frozen=True)
 class FrameMasks:
     "A sequence of `StitchMasks`, each made when it is asked for."
-    heads:np.ndarray    # (T,R,R) uint8, may be memory-mapped
-    R:int               # pixels of the crop's side
-    config:RunConfig
 
-    def __len__(self): return len(self.heads)
+    heads: np.ndarray  # (T,R,R) uint8, may be memory-mapped
+    R: int  # pixels of the crop's side
+    config: RunConfig
+
+    def __len__(self):
+        return len(self.heads)
+
     def __getitem__(self, t):
         c = self.config
-        return stitch_masks(torch.from_numpy(np.array(self.heads[t])).float(), self.R, dilation=c.dilation, inner=c.inner, variant=c.variant,
-                            whole_image_border=c.whole_image_border, edge=c.edge, frame=t)
+        return stitch_masks(
+            torch.from_numpy(np.array(self.heads[t])).float(),
+            self.R,
+            dilation=c.dilation,
+            inner=c.inner,
+            variant=c.variant,
+            whole_image_border=c.whole_image_border,
+            edge=c.edge,
+            frame=t,
+        )
+
 
 def first_to_do(
-    first:int,            # first frame that has no file
-    T:int,                # frames
-    at_once:int,          # frames that are stitched together
-)->int:                   # frame to begin at
+    first: int,  # first frame that has no file
+    T: int,  # frames
+    at_once: int,  # frames that are stitched together
+) -> int:  # frame to begin at
     "Leave work for as many workers as the whole clip would have: another number of threads rounds differently, and a resumed run is to give the same bits."
     return min(first, max(0, T - at_once))
+
 
 def edited_latents(clip, models, pivots, edits):
     "(T,L,D): the pivots after the edits; keyframes count frames of the video, also where a run begins later."
     return apply_edit(load_pivots(pivots, models), edits, models.directions, start=clip.start)
 
+
 def stitched_stage(clip, models, config, edits, crops, masks, pivots, generator, folder, progress):
     "A folder with NNNNNN.npz for each frame: the edit and the stitched crop, (R,R,3) uint8, and the losses."
     R = models.resolution
+
     def make(path, tick):
         path.mkdir(parents=True, exist_ok=True)
-        G_pti, w_edit = load_generator(generator, models), edited_latents(clip, models, pivots, edits)
+        G_pti, w_edit = (
+            load_generator(generator, models),
+            edited_latents(clip, models, pivots, edits),
+        )
         pictures, T = np.load(crops.path, mmap_mode="r"), len(w_edit)
-        first = next((t for t in range(T) if not (path/f"{t:06d}.npz").is_file()), T)
+        first = next((t for t in range(T) if not (path / f"{t:06d}.npz").is_file()), T)
         start = first_to_do(first, T, worker_count(config.stitch, R, models.device))
-        results = ((t, edit, None) for t, edit in enumerate(draw(G_pti, w_edit[first:]), first)) if not config.stitching else stitch_frames(
-            G_pti, w_edit, pictures, FrameMasks(np.load(masks.path, mmap_mode="r"), R, config), config=config.stitch, start=start)
+        results = (
+            ((t, edit, None) for t, edit in enumerate(draw(G_pti, w_edit[first:]), first))
+            if not config.stitching
+            else stitch_frames(
+                G_pti,
+                w_edit,
+                pictures,
+                FrameMasks(np.load(masks.path, mmap_mode="r"), R, config),
+                config=config.stitch,
+                start=start,
+            )
+        )
         with closing(results):
             for t, stitched, history in results:
-                edit = next(draw(G_pti, w_edit[t:t + 1])) if history else stitched
-                if t >= first: save_arrays(path/f"{t:06d}.npz", edit=edit, stitched=to_image(stitched) if history else stitched)
-                tick(t + 1, T, f"border {history['border'][-1]:.3f}" if history and len(history["border"]) else "")
-    inputs = (crops.key, masks.key, pivots.key, generator.key if generator else models.hash, edits, [models.directions[e.name] for e in edits],
-              config.stitching, config.stitch if config.stitching else "", config.dilation, config.inner, config.variant, config.whole_image_border, config.edge)
+                edit = next(draw(G_pti, w_edit[t : t + 1])) if history else stitched
+                if t >= first:
+                    save_arrays(
+                        path / f"{t:06d}.npz",
+                        edit=edit,
+                        stitched=to_image(stitched) if history else stitched,
+                    )
+                tick(
+                    t + 1,
+                    T,
+                    f"border {history['border'][-1]:.3f}"
+                    if history and len(history["border"])
+                    else "",
+                )
+
+    inputs = (
+        crops.key,
+        masks.key,
+        pivots.key,
+        generator.key if generator else models.hash,
+        edits,
+        [models.directions[e.name] for e in edits],
+        config.stitching,
+        config.stitch if config.stitching else "",
+        config.dilation,
+        config.inner,
+        config.variant,
+        config.whole_image_border,
+        config.edge,
+    )
     return run_stage(folder, "stitched", inputs, "", make, progress)
 
 # %% ../nbs/80_pipeline.ipynb #4d134bc0
 def nearest_landmarks(backend, frame, near):
     "Landmarks (68,2) of the face nearest to `near`; NaN if none is found."
     found = backend(frame)
-    if not found: return np.full((68, 2), np.nan)
-    return min((np.asarray(d.landmarks, np.float64) for d in found), key=lambda p: np.square(p.mean(0) - near.mean(0)).sum())
+    if not found:
+        return np.full((68, 2), np.nan)
+    return min(
+        (np.asarray(d.landmarks, np.float64) for d in found),
+        key=lambda p: np.square(p.mean(0) - near.mean(0)).sum(),
+    )
+
 
 def edit_changes(
-    G,         # the run's generator
-    w,         # (T,L,D) pivots
-    w_edit,    # (T,L,D)
-    size:int,  # pixels of the side
-):             # iterator of (size,size,3) float32 levels, not rounded
+    G,  # the run's generator
+    w,  # (T,L,D) pivots
+    w_edit,  # (T,L,D)
+    size: int,  # pixels of the side
+):  # iterator of (size,size,3) float32 levels, not rounded
     "What the edit adds to the reconstruction, frame by frame."
     for pair in zip(w, w_edit):
-        with torch.no_grad(): before, after = G.synthesis(torch.stack(pair)).float()
-        change = F.interpolate(((after - before)*127.5)[None], (size, size), mode="area")[0]
+        with torch.no_grad():
+            before, after = G.synthesis(torch.stack(pair)).float()
+        change = F.interpolate(((after - before) * 127.5)[None], (size, size), mode="area")[0]
         yield change.permute(1, 2, 0).cpu().numpy()
 
-def pasted_frames(clip, models, config, backend, landmarks, quads, crops, masks, stitched, chosen, truth=None, changes=None):
+
+def pasted_frames(
+    clip,
+    models,
+    config,
+    backend,
+    landmarks,
+    quads,
+    crops,
+    masks,
+    stitched,
+    chosen,
+    truth=None,
+    changes=None,
+):
     "Yield each frame of the result, (H,W,3) uint8, and a dict of what was measured of it; of the `chosen` frames also three pictures."
     R, size, before = models.resolution, strip_size(models.resolution), None
-    small = min(R, 256)              # pixels of the crops in which motion is followed
-    pictures, heads = np.load(crops.path, mmap_mode="r"), FrameMasks(np.load(masks.path, mmap_mode="r"), R, config)
+    small = min(R, 256)  # pixels of the crops in which motion is followed
+    pictures, heads = (
+        np.load(crops.path, mmap_mode="r"),
+        FrameMasks(np.load(masks.path, mmap_mode="r"), R, config),
+    )
     truths = truth.frames() if truth is not None else iter(lambda: None, 0)
     for t, (frame, true) in enumerate(zip(clip.frames(), truths)):
-        kept, full = load_arrays(stitched.path/f"{t:06d}.npz"), heads[t].full
-        result, blended = (paste(frame, kept[name], quads[t], full, config.feather, residual=np.array(pictures[t]) if config.keep_detail else None) for name in ("stitched", "edit"))
-        where, alpha = (np.asarray(paste_mask(quads[t], full, *frame.shape[:2], feather)) for feather in (0, config.feather))
+        kept, full = load_arrays(stitched.path / f"{t:06d}.npz"), heads[t].full
+        result, blended = (
+            paste(
+                frame,
+                kept[name],
+                quads[t],
+                full,
+                config.feather,
+                residual=np.array(pictures[t]) if config.keep_detail else None,
+            )
+            for name in ("stitched", "edit")
+        )
+        where, alpha = (
+            np.asarray(paste_mask(quads[t], full, *frame.shape[:2], feather))
+            for feather in (0, config.feather)
+        )
         now = dict(source=frame, stitched=result, blended=blended)
-        row = {f"steps_{k}": border_steps(p, alpha)[0] for k, p in now.items()} | {f"gap_{k}": gap(now[k], frame, alpha) for k in ("stitched", "blended")}
-        row |= dict(leak=leak(result, frame, where), flicker=flicker([before["stitched"], result], [before["source"], frame]) if before else np.nan)
+        row = {f"steps_{k}": border_steps(p, alpha)[0] for k, p in now.items()} | {
+            f"gap_{k}": gap(now[k], frame, alpha) for k in ("stitched", "blended")
+        }
+        row |= dict(
+            leak=leak(result, frame, where),
+            flicker=flicker([before["stitched"], result], [before["source"], frame])
+            if before
+            else np.nan,
+        )
         if before:
-            there, here = ({k: crop_frame(x[k], quads[t], small) for k in ("source", "stitched")} for x in (before, now))
+            there, here = (
+                {k: crop_frame(x[k], quads[t], small) for k in ("source", "stitched")}
+                for x in (before, now)
+            )
             found = warp_errors(there, here, resize_mask(full, small))
-            row |= dict(warp_source=found["source"], warp_result=found["stitched"], trembling=found["trembling"]["stitched"])
-        else: row |= dict(warp_source=np.nan, warp_result=np.nan, trembling=np.nan)
+            row |= dict(
+                warp_source=found["source"],
+                warp_result=found["stitched"],
+                trembling=found["trembling"]["stitched"],
+            )
+        else:
+            row |= dict(warp_source=np.nan, warp_result=np.nan, trembling=np.nan)
         now["change"] = next(changes) if changes is not None else None
         row["edit_flicker"] = np.nan
         if before and changes is not None:
             pair = [resize_image(np.array(pictures[i]), small) for i in (t - 1, t)]
-            row["edit_flicker"] = edit_flicker(pair, (before["change"], now["change"]), resize_mask(full, small))
+            row["edit_flicker"] = edit_flicker(
+                pair, (before["change"], now["change"]), resize_mask(full, small)
+            )
         if models.identity is not None:
-            persons = dict(source=frame, result=result) | (dict(truth=true) if true is not None else {})
-            row |= {f"{k}_id": v for k, v in zip(persons, identity_vectors(np.stack([crop_frame(p, quads[t], R) for p in persons.values()]), models.identity))}
+            persons = dict(source=frame, result=result) | (
+                dict(truth=true) if true is not None else {}
+            )
+            row |= {
+                f"{k}_id": v
+                for k, v in zip(
+                    persons,
+                    identity_vectors(
+                        np.stack([crop_frame(p, quads[t], R) for p in persons.values()]),
+                        models.identity,
+                    ),
+                )
+            }
         row["landmarks"] = nearest_landmarks(backend, result, landmarks[t])
-        if true is not None: row |= dict(true_edit=true_edit_psnr([result], [frame], [true], [where]), truth_landmarks=nearest_landmarks(backend, true, landmarks[t]))
-        if t in chosen: row["pictures"] = [crop_frame(p, quads[t], size) for p in (frame, blended, result)]
+        if true is not None:
+            row |= dict(
+                true_edit=true_edit_psnr([result], [frame], [true], [where]),
+                truth_landmarks=nearest_landmarks(backend, true, landmarks[t]),
+            )
+        if t in chosen:
+            row["pictures"] = [crop_frame(p, quads[t], size) for p in (frame, blended, result)]
         before = now
         yield result, row
 
-def strip_size(R): return min(max(R, 256), 512)
 
-MEASURED = 2    # raised when what is measured changes, so that a finished run is measured again
+def strip_size(R):
+    return min(max(R, 256), 512)
+
+
+MEASURED = 2  # raised when what is measured changes, so that a finished run is measured again
+
 
 def summary(rows, recon, landmarks, edits=()):
     "The numbers of metrics.json: means over the frames, ratios, and what they are made from."
@@ -382,108 +708,224 @@ def summary(rows, recon, landmarks, edits=()):
     mean = lambda name: np.nanmean(column(name)) if np.isfinite(column(name)).any() else np.nan
     steps = {k: column(f"steps_{k}").sum() for k in ("source", "stitched", "blended")}
     mouth = {k: mouth_width(v) for k, v in (("source", landmarks), ("result", column("landmarks")))}
-    kinds = lambda suffix: {k.removesuffix(suffix): v for k, v in recon.items() if k.endswith(suffix) and (suffix or "_" not in k)}
-    found = dict(frames=len(rows), outside_identical=1 - column("leak").mean(), leak=column("leak").mean(),
-                 seam={k: steps[k]/max(steps["source"], 1e-9) for k in ("stitched", "blended")},
-                 gap={k: mean(f"gap_{k}") for k in ("stitched", "blended")},
-                 flicker=mean("flicker") if len(rows) > 1 else 0.,
-                 warp_error=dict(result=mean("warp_result"), source=mean("warp_source"), ratio=mean("warp_result")/max(mean("warp_source"), 1e-9)),
-                 trembling=mean("trembling"), edit_flicker=mean("edit_flicker"),
-                 psnr={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("").items()},
-                 ssim={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("_ssim").items()},
-                 perceptual={k: dict(mean=v.mean(), worst=v.max()) for k, v in kinds("_perceptual").items()},
-                 mouth_width={k: np.nanmean(v) if np.isfinite(v).any() else np.nan for k, v in mouth.items()},
-                 attributes=attribute_change(landmarks, column("landmarks"), [e.name for e in edits]))
+    kinds = lambda suffix: {
+        k.removesuffix(suffix): v
+        for k, v in recon.items()
+        if k.endswith(suffix) and (suffix or "_" not in k)
+    }
+    found = dict(
+        frames=len(rows),
+        outside_identical=1 - column("leak").mean(),
+        leak=column("leak").mean(),
+        seam={k: steps[k] / max(steps["source"], 1e-9) for k in ("stitched", "blended")},
+        gap={k: mean(f"gap_{k}") for k in ("stitched", "blended")},
+        flicker=mean("flicker") if len(rows) > 1 else 0.0,
+        warp_error=dict(
+            result=mean("warp_result"),
+            source=mean("warp_source"),
+            ratio=mean("warp_result") / max(mean("warp_source"), 1e-9),
+        ),
+        trembling=mean("trembling"),
+        edit_flicker=mean("edit_flicker"),
+        psnr={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("").items()},
+        ssim={k: dict(mean=v.mean(), worst=v.min()) for k, v in kinds("_ssim").items()},
+        perceptual={k: dict(mean=v.mean(), worst=v.max()) for k, v in kinds("_perceptual").items()},
+        mouth_width={
+            k: np.nanmean(v) if np.isfinite(v).any() else np.nan for k, v in mouth.items()
+        },
+        attributes=attribute_change(landmarks, column("landmarks"), [e.name for e in edits]),
+    )
     if "source_id" in rows[0]:
         source, result = column("source_id"), column("result_id")
-        found |= dict(tl_id=tl_id(result, source), tg_id=tg_id(result, source), identity_distance=identity_distance(source, result).mean(),
-                      similarity={k: dict(local=local_similarity(v), whole=global_similarity(v)) for k, v in (("source", source), ("result", result))})
-        if "truth_id" in rows[0]: found["identity_distance_of_truth"] = identity_distance(source, column("truth_id")).mean()
+        found |= dict(
+            tl_id=tl_id(result, source),
+            tg_id=tg_id(result, source),
+            identity_distance=identity_distance(source, result).mean(),
+            similarity={
+                k: dict(local=local_similarity(v), whole=global_similarity(v))
+                for k, v in (("source", source), ("result", result))
+            },
+        )
+        if "truth_id" in rows[0]:
+            found["identity_distance_of_truth"] = identity_distance(
+                source, column("truth_id")
+            ).mean()
     if "true_edit" in rows[0]:
-        found["true_edit"] = {k: np.mean([row["true_edit"][k] for row in rows]) for k in ("result", "source", "gain")}
-        found["attributes_of_truth"] = attribute_change(landmarks, column("truth_landmarks"), [e.name for e in edits])
+        found["true_edit"] = {
+            k: np.mean([row["true_edit"][k] for row in rows]) for k in ("result", "source", "gain")
+        }
+        found["attributes_of_truth"] = attribute_change(
+            landmarks, column("truth_landmarks"), [e.name for e in edits]
+        )
     return as_json(found)
+
 
 def curves(rows, recon, landmarks):
     "The numbers of frames.json: for each measure one value a frame, null where there is none."
-    names = ("leak", "flicker", "gap_stitched", "gap_blended", "warp_source", "warp_result", "trembling", "edit_flicker")
-    found = {k: [row[k] for row in rows] for k in names} | {k if "_" in k else f"{k}_psnr": v for k, v in recon.items()}
+    names = (
+        "leak",
+        "flicker",
+        "gap_stitched",
+        "gap_blended",
+        "warp_source",
+        "warp_result",
+        "trembling",
+        "edit_flicker",
+    )
+    found = {k: [row[k] for row in rows] for k in names} | {
+        k if "_" in k else f"{k}_psnr": v for k, v in recon.items()
+    }
     landmark_sets = dict(source=landmarks, result=np.stack([row["landmarks"] for row in rows]))
-    for who, points in landmark_sets.items(): found |= {f"{who}_{k}": v for k, v in face_measures(points).items()}
+    for who, points in landmark_sets.items():
+        found |= {f"{who}_{k}": v for k, v in face_measures(points).items()}
     if "source_id" in rows[0]:
         ids = {k: np.stack([row[f"{k}_id"] for row in rows]) for k in ("source", "result")}
-        found |= {f"{who}_id_{k}": v for who, vectors in ids.items() for k, v in similarity_curves(vectors).items()}
+        found |= {
+            f"{who}_id_{k}": v
+            for who, vectors in ids.items()
+            for k, v in similarity_curves(vectors).items()
+        }
         found["identity_distance"] = identity_distance(ids["source"], ids["result"])
-    if "true_edit" in rows[0]: found |= {f"true_edit_{k}": [row["true_edit"][k] for row in rows] for k in ("result", "source", "gain")}
+    if "true_edit" in rows[0]:
+        found |= {
+            f"true_edit_{k}": [row["true_edit"][k] for row in rows]
+            for k in ("result", "source", "gain")
+        }
     return as_json(found)
 
 # %% ../nbs/80_pipeline.ipynb #887309d0
 OUTPUTS = ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "frames.json", "run.json")
 
+
 @dataclass(frozen=True)
 class Run:
     "A finished run: its folder, and what is in it."
-    out:Path        # the folder
-    result:Path     # the edited clip
-    compare:Path    # source | result
-    strip:Path      # frames x (source, inversion, PTI, blended edit, stitched)
-    metrics:dict    # metrics.json
-    record:dict     # run.json
-    stages:dict     # name to `Stage`
-    quads:np.ndarray  # (T,4,2) source pixels: where the crops were taken
+
+    out: Path  # the folder
+    result: Path  # the edited clip
+    compare: Path  # source | result
+    strip: Path  # frames x (source, inversion, PTI, blended edit, stitched)
+    metrics: dict  # metrics.json
+    record: dict  # run.json
+    stages: dict  # name to `Stage`
+    quads: np.ndarray  # (T,4,2) source pixels: where the crops were taken
+
 
 def as_edits(edits, models):
     "A text, an Edit or several of them, as a tuple of Edits that this bundle knows."
     edits = [edits] if isinstance(edits, (str, Edit)) else list(edits)
     if not models.directions and not all(isinstance(e, Edit) for e in edits):
-        raise StitchError(f"bundle {models.name!r} has no directions: put NAME.npy, of shape ({models.generator.w_dim},) or ({models.generator.num_ws},{models.generator.w_dim}), beside the generator, or fit one with models.fit_direction")
-    if not edits: raise StitchError(f"no edit is given: name at least one, such as smile=2 (there are {', '.join(models.directions)})")
-    return tuple(e if isinstance(e, Edit) else parse_edit(e, list(models.directions)) for e in edits)
+        raise StitchError(
+            f"bundle {models.name!r} has no directions: put NAME.npy, of shape ({models.generator.w_dim},) or ({models.generator.num_ws},{models.generator.w_dim}), beside the generator, or fit one with models.fit_direction"
+        )
+    if not edits:
+        raise StitchError(
+            f"no edit is given: name at least one, such as smile=2 (there are {', '.join(models.directions)})"
+        )
+    return tuple(
+        e if isinstance(e, Edit) else parse_edit(e, list(models.directions)) for e in edits
+    )
+
 
 def make_way(
-    out:Path,   # run folder
-    key:str,    # of the run that is to be written there
-)->None:
+    out: Path,  # run folder
+    key: str,  # of the run that is to be written there
+) -> None:
     "Results of another run in this folder are kept, under earlier/."
-    there = [out/name for name in OUTPUTS if (out/name).exists()]
-    try: old = json.loads((out/"run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): old = {}
-    if not there or old.get("key") == key: return
-    label = "-".join(c for c in ["_".join(old.get("edits", [])).replace("=", "").replace(":", "-").replace(",", "-")[:40], old.get("key", "unknown")[:8]] if c)
-    shelf, n = out/"earlier"/label, 1
-    while shelf.exists(): shelf, n = out/"earlier"/f"{label}-{n}", n + 1
+    there = [out / name for name in OUTPUTS if (out / name).exists()]
+    try:
+        old = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}
+    if not there or old.get("key") == key:
+        return
+    label = "-".join(
+        c
+        for c in [
+            "_".join(old.get("edits", []))
+            .replace("=", "")
+            .replace(":", "-")
+            .replace(",", "-")[:40],
+            old.get("key", "unknown")[:8],
+        ]
+        if c
+    )
+    shelf, n = out / "earlier" / label, 1
+    while shelf.exists():
+        shelf, n = out / "earlier" / f"{label}-{n}", n + 1
     shelf.mkdir(parents=True)
-    for path in there: path.rename(shelf/path.name)
+    for path in there:
+        path.rename(shelf / path.name)
+
 
 def run_record(clip, edits, models, config, key, stages, distance, landmarks):
     "What run.json says, but for the outcome."
-    versions = dict(stitch_nb=stitch_nb.__version__, python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
-    source = dict(path=clip.path, key=clip_key(clip), width=clip.width, height=clip.height, fps=clip.fps, start=clip.start, frames=len(clip), audio=clip.has_audio)
-    return dict(key=key, edits=[str(e) for e in edits], source=source, bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
-                landmarks=landmarks, perceptual=distance, settings=asdict(config), versions=versions,
-                machine=dict(system=platform.platform(), device=models.device, threads=torch.get_num_threads(),
-                             dtype=dict(pti=tuning_dtype(config.pti.dtype, models.device), stitch=tuning_dtype(config.stitch.dtype, models.device))),
-                seeds={k: v.seed for k in ("pti", "pivot", "stitch") if hasattr(v := getattr(config, k), "seed")},
-                stages={s.name: dict(key=s.key, reused=s.reused) | s.note for s in stages.values()})
+    versions = dict(
+        stitch_nb=stitch_nb.__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+    )
+    source = dict(
+        path=clip.path,
+        key=clip_key(clip),
+        width=clip.width,
+        height=clip.height,
+        fps=clip.fps,
+        start=clip.start,
+        frames=len(clip),
+        audio=clip.has_audio,
+    )
+    return dict(
+        key=key,
+        edits=[str(e) for e in edits],
+        source=source,
+        bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
+        landmarks=landmarks,
+        perceptual=distance,
+        settings=asdict(config),
+        versions=versions,
+        machine=dict(
+            system=platform.platform(),
+            device=models.device,
+            threads=torch.get_num_threads(),
+            dtype=dict(
+                pti=tuning_dtype(config.pti.dtype, models.device),
+                stitch=tuning_dtype(config.stitch.dtype, models.device),
+            ),
+        ),
+        seeds={
+            k: v.seed
+            for k in ("pti", "pivot", "stitch")
+            if hasattr(v := getattr(config, k), "seed")
+        },
+        stages={s.name: dict(key=s.key, reused=s.reused) | s.note for s in stages.values()},
+    )
+
 
 def edit_clip(
-    clip:Clip|str|Path,           # the video
-    edits,                        # 'smile=2', an `Edit`, or several
-    out:str|Path,                 # run folder, made if absent
-    models:Bundle|str|None=None,  # a bundle, or its name; None: STITCH_MODELS, else 'people'
-    config:RunConfig|None=None,   # None: what suits the bundle, `RunConfig.for_models`
-    progress=None,                # progress(stage name): context manager giving tick(done, total, text), such as `core.bar`
-    stages:str|Path|None=None,    # where stages are kept, to share them between runs; None: out/stages
-    truth:Clip|str|Path|None=None,  # the true edit of the same frames, if there is one: measured against
-    device:str='cpu',             # for `models` given by name: 'auto', 'cpu', 'cuda', 'mps'
-)->Run:
+    clip: Clip | str | Path,  # the video
+    edits,  # 'smile=2', an `Edit`, or several
+    out: str | Path,  # run folder, made if absent
+    models: Bundle | str | None = None,  # a bundle, or its name; None: STITCH_MODELS, else 'people'
+    config: RunConfig | None = None,  # None: what suits the bundle, `RunConfig.for_models`
+    progress=None,  # progress(stage name): context manager giving tick(done, total, text), such as `core.bar`
+    stages: str
+    | Path
+    | None = None,  # where stages are kept, to share them between runs; None: out/stages
+    truth: Clip
+    | str
+    | Path
+    | None = None,  # the true edit of the same frames, if there is one: measured against
+    device: str = 'cpu',  # for `models` given by name: 'auto', 'cpu', 'cuda', 'mps'
+) -> Run:
     "Edit a clip; the same call goes on where a killed one stopped."
     clip = clip if isinstance(clip, Clip) else read_clip(clip)
     truth = truth if truth is None or isinstance(truth, Clip) else read_clip(truth)
     models = models if isinstance(models, Bundle) else load_models(models, device)
     config, edits, out = config or RunConfig.for_models(models), as_edits(edits, models), Path(out)
     check_places(clip, out, truth)
-    folder = Path(stages) if stages is not None else out/"stages"
+    folder = Path(stages) if stages is not None else out / "stages"
     perceptual, distance = choose_perceptual(models, config.perceptual)
     faces, backend = faces_stage(clip, models, config, folder, progress)
     crops, quads = crops_stage(clip, models, config, faces, folder, progress)
@@ -491,112 +933,230 @@ def edit_clip(
     pivots = pivots_stage(models, config, crops, perceptual, folder, progress)
     generator = generator_stage(models, config, crops, pivots, perceptual, folder, progress)
     recon = recon_stage(models, crops, pivots, generator, perceptual, folder, progress)
-    stitched = stitched_stage(clip, models, config, edits, crops, masks, pivots, generator, folder, progress)
-    done = {s.name: s for s in (faces, crops, masks, pivots, generator, recon, stitched) if s is not None}
-    key = hash_of([s.key for s in done.values()], config, clip_key(truth) if truth else "", MEASURED)
+    stitched = stitched_stage(
+        clip, models, config, edits, crops, masks, pivots, generator, folder, progress
+    )
+    done = {
+        s.name: s
+        for s in (faces, crops, masks, pivots, generator, recon, stitched)
+        if s is not None
+    }
+    key = hash_of(
+        [s.key for s in done.values()], config, clip_key(truth) if truth else "", MEASURED
+    )
     make_way(out, key)
     record = run_record(clip, edits, models, config, key, done, distance, faces.note["landmarks"])
-    if finished(out, key): return Run(out, *(out/n for n in OUTPUTS[:3]), json.loads((out/"metrics.json").read_text()), json.loads((out/"run.json").read_text()), done, quads)
-    write_json(out/"run.json", record | dict(finished=False))
-    with measured() as spent: metrics, notes = write_outputs(out, clip, models, config, edits, backend, done, quads, truth, progress)
+    if finished(out, key):
+        return Run(
+            out,
+            *(out / n for n in OUTPUTS[:3]),
+            json.loads((out / "metrics.json").read_text()),
+            json.loads((out / "run.json").read_text()),
+            done,
+            quads,
+        )
+    write_json(out / "run.json", record | dict(finished=False))
+    with measured() as spent:
+        metrics, notes = write_outputs(
+            out, clip, models, config, edits, backend, done, quads, truth, progress
+        )
     record["stages"]["result"] = spent | dict(reused=False)
     notes = stand_ins(config, models, done) + notes
     spends = record["stages"].values()
-    record |= dict(seconds=round(sum(s["seconds"] for s in spends), 3), peak_mib=max(s["peak_mib"] for s in spends), finished=True, notes=notes,
-                   outputs={n: hash_of(out/n) for n in OUTPUTS[:-1]})
-    write_json(out/"run.json", record)
-    return Run(out, *(out/n for n in OUTPUTS[:3]), metrics, as_json(record), done, quads)
+    record |= dict(
+        seconds=round(sum(s["seconds"] for s in spends), 3),
+        peak_mib=max(s["peak_mib"] for s in spends),
+        finished=True,
+        notes=notes,
+        outputs={n: hash_of(out / n) for n in OUTPUTS[:-1]},
+    )
+    write_json(out / "run.json", record)
+    return Run(out, *(out / n for n in OUTPUTS[:3]), metrics, as_json(record), done, quads)
 
 # %% ../nbs/80_pipeline.ipynb #bc33ea4e
-def stand_ins(config, models, done)->list:  # of lines
+def stand_ins(config, models, done) -> list:  # of lines
     "What the run did without, and what it did instead."
     said = []
     if done["pivots"].note.get("pivots") == "optimised" and config.pivots == "auto":
-        said.append(f"bundle {models.name} has no encoder: pivots were found by optimisation, {config.pivot.steps} steps a frame")
-    if done["masks"].note.get("mask") == "hull" and config.mask == "auto": said.append(f"bundle {models.name} has no parser: the mask is the outline of the landmarks (hair and neck stay the source's)")
-    if done["faces"].note.get("landmarks") == "none": said.append("no landmarks: the crop is the centre square of the frame")
+        said.append(
+            f"bundle {models.name} has no encoder: pivots were found by optimisation, {config.pivot.steps} steps a frame"
+        )
+    if done["masks"].note.get("mask") == "hull" and config.mask == "auto":
+        said.append(
+            f"bundle {models.name} has no parser: the mask is the outline of the landmarks (hair and neck stay the source's)"
+        )
+    if done["faces"].note.get("landmarks") == "none":
+        said.append("no landmarks: the crop is the centre square of the frame")
     return said
+
 
 def check_places(clip, out, truth):
     "Refuse what could only go wrong after the work is done."
-    if Path(clip.path).resolve() in [(out/n).resolve() for n in OUTPUTS]: raise StitchError(f"{clip.path} would be overwritten by its own edit: choose another run folder (--out)")
-    if out.exists() and not out.is_dir(): raise StitchError(f"{out} is a file: the run folder (--out) has to be a folder or a new name")
-    if truth is not None and (len(truth), truth.width, truth.height) != (len(clip), clip.width, clip.height):
-        raise StitchError(f"the true edit {truth.path} has {len(truth)} frames of {truth.width}x{truth.height}, the clip {len(clip)} of {clip.width}x{clip.height}")
+    if Path(clip.path).resolve() in [(out / n).resolve() for n in OUTPUTS]:
+        raise StitchError(
+            f"{clip.path} would be overwritten by its own edit: choose another run folder (--out)"
+        )
+    if out.exists() and not out.is_dir():
+        raise StitchError(
+            f"{out} is a file: the run folder (--out) has to be a folder or a new name"
+        )
+    if truth is not None and (len(truth), truth.width, truth.height) != (
+        len(clip),
+        clip.width,
+        clip.height,
+    ):
+        raise StitchError(
+            f"the true edit {truth.path} has {len(truth)} frames of {truth.width}x{truth.height}, the clip {len(clip)} of {clip.width}x{clip.height}"
+        )
+
 
 def finished(out, key):
     "Whether the folder holds this very run, complete."
-    try: record = json.loads((out/"run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return False
-    return record.get("finished") is True and record.get("key") == key and all((out/n).is_file() for n in OUTPUTS)
+    try:
+        record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (
+        record.get("finished") is True
+        and record.get("key") == key
+        and all((out / n).is_file() for n in OUTPUTS)
+    )
+
 
 def strip_frames(T):
     "Three frames spread over the clip, or as many as there are."
-    return sorted({int(T*part) for part in (1/6, 1/2, 5/6)})
+    return sorted({int(T * part) for part in (1 / 6, 1 / 2, 5 / 6)})
+
 
 def write_outputs(out, clip, models, config, edits, backend, done, quads, truth, progress):
     "Paste, measure, and write the two videos, the strip and metrics.json; the metrics, and what is worth saying about the videos."
     landmarks, recon = load_arrays(done["faces"].path)["landmarks"], load_arrays(done["recon"].path)
-    rows, chosen, bar = [], strip_frames(len(clip)), progress or (lambda name: nullcontext(lambda *_: None))
+    rows, chosen, bar = (
+        [],
+        strip_frames(len(clip)),
+        progress or (lambda name: nullcontext(lambda *_: None)),
+    )
     w, G_pti = load_pivots(done["pivots"], models), load_generator(done.get("generator"), models)
-    changes = edit_changes(G_pti, w, edited_latents(clip, models, done["pivots"], edits), min(models.resolution, 256))
-    parts = pasted_frames(clip, models, config, backend, landmarks, quads, done["crops"], done["masks"], done["stitched"], chosen, truth, changes)
+    changes = edit_changes(
+        G_pti, w, edited_latents(clip, models, done["pivots"], edits), min(models.resolution, 256)
+    )
+    parts = pasted_frames(
+        clip,
+        models,
+        config,
+        backend,
+        landmarks,
+        quads,
+        done["crops"],
+        done["masks"],
+        done["stitched"],
+        chosen,
+        truth,
+        changes,
+    )
     frames = (rows.append(row) or frame for frame, row in parts)
     notes = list(clip.notes)
     with bar("result") as tick:
-        write_video(frames, out/"result.mp4", clip.fps, audio_from=clip, lossless=config.lossless, crf=config.crf, progress=tick, notes=notes)
+        write_video(
+            frames,
+            out / "result.mp4",
+            clip.fps,
+            audio_from=clip,
+            lossless=config.lossless,
+            crf=config.crf,
+            progress=tick,
+            notes=notes,
+        )
     metrics = summary(rows, recon, landmarks, edits)
-    pairs = (np.concatenate([a, b], 1) for a, b in zip(clip.frames(), read_clip(out/"result.mp4").frames()))
-    with bar("compare") as tick: write_video(pairs, out/"compare.mp4", clip.fps, audio_from=clip, progress=tick)
-    table = [[source, inversion, pti, blended, stitched] for (source, blended, stitched), inversion, pti in
-             zip((rows[t]["pictures"] for t in chosen), draw(models.generator, w[chosen]), draw(G_pti, w[chosen]))]
-    picture = strip(table, titles=["source", "inversion", "PTI", "edit, blended", "stitched"], size=strip_size(models.resolution),
-                    row_titles=[f"frame {clip.start + t}" for t in chosen])
-    with atomic_path(out/"strip.png") as part: Image.fromarray(picture).save(part)
-    write_json(out/"frames.json", curves(rows, recon, landmarks))
-    write_json(out/"metrics.json", metrics)
+    pairs = (
+        np.concatenate([a, b], 1)
+        for a, b in zip(clip.frames(), read_clip(out / "result.mp4").frames())
+    )
+    with bar("compare") as tick:
+        write_video(pairs, out / "compare.mp4", clip.fps, audio_from=clip, progress=tick)
+    table = [
+        [source, inversion, pti, blended, stitched]
+        for (source, blended, stitched), inversion, pti in zip(
+            (rows[t]["pictures"] for t in chosen),
+            draw(models.generator, w[chosen]),
+            draw(G_pti, w[chosen]),
+        )
+    ]
+    picture = strip(
+        table,
+        titles=["source", "inversion", "PTI", "edit, blended", "stitched"],
+        size=strip_size(models.resolution),
+        row_titles=[f"frame {clip.start + t}" for t in chosen],
+    )
+    with atomic_path(out / "strip.png") as part:
+        Image.fromarray(picture).save(part)
+    write_json(out / "frames.json", curves(rows, recon, landmarks))
+    write_json(out / "metrics.json", metrics)
     return metrics, notes
 
 # %% ../nbs/80_pipeline.ipynb #cb7a1d77
-def _tuned(**changes): return lambda c: replace(c, pti=replace(c.pti, **changes))
-def _stitched(**changes): return lambda c: replace(c, stitch=replace(c.stitch, **changes))
+def _tuned(**changes):
+    return lambda c: replace(c, pti=replace(c.pti, **changes))
 
-ARMS = dict(   # name to RunConfig -> RunConfig
+
+def _stitched(**changes):
+    return lambda c: replace(c, stitch=replace(c.stitch, **changes))
+
+
+ARMS = dict(  # name to RunConfig -> RunConfig
     no_pti=lambda c: replace(c, tune=False),
     optimised=lambda c: replace(c, pivots="optimise"),
     no_stitching=lambda c: replace(c, stitching=False),
     full=lambda c: c,
-    no_smoothing=lambda c: replace(c, sigma_centre=0., sigma_axes=0.),
-    no_locality=_tuned(lambda_r=0.),
+    no_smoothing=lambda c: replace(c, sigma_centre=0.0, sigma_axes=0.0),
+    no_locality=_tuned(lambda_r=0.0),
     l2=_stitched(norm="l2"),
-    warm=lambda c: _stitched(chain=6, chain_steps=max(1, c.stitch.steps//3))(c))
-PAPER_ARMS = ("no_pti", "optimised", "no_stitching", "full")   # Figure 9's, in its order
+    warm=lambda c: _stitched(chain=6, chain_steps=max(1, c.stitch.steps // 3))(c),
+)
+PAPER_ARMS = ("no_pti", "optimised", "no_stitching", "full")  # Figure 9's, in its order
+
 
 def check_arms(
-    names,     # of `ARMS`
-)->tuple:      # the same, in the order of `ARMS`, each once
+    names,  # of `ARMS`
+) -> tuple:  # the same, in the order of `ARMS`, each once
     "Arms that exist; `StitchError` names one that does not."
     names = [names] if isinstance(names, str) else list(names)
     unknown = [n for n in names if n not in ARMS]
-    if unknown: raise StitchLookupError(f"no arm is called {unknown[0]!r}; there are: {', '.join(ARMS)}")
-    if not names: raise StitchError(f"no arm is chosen; take some of {', '.join(ARMS)}")
+    if unknown:
+        raise StitchLookupError(f"no arm is called {unknown[0]!r}; there are: {', '.join(ARMS)}")
+    if not names:
+        raise StitchError(f"no arm is chosen; take some of {', '.join(ARMS)}")
     return tuple(n for n in ARMS if n in names)
 
+
 def ablate(
-    clip:Clip|str|Path,           # the video
-    edits,                        # as in `edit_clip`
-    out:str|Path,                 # folder: a run folder for each arm, and the stages they share
-    models:Bundle|str|None=None,  # a bundle, or its name; None: STITCH_MODELS, else 'people'
-    config:RunConfig|None=None,   # the full method's settings; None: what suits the bundle
-    arms=PAPER_ARMS,              # which, of `ARMS`
-    progress=None,                # as in `edit_clip`
-    **kwargs,                     # passed to `edit_clip`
-)->dict:                          # arm name to `Run`
+    clip: Clip | str | Path,  # the video
+    edits,  # as in `edit_clip`
+    out: str | Path,  # folder: a run folder for each arm, and the stages they share
+    models: Bundle | str | None = None,  # a bundle, or its name; None: STITCH_MODELS, else 'people'
+    config: RunConfig | None = None,  # the full method's settings; None: what suits the bundle
+    arms=PAPER_ARMS,  # which, of `ARMS`
+    progress=None,  # as in `edit_clip`
+    **kwargs,  # passed to `edit_clip`
+) -> dict:  # arm name to `Run`
     "Figure 9: the same clip edited in several ways; what two ways have in common is computed once."
-    arms, clip, out = check_arms(arms), clip if isinstance(clip, Clip) else read_clip(clip), Path(out)
-    models = models if isinstance(models, Bundle) else load_models(models, kwargs.get("device", "cpu"))
+    arms, clip, out = (
+        check_arms(arms),
+        clip if isinstance(clip, Clip) else read_clip(clip),
+        Path(out),
+    )
+    models = (
+        models if isinstance(models, Bundle) else load_models(models, kwargs.get("device", "cpu"))
+    )
     config, edits = config or RunConfig.for_models(models), as_edits(edits, models)
-    runs = {a: edit_clip(clip, edits, out/a, models, ARMS[a](config), progress, stages=out/"stages", **kwargs) for a in arms}
+    runs = {
+        a: edit_clip(
+            clip, edits, out / a, models, ARMS[a](config), progress, stages=out / "stages", **kwargs
+        )
+        for a in arms
+    }
     if len({run.record["source"]["key"] for run in runs.values()}) > 1:
-        raise StitchError(f"{clip.path} changed while its arms were run, so that they show different clips: run them again")
+        raise StitchError(
+            f"{clip.path} changed while its arms were run, so that they show different clips: run them again"
+        )
     return runs

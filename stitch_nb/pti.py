@@ -12,167 +12,251 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
-from .core import StitchError, autocast, check_shape, clone_network, frames_at_once, hash_of, load_meta, load_tensors, save_tensors, seeded, to_tensor
+from stitch_nb.core import (
+    StitchError,
+    autocast,
+    check_shape,
+    clone_network,
+    frames_at_once,
+    hash_of,
+    load_meta,
+    load_tensors,
+    save_tensors,
+    seeded,
+    to_tensor,
+)
 
 # %% ../nbs/40_pti.ipynb #17ba0791
 @dataclass(frozen=True)
 class PTIConfig:
     "How one generator is tuned for a clip. `PTIConfig.reference()` is the authors' schedule."
-    passes:int = 16               # passes over all frames; authors' recipes: 80
-    batch:int = 4                 # frames per update; authors: 1
-    shuffle:bool = True           # a new order of frames each pass (seeded); authors: False
-    lr:float = 6e-3               # Adam; authors: 3e-5 at 1024 px
-    ramp:str = 'update'           # learning rate rises and falls: 'none' (authors' runs), 'pass' (their code's option), 'update'
-    lambda_lpips:float = 1.       # weight of the perceptual distance; authors: 1
-    lambda_l2:float = 10.         # weight of the mean squared error, pixels in [-1,1]; authors: 10
-    lambda_r:float = .1           # weight of the locality regulariser; PTI paper: 0.1, authors' runs: 0
-    lambda_r_l2:float = 1.        # inside the regulariser, weight of its L2 beside its LPIPS
-    alpha:float|None = None       # distance of the regulariser's latents from a pivot; authors: 30 (FFHQ); None: half the spread of W
-    early_stop:float|None = None  # dB: stop after a pass whose mean PSNR reaches this; None: never (authors)
-    dtype:str = 'auto'            # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
-    channels_last:bool = False    # memory layout of the weights; on CPU the plain one was faster (61 against 64 ms a frame)
-    seed:int = 0                  # order of frames and the regulariser's z
+
+    passes: int = 16  # passes over all frames; authors' recipes: 80
+    batch: int = 4  # frames per update; authors: 1
+    shuffle: bool = True  # a new order of frames each pass (seeded); authors: False
+    lr: float = 6e-3  # Adam; authors: 3e-5 at 1024 px
+    ramp: str = 'update'  # learning rate rises and falls: 'none' (authors' runs), 'pass' (their code's option), 'update'
+    lambda_lpips: float = 1.0  # weight of the perceptual distance; authors: 1
+    lambda_l2: float = 10.0  # weight of the mean squared error, pixels in [-1,1]; authors: 10
+    lambda_r: float = 0.1  # weight of the locality regulariser; PTI paper: 0.1, authors' runs: 0
+    lambda_r_l2: float = 1.0  # inside the regulariser, weight of its L2 beside its LPIPS
+    alpha: float | None = (
+        None  # distance of the regulariser's latents from a pivot; authors: 30 (FFHQ); None: half the spread of W
+    )
+    early_stop: float | None = (
+        None  # dB: stop after a pass whose mean PSNR reaches this; None: never (authors)
+    )
+    dtype: str = 'auto'  # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
+    channels_last: bool = False  # memory layout of the weights; on CPU the plain one was faster (61 against 64 ms a frame)
+    seed: int = 0  # order of frames and the regulariser's z
 
     def __post_init__(self):
         def check(ok, name, remedy):
-            if not ok: raise StitchError(f'PTIConfig.{name}={getattr(self, name)!r} is not possible; {remedy}')
+            if not ok:
+                raise StitchError(
+                    f'PTIConfig.{name}={getattr(self, name)!r} is not possible; {remedy}'
+                )
+
         for name in ('passes', 'batch'):
             v = getattr(self, name)
-            check(isinstance(v, int) and v >= (name == 'batch'), name, f'use a whole number of at least {int(name == "batch")}')
+            check(
+                isinstance(v, int) and v >= (name == 'batch'),
+                name,
+                f'use a whole number of at least {int(name == "batch")}',
+            )
         check(0 < self.lr < math.inf, 'lr', 'use a positive number, e.g. 0.003')
         for name in ('lambda_lpips', 'lambda_l2', 'lambda_r', 'lambda_r_l2'):
             check(0 <= getattr(self, name) < math.inf, name, 'use zero or a positive number')
-        check(self.lambda_lpips + self.lambda_l2 > 0, 'lambda_l2', 'make it or lambda_lpips positive, or nothing is fitted')
-        check(self.alpha is None or 0 < self.alpha < math.inf, 'alpha', 'use a positive distance or None')
+        check(
+            self.lambda_lpips + self.lambda_l2 > 0,
+            'lambda_l2',
+            'make it or lambda_lpips positive, or nothing is fitted',
+        )
+        check(
+            self.alpha is None or 0 < self.alpha < math.inf,
+            'alpha',
+            'use a positive distance or None',
+        )
         check(self.ramp in ('none', 'pass', 'update'), 'ramp', "use 'none', 'pass' or 'update'")
-        check(self.dtype in ('auto', 'float32', 'bfloat16'), 'dtype', "use 'auto', 'float32' or 'bfloat16'")
-        check(self.early_stop is None or math.isfinite(self.early_stop), 'early_stop', 'use decibels, e.g. 34, or None')
+        check(
+            self.dtype in ('auto', 'float32', 'bfloat16'),
+            'dtype',
+            "use 'auto', 'float32' or 'bfloat16'",
+        )
+        check(
+            self.early_stop is None or math.isfinite(self.early_stop),
+            'early_stop',
+            'use decibels, e.g. 34, or None',
+        )
 
     @classmethod
-    def reference(cls, **changes)->'PTIConfig':
+    def reference(cls, **changes) -> 'PTIConfig':
         "The authors' schedule, for their 1024 px generator; `changes` replace fields."
-        return replace(cls(passes=80, batch=1, shuffle=False, lr=3e-5, ramp='none', lambda_r=0., alpha=30., dtype='float32'), **changes)
+        return replace(
+            cls(
+                passes=80,
+                batch=1,
+                shuffle=False,
+                lr=3e-5,
+                ramp='none',
+                lambda_r=0.0,
+                alpha=30.0,
+                dtype='float32',
+            ),
+            **changes,
+        )
 
 # %% ../nbs/40_pti.ipynb #fa35e192
 def take_crops(
-    crops,               # (T,3,R,R) float tensor in [-1,1], or (T,R,R,3) uint8 array (may be memory-mapped)
-    index,               # frames wanted, list of int
+    crops,  # (T,3,R,R) float tensor in [-1,1], or (T,R,R,3) uint8 array (may be memory-mapped)
+    index,  # frames wanted, list of int
     device='cpu',
-)->torch.Tensor:         # (N,3,R,R) float32
+) -> torch.Tensor:  # (N,3,R,R) float32
     "Some crops, as the generator draws them."
-    if isinstance(crops, torch.Tensor) and crops.is_floating_point(): return crops[index].to(device, torch.float32)
+    if isinstance(crops, torch.Tensor) and crops.is_floating_point():
+        return crops[index].to(device, torch.float32)
     return to_tensor(np.asarray(crops[index])).to(device)
+
 
 class TargetFeatures:
     "Perceptual features of targets that never change: computed once, within a budget of memory."
+
     @torch.no_grad()
-    def __init__(self,
-        perceptual,          # has .features(x) and .distance(a, b)
-        crops,               # as in `take_crops`
+    def __init__(
+        self,
+        perceptual,  # has .features(x) and .distance(a, b)
+        crops,  # as in `take_crops`
         device,
-        batch:int=8,
-        budget:float=1e9,    # bytes kept; frames beyond it are computed whenever they are needed
+        batch: int = 8,
+        budget: float = 1e9,  # bytes kept; frames beyond it are computed whenever they are needed
     ):
-        self.perceptual, self.crops, self.device, self.kept, T = perceptual, crops, device, [], len(crops)
+        self.perceptual, self.crops, self.device, self.kept, T = (
+            perceptual,
+            crops,
+            device,
+            [],
+            len(crops),
+        )
         first = perceptual.features(take_crops(crops, [0], device))
         self.n = min(T, int(budget // sum(f.numel() * f.element_size() for f in first)))
         for a in range(0, self.n, batch):
-            some = perceptual.features(take_crops(crops, list(range(a, min(a + batch, self.n))), device))
-            if not self.kept: self.kept = [f.new_empty(self.n, *f.shape[1:]) for f in some]
-            for kept, f in zip(self.kept, some): kept[a:a + len(f)] = f
+            some = perceptual.features(
+                take_crops(crops, list(range(a, min(a + batch, self.n))), device)
+            )
+            if not self.kept:
+                self.kept = [f.new_empty(self.n, *f.shape[1:]) for f in some]
+            for kept, f in zip(self.kept, some):
+                kept[a : a + len(f)] = f
 
     @torch.no_grad()
-    def __call__(self, index:list)->list:
+    def __call__(self, index: list) -> list:
         "Features of some frames, one (N,...) tensor per level."
-        if max(index) < self.n: return [f[index] for f in self.kept]
+        if max(index) < self.n:
+            return [f[index] for f in self.kept]
         return self.perceptual.features(take_crops(self.crops, index, self.device))
 
 # %% ../nbs/40_pti.ipynb #1574bddb
 def tuning_dtype(
-    name:str,            # 'auto', 'float32' or 'bfloat16'
-    device,              # torch.device or its name
-)->str:                  # 'float32' or 'bfloat16'
+    name: str,  # 'auto', 'float32' or 'bfloat16'
+    device,  # torch.device or its name
+) -> str:  # 'float32' or 'bfloat16'
     "What 'auto' means here: bfloat16 on processors and GPUs that compute with it, else float32."
-    if name != 'auto': return name
+    if name != 'auto':
+        return name
     kind = torch.device(device).type
-    if kind == 'cuda': return 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float32'
-    cpu = any(getattr(torch.cpu, f, lambda: False)() for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    if kind == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability(device) >= (8, 0) else 'float32'
+    cpu = any(
+        getattr(torch.cpu, f, lambda: False)()
+        for f in ('_is_avx512_bf16_supported', '_is_amx_tile_supported')
+    )
     return 'bfloat16' if kind == 'cpu' and cpu else 'float32'
 
 # %% ../nbs/40_pti.ipynb #0716d970
 def pti_losses(
-    recon:torch.Tensor,   # (N,3,R,R) the tuned generator at the pivots
-    target:torch.Tensor,  # (N,3,R,R) the crops
-    perceptual=None,      # None: no perceptual part
-    features=None,        # of `target`, from `TargetFeatures`; None: computed here
-)->tuple:                 # l2 (N,), lpips (N,): the two distances, not weighted
+    recon: torch.Tensor,  # (N,3,R,R) the tuned generator at the pivots
+    target: torch.Tensor,  # (N,3,R,R) the crops
+    perceptual=None,  # None: no perceptual part
+    features=None,  # of `target`, from `TargetFeatures`; None: computed here
+) -> tuple:  # l2 (N,), lpips (N,): the two distances, not weighted
     "How far every frame is from its crop."
     l2 = (recon.float() - target).square().flatten(1).mean(1)
-    if perceptual is None: return l2, torch.zeros_like(l2)
-    if features is None: features = perceptual.features(target)
+    if perceptual is None:
+        return l2, torch.zeros_like(l2)
+    if features is None:
+        features = perceptual.features(target)
     return l2, perceptual.distance(perceptual.features(recon), features)
 
 # %% ../nbs/40_pti.ipynb #91032ad7
 def lr_factor(
-    t:float,            # part of the run that is over, 0..1
-    up:float=.05,       # part of the run in which the rate rises linearly
-    down:float=.25,     # part of the run in which it falls, along a cosine
-)->float:               # 0..1
+    t: float,  # part of the run that is over, 0..1
+    up: float = 0.05,  # part of the run in which the rate rises linearly
+    down: float = 0.25,  # part of the run in which it falls, along a cosine
+) -> float:  # 0..1
     "The learning rate's ramp, as a factor."
-    fall = min(1., (1 - t) / down)
-    return (.5 - .5 * math.cos(math.pi * fall)) * min(1., t / up)
+    fall = min(1.0, (1 - t) / down)
+    return (0.5 - 0.5 * math.cos(math.pi * fall)) * min(1.0, t / up)
+
 
 def morph(
-    w_new:torch.Tensor,  # (N,L,D)
-    pivot:torch.Tensor,  # (N,L,D)
-    alpha:float,         # distance, in the norm over all L*D numbers
-)->torch.Tensor:         # (N,L,D): on the way from `pivot` to `w_new`, at distance alpha
+    w_new: torch.Tensor,  # (N,L,D)
+    pivot: torch.Tensor,  # (N,L,D)
+    alpha: float,  # distance, in the norm over all L*D numbers
+) -> torch.Tensor:  # (N,L,D): on the way from `pivot` to `w_new`, at distance alpha
     "Latents at a fixed distance from the pivots."
     step = w_new - pivot
     return pivot + alpha * step / step.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None]
 
+
 @torch.no_grad()
 def latent_spread(
-    G,                   # a Generator
-    n:int=1024,          # random latents
-)->float:                # root mean square distance from their mean, over all L*D numbers
+    G,  # a Generator
+    n: int = 1024,  # random latents
+) -> float:  # root mean square distance from their mean, over all L*D numbers
     "How far from the average latent this generator's latents lie."
     w = G.mapping(torch.randn(n, G.z_dim, generator=seeded(0)).to(next(G.parameters()).device))
     return float((w - w.mean(0)).flatten(1).pow(2).sum(1).mean().sqrt())
 
 # %% ../nbs/40_pti.ipynb #d435a6cd
 def locality_loss(
-    G,                   # the original generator
-    G_pti,               # the generator being tuned
-    w_r:torch.Tensor,    # (N,L,D) latents near the pivots, from `morph`
-    perceptual=None,     # None: no perceptual part
-    lambda_r_l2:float=1.,
-)->torch.Tensor:         # number
+    G,  # the original generator
+    G_pti,  # the generator being tuned
+    w_r: torch.Tensor,  # (N,L,D) latents near the pivots, from `morph`
+    perceptual=None,  # None: no perceptual part
+    lambda_r_l2: float = 1.0,
+) -> torch.Tensor:  # number
     "How much tuning changed the pictures of latents that no frame uses."
-    with torch.no_grad(): old = G.synthesis(w_r, noise='none')
+    with torch.no_grad():
+        old = G.synthesis(w_r, noise='none')
     new = G_pti.synthesis(w_r, noise='none')
     loss = lambda_r_l2 * (new.float() - old.float()).square().mean()
     return loss if perceptual is None else loss + perceptual(new, old).mean()
 
 # %% ../nbs/40_pti.ipynb #887309d0
 def pass_order(
-    T:int,                # frames
-    config:PTIConfig,
-    rng:torch.Generator,  # moves on if config.shuffle
-)->list:                  # of lists of frame numbers, sizes as equal as possible
+    T: int,  # frames
+    config: PTIConfig,
+    rng: torch.Generator,  # moves on if config.shuffle
+) -> list:  # of lists of frame numbers, sizes as equal as possible
     "Which frames each update of a pass looks at."
     order = torch.randperm(T, generator=rng) if config.shuffle else torch.arange(T)
     return [part.tolist() for part in order.tensor_split(math.ceil(T / config.batch))]
 
+
 def learning_rate(
-    config:PTIConfig,
-    done:int,             # finished passes
-    u:int,                # updates done in this pass
-    updates:int,          # in a pass
-)->float:
+    config: PTIConfig,
+    done: int,  # finished passes
+    u: int,  # updates done in this pass
+    updates: int,  # in a pass
+) -> float:
     "The rate of one update."
-    if config.ramp == 'none': return config.lr
-    t = (done + 1) / config.passes if config.ramp == 'pass' else (done * updates + u + 1) / (config.passes * updates)
+    if config.ramp == 'none':
+        return config.lr
+    t = (
+        (done + 1) / config.passes
+        if config.ramp == 'pass'
+        else (done * updates + u + 1) / (config.passes * updates)
+    )
     return config.lr * lr_factor(t)
 
 # %% ../nbs/40_pti.ipynb #7719a1c7
@@ -180,108 +264,218 @@ def _save_progress(path, names, params, optimiser, rng, history, meta):
     "Everything that the next pass depends on, in one file that appears whole."
     tensors = {f'param/{n}': p for n, p in zip(names, params)} | {'rng': rng.get_state()}
     for n, p in zip(names, params):
-        tensors |= {f'adam/{k}/{n}': torch.as_tensor(v) for k, v in optimiser.state.get(p, {}).items()}
+        tensors |= {
+            f'adam/{k}/{n}': torch.as_tensor(v) for k, v in optimiser.state.get(p, {}).items()
+        }
     tensors |= {f'history/{k}': torch.tensor(v, dtype=torch.float64) for k, v in history.items()}
     save_tensors(path, tensors, meta)
 
-def _load_progress(path, names, params, optimiser, rng, history, identity)->int:
+
+def _load_progress(path, names, params, optimiser, rng, history, identity) -> int:
     "Put a saved state back; the number of passes that it holds."
-    if not Path(path).exists(): return 0
+    if not Path(path).exists():
+        return 0
     tensors, meta, state = load_tensors(path), load_meta(path), {}
     if meta.get('identity') != identity:
-        raise StitchError(f'checkpoint {path} belongs to another clip, generator or configuration; delete it or give another path')
+        raise StitchError(
+            f'checkpoint {path} belongs to another clip, generator or configuration; delete it or give another path'
+        )
     with torch.no_grad():
         for i, (n, p) in enumerate(zip(names, params)):
             p.copy_(tensors[f'param/{n}'])
-            saved = {k: tensors[f'adam/{k}/{n}'] for k in ('step', 'exp_avg', 'exp_avg_sq') if f'adam/{k}/{n}' in tensors}
-            if saved: state[i] = {k: v if k == 'step' else torch.empty_like(p).copy_(v) for k, v in saved.items()}
-    optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()['param_groups']))
+            saved = {
+                k: tensors[f'adam/{k}/{n}']
+                for k in ('step', 'exp_avg', 'exp_avg_sq')
+                if f'adam/{k}/{n}' in tensors
+            }
+            if saved:
+                state[i] = {
+                    k: v if k == 'step' else torch.empty_like(p).copy_(v) for k, v in saved.items()
+                }
+    optimiser.load_state_dict(
+        dict(state=state, param_groups=optimiser.state_dict()['param_groups'])
+    )
     rng.set_state(tensors['rng'])
-    for k in history: history[k] = tensors[f'history/{k}'].tolist()
+    for k in history:
+        history[k] = tensors[f'history/{k}'].tolist()
     return int(meta['passes'])
 
 # %% ../nbs/40_pti.ipynb #63266754
-def _check_clip(G, pivots, crops, perceptual, config)->int:
+def _check_clip(G, pivots, crops, perceptual, config) -> int:
     "Shapes agree and nothing is missing; the number of frames."
     T = check_shape(pivots, 'T L D', name='pivots', L=G.num_ws, D=G.w_dim)['T']
     floats = isinstance(crops, torch.Tensor) and crops.is_floating_point()
     check_shape(crops, 'T 3 R R' if floats else 'T R R 3', name='crops', T=T, R=G.resolution)
-    if T == 0: raise StitchError('pivots has 0 frames; give at least one')
-    if perceptual is None and config.lambda_lpips: raise StitchError('lambda_lpips needs a perceptual network; pass one or set lambda_lpips=0')
+    if T == 0:
+        raise StitchError('pivots has 0 frames; give at least one')
+    if perceptual is None and config.lambda_lpips:
+        raise StitchError('lambda_lpips needs a perceptual network; pass one or set lambda_lpips=0')
     return T
 
-def _diverged(what:str, done:int, u:int, config, checkpoint)->StitchError:
-    kept = f'; the state of an earlier pass is kept in {checkpoint}' if checkpoint is not None and Path(checkpoint).exists() else ''
-    return StitchError(f'tuning diverged: {what} in pass {done + 1}, update {u + 1}; use a smaller lr than {config.lr:g}'
-                       + (", or dtype='float32'" if config.dtype != 'float32' else '') + kept)
+
+def _diverged(what: str, done: int, u: int, config, checkpoint) -> StitchError:
+    kept = (
+        f'; the state of an earlier pass is kept in {checkpoint}'
+        if checkpoint is not None and Path(checkpoint).exists()
+        else ''
+    )
+    return StitchError(
+        f'tuning diverged: {what} in pass {done + 1}, update {u + 1}; use a smaller lr than {config.lr:g}'
+        + (", or dtype='float32'" if config.dtype != 'float32' else '')
+        + kept
+    )
+
 
 def _fit(G, G_pti, params, optimiser, index, pivots, crops, features, perceptual, config, w_r):
     "One update: losses, gradient, step. The numbers worth recording, and each frame's squared error."
     optimiser.zero_grad(set_to_none=True)
-    parts, device = torch.tensor(index).split(frames_at_once(G.resolution, len(index))), pivots.device
+    parts, device = (
+        torch.tensor(index).split(frames_at_once(G.resolution, len(index))),
+        pivots.device,
+    )
     done, totals = [], torch.zeros(4, dtype=torch.float64)
     for i, part in enumerate(parts):
         at, first = part.tolist(), i == 0 and w_r is not None
         with autocast(device, tuning_dtype(config.dtype, device)):
-            l2, lpips = pti_losses(G_pti.synthesis(pivots[at]), take_crops(crops, at, device), perceptual, features and features(at))
-            local = locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2) if first and len(parts) == 1 else l2.new_zeros(())
+            l2, lpips = pti_losses(
+                G_pti.synthesis(pivots[at]),
+                take_crops(crops, at, device),
+                perceptual,
+                features and features(at),
+            )
+            local = (
+                locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2)
+                if first and len(parts) == 1
+                else l2.new_zeros(())
+            )
         share = len(at) / len(index)
-        loss = share * (config.lambda_lpips * lpips.mean() + config.lambda_l2 * l2.mean()) + config.lambda_r * local
+        loss = (
+            share * (config.lambda_lpips * lpips.mean() + config.lambda_l2 * l2.mean())
+            + config.lambda_r * local
+        )
         done.append(l2.detach().double().cpu())
-        totals += torch.stack([loss, share * l2.mean(), share * lpips.mean(), local]).detach().double().cpu()
-        if not math.isfinite(totals[0]): return totals.tolist(), torch.cat(done)
+        totals += (
+            torch.stack([loss, share * l2.mean(), share * lpips.mean(), local])
+            .detach()
+            .double()
+            .cpu()
+        )
+        if not math.isfinite(totals[0]):
+            return totals.tolist(), torch.cat(done)
         loss.backward()
-    if w_r is not None and len(parts) > 1:      # its graph alone, after those of the frames
-        with autocast(device, tuning_dtype(config.dtype, device)): local = locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2)
-        totals += torch.stack([config.lambda_r * local, 0*local, 0*local, local]).detach().double().cpu()
-        if math.isfinite(totals[0]): (config.lambda_r * local).backward()
-    if math.isfinite(totals[0]): optimiser.step()
+    if w_r is not None and len(parts) > 1:  # its graph alone, after those of the frames
+        with autocast(device, tuning_dtype(config.dtype, device)):
+            local = locality_loss(G, G_pti, w_r, perceptual, config.lambda_r_l2)
+        totals += (
+            torch.stack([config.lambda_r * local, 0 * local, 0 * local, local])
+            .detach()
+            .double()
+            .cpu()
+        )
+        if math.isfinite(totals[0]):
+            (config.lambda_r * local).backward()
+    if math.isfinite(totals[0]):
+        optimiser.step()
     return totals.tolist(), torch.cat(done)
 
 # %% ../nbs/40_pti.ipynb #cb4e5208
 def tune_generator(
-    G,                            # Generator, original: never changed
-    pivots:torch.Tensor,          # (T,L,D), held fixed
-    crops,                        # (T,3,R,R) float in [-1,1], or (T,R,R,3) uint8 (may be memory-mapped)
-    perceptual=None,              # a Perceptual; needed unless lambda_lpips is 0
-    config:PTIConfig=PTIConfig(),
-    progress=None,                # called with (updates done, of, 'xx.x dB')
-    checkpoint=None,              # file, written every few passes and read if there: the same call goes on where it was
-    checkpoint_every:int=5,       # passes between two writes
-    locality_z:torch.Tensor|None=None,  # (updates, Z): the regulariser's z instead of drawn ones
-)->tuple:                         # (G_pti, history): a new, frozen Generator; float64 arrays (passes, updates), and psnr (passes,) in dB
+    G,  # Generator, original: never changed
+    pivots: torch.Tensor,  # (T,L,D), held fixed
+    crops,  # (T,3,R,R) float in [-1,1], or (T,R,R,3) uint8 (may be memory-mapped)
+    perceptual=None,  # a Perceptual; needed unless lambda_lpips is 0
+    config: PTIConfig = PTIConfig(),
+    progress=None,  # called with (updates done, of, 'xx.x dB')
+    checkpoint=None,  # file, written every few passes and read if there: the same call goes on where it was
+    checkpoint_every: int = 5,  # passes between two writes
+    locality_z: torch.Tensor
+    | None = None,  # (updates, Z): the regulariser's z instead of drawn ones
+) -> tuple:  # (G_pti, history): a new, frozen Generator; float64 arrays (passes, updates), and psnr (passes,) in dB
     "Tune a copy of the generator until it draws every crop at its pivot: pivotal tuning over a whole clip."
     T, device = _check_clip(G, pivots, crops, perceptual, config), next(G.parameters()).device
-    if not config.lambda_lpips: perceptual = None
-    G_pti = clone_network(G).to(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
-    names, params = zip(*((n, p) for n, p in G_pti.named_parameters() if n.startswith('synthesis.')))
-    optimiser = torch.optim.Adam(params, lr=config.lr, betas=(.9, .999), eps=1e-8, fused=device.type in ('cpu', 'cuda'))
+    if not config.lambda_lpips:
+        perceptual = None
+    G_pti = clone_network(G).to(
+        memory_format=torch.channels_last if config.channels_last else torch.contiguous_format
+    )
+    names, params = zip(
+        *((n, p) for n, p in G_pti.named_parameters() if n.startswith('synthesis.'))
+    )
+    optimiser = torch.optim.Adam(
+        params, lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device.type in ('cpu', 'cuda')
+    )
     rng, done, pivots = seeded(config.seed), 0, pivots.detach().to(device, torch.float32)
     history = {k: [] for k in ('loss', 'l2', 'lpips', 'locality', 'lr', 'psnr')}
     if checkpoint is not None:
-        identity = hash_of(G, pivots, [hash_of(crops[t]) for t in range(T)], config, getattr(perceptual, 'name', None), locality_z)
+        identity = hash_of(
+            G,
+            pivots,
+            [hash_of(crops[t]) for t in range(T)],
+            config,
+            getattr(perceptual, 'name', None),
+            locality_z,
+        )
         done = _load_progress(checkpoint, names, params, optimiser, rng, history, identity)
-    features = TargetFeatures(perceptual, crops, device, frames_at_once(G.resolution, config.batch)) if perceptual is not None and done < config.passes else None
-    alpha = config.alpha or (.5 * latent_spread(G) if config.lambda_r else None)
-    enough = lambda: config.early_stop is not None and bool(history['psnr']) and history['psnr'][-1] >= config.early_stop
+    features = (
+        TargetFeatures(perceptual, crops, device, frames_at_once(G.resolution, config.batch))
+        if perceptual is not None and done < config.passes
+        else None
+    )
+    alpha = config.alpha or (0.5 * latent_spread(G) if config.lambda_r else None)
+    enough = lambda: (
+        config.early_stop is not None
+        and bool(history['psnr'])
+        and history['psnr'][-1] >= config.early_stop
+    )
     while done < config.passes and not enough():
         order, record, errors = pass_order(T, config, rng), [], []
         for u, index in enumerate(order):
             w_r, rate = None, learning_rate(config, done, u, len(order))
             if config.lambda_r:
-                z = torch.randn(1, G.z_dim, generator=rng) if locality_z is None else locality_z[done * len(order) + u][None]
-                with torch.no_grad(): w_r = morph(G.mapping(z.to(device, torch.float32), truncation=.5), pivots[index[:1]], alpha)
-            for group in optimiser.param_groups: group['lr'] = rate
-            values, l2 = _fit(G, G_pti, params, optimiser, index, pivots, crops, features, perceptual, config, w_r)
-            if not math.isfinite(values[0]): raise _diverged(f'the loss is {values[0]}', done, u, config, checkpoint)
+                z = (
+                    torch.randn(1, G.z_dim, generator=rng)
+                    if locality_z is None
+                    else locality_z[done * len(order) + u][None]
+                )
+                with torch.no_grad():
+                    w_r = morph(
+                        G.mapping(z.to(device, torch.float32), truncation=0.5),
+                        pivots[index[:1]],
+                        alpha,
+                    )
+            for group in optimiser.param_groups:
+                group['lr'] = rate
+            values, l2 = _fit(
+                G, G_pti, params, optimiser, index, pivots, crops, features, perceptual, config, w_r
+            )
+            if not math.isfinite(values[0]):
+                raise _diverged(f'the loss is {values[0]}', done, u, config, checkpoint)
             record.append([*values, rate])
             errors.append(10 * torch.log10(4 / l2.clamp_min(1e-12)))
-            if progress: progress(done * len(order) + u + 1, config.passes * len(order), f'{errors[-1].mean():.1f} dB')
+            if progress:
+                progress(
+                    done * len(order) + u + 1,
+                    config.passes * len(order),
+                    f'{errors[-1].mean():.1f} dB',
+                )
         done += 1
-        for k, column in zip(('loss', 'l2', 'lpips', 'locality', 'lr'), zip(*record)): history[k].append(list(column))
+        for k, column in zip(('loss', 'l2', 'lpips', 'locality', 'lr'), zip(*record)):
+            history[k].append(list(column))
         history['psnr'].append(float(torch.cat(errors).mean()))
-        if checkpoint is not None and (done % checkpoint_every == 0 or done == config.passes or enough()):
-            if not all(bool(p.isfinite().all()) for p in params): raise _diverged('a weight is not finite', done - 1, u, config, checkpoint)
-            _save_progress(checkpoint, names, params, optimiser, rng, history, dict(identity=identity, passes=done))
-    for p in G_pti.parameters(): p.requires_grad_(False)
+        if checkpoint is not None and (
+            done % checkpoint_every == 0 or done == config.passes or enough()
+        ):
+            if not all(bool(p.isfinite().all()) for p in params):
+                raise _diverged('a weight is not finite', done - 1, u, config, checkpoint)
+            _save_progress(
+                checkpoint,
+                names,
+                params,
+                optimiser,
+                rng,
+                history,
+                dict(identity=identity, passes=done),
+            )
+    for p in G_pti.parameters():
+        p.requires_grad_(False)
     return G_pti, {k: np.array(v, dtype=np.float64) for k, v in history.items()}

@@ -33,234 +33,442 @@ from .core import StitchError, StitchLookupError, atomic_path
 @dataclass(frozen=True)
 class OfficialFile:
     "One published file."
-    name:str              # file name in the cache
-    role:str              # generator, encoder, parser, landmarks, perceptual, directions
-    urls:tuple            # tried in this order; () if it can only be fetched by hand
-    licence:str           # one line
-    bundles:tuple         # which bundles need it
-    sha256:str = ""       # published hash: 64 digits, its first digits, or '' if there is none
-    size:int = 0          # bytes, 0 if not published
-    kind:str = ""         # format, for the converter; '': used as it is
-    page:str = ""         # where a person can fetch it
-    hub:bool = False      # lives in torch's own cache, where the library that reads it looks
+
+    name: str  # file name in the cache
+    role: str  # generator, encoder, parser, landmarks, perceptual, directions
+    urls: tuple  # tried in this order; () if it can only be fetched by hand
+    licence: str  # one line
+    bundles: tuple  # which bundles need it
+    sha256: str = ""  # published hash: 64 digits, its first digits, or '' if there is none
+    size: int = 0  # bytes, 0 if not published
+    kind: str = ""  # format, for the converter; '': used as it is
+    page: str = ""  # where a person can fetch it
+    hub: bool = False  # lives in torch's own cache, where the library that reads it looks
 
     @property
-    def certainty(self)->str:  # how sure one can be of having the right file
-        return "published SHA-256" if len(self.sha256) == 64 else f"first {len(self.sha256)} digits of SHA-256" if self.sha256 else "trust on first use"
+    def certainty(self) -> str:  # how sure one can be of having the right file
+        return (
+            "published SHA-256"
+            if len(self.sha256) == 64
+            else f"first {len(self.sha256)} digits of SHA-256"
+            if self.sha256
+            else "trust on first use"
+        )
+
 
 NVIDIA = "NVIDIA Source Code License: research or evaluation, non-commercial (trained on {}; nvlabs.github.io/stylegan2/license.html)"
 PRETRAINED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
 STIT = "rotemtzaban/STIT", "fac087f2b87f75ce85b1222cb5e0e4ea24474348", "editings/w_directions"
-DIRECTIONS = ("smile", "age", "gender", "yaw", "pitch", "roll", "mouth_open", "eyes_open", "eye_distance", "eye_eyebrow_distance", "eye_ratio",
-              "lip_ratio", "mouth_ratio", "nose_mouth_distance", "nose_ratio", "nose_tip")
+DIRECTIONS = (
+    "smile",
+    "age",
+    "gender",
+    "yaw",
+    "pitch",
+    "roll",
+    "mouth_open",
+    "eyes_open",
+    "eye_distance",
+    "eye_eyebrow_distance",
+    "eye_ratio",
+    "lip_ratio",
+    "mouth_ratio",
+    "nose_mouth_distance",
+    "nose_ratio",
+    "nose_tip",
+)
 MIRROR = "https://huggingface.co"
-FACES = ("ffhq", "metfaces")     # bundles of human faces
+FACES = ("ffhq", "metfaces")  # bundles of human faces
 
-def direction_file(attribute:str)->OfficialFile:  # e.g. 'smile'
+
+def direction_file(attribute: str) -> OfficialFile:  # e.g. 'smile'
     "The published (1,18,512) direction of one attribute, at a fixed commit."
     repo, commit, folder = STIT
-    urls = f"https://raw.githubusercontent.com/{repo}/{commit}/{folder}/{attribute}.npy", f"https://cdn.jsdelivr.net/gh/{repo}@{commit}/{folder}/{attribute}.npy"
-    return OfficialFile(f"{attribute}.npy", "directions", urls, "MIT (STIT repository)", ("ffhq",), kind="directions", page=f"https://github.com/{repo}")
+    urls = (
+        f"https://raw.githubusercontent.com/{repo}/{commit}/{folder}/{attribute}.npy",
+        f"https://cdn.jsdelivr.net/gh/{repo}@{commit}/{folder}/{attribute}.npy",
+    )
+    return OfficialFile(
+        f"{attribute}.npy",
+        "directions",
+        urls,
+        "MIT (STIT repository)",
+        ("ffhq",),
+        kind="directions",
+        page=f"https://github.com/{repo}",
+    )
 
-REGISTRY = {f.name: f for f in (
-    OfficialFile("ffhq.pkl", "generator", (PRETRAINED + "ffhq.pkl",), NVIDIA.format("FFHQ photographs"), ("ffhq",),
-                 "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c", 381_624_121, "stylegan2-ada", "https://github.com/NVlabs/stylegan2-ada-pytorch"),
-    OfficialFile("e4e_ffhq_encode.pt", "encoder", (f"{MIRROR}/AIRI-Institute/HairFastGAN/resolve/main/pretrained_models/encoder4editing/e4e_ffhq_encode.pt",
-                 f"{MIRROR}/camenduru/PTI/resolve/main/e4e_ffhq_encode.pt"), "MIT (encoder4editing repository); trained on FFHQ, non-commercial", ("ffhq",),
-                 kind="e4e", page="https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO (linked from github.com/omertov/encoder4editing)"),
-    OfficialFile("79999_iter.pth", "parser", (f"{MIRROR}/vivym/face-parsing-bisenet/resolve/main/79999_iter.pth",
-                 f"{MIRROR}/ManyOtherFunctions/face-parse-bisent/resolve/main/79999_iter.pth"), "MIT (face-parsing.PyTorch repository); trained on CelebAMask-HQ, non-commercial research",
-                 FACES, "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567", 53_289_463, "bisenet",
-                 "https://drive.google.com/file/d/154JgKpzCPW82qINcVieuPH3fZ2e0P812 (linked from github.com/zllrunning/face-parsing.PyTorch)"),
-    OfficialFile("alexnet-owt-7be5be79.pth", "perceptual", ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",), "BSD-3 (torchvision); trained on ImageNet",
-                 ("ffhq", "metfaces", "afhqdog"), "7be5be79", page="https://pytorch.org/vision", hub=True),
-    OfficialFile("s3fd-619a316812.pth", "landmarks", ("https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
-                 f"{MIRROR}/ByteDance/LatentSync/resolve/main/auxiliary/s3fd-619a316812.pth"), "BSD-3 (face-alignment)", FACES, "619a316812", hub=True, page="https://github.com/1adrianb/face-alignment"),
-    OfficialFile("2DFAN4-11f355bf06.pth.tar", "landmarks", ("https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",), "BSD-3 (face-alignment)", FACES,
-                 "11f355bf06", hub=True, page="https://github.com/1adrianb/face-alignment"),
-    *(direction_file(a) for a in DIRECTIONS),
-    OfficialFile("afhqdog.pkl", "generator", (PRETRAINED + "afhqdog.pkl",), NVIDIA.format("AFHQ"), ("afhqdog",), kind="stylegan2-ada", page="https://github.com/NVlabs/stylegan2-ada-pytorch"),
-    OfficialFile("metfaces.pkl", "generator", (PRETRAINED + "metfaces.pkl",), NVIDIA.format("MetFaces"), ("metfaces",), kind="stylegan2-ada", page="https://github.com/NVlabs/stylegan2-ada-pytorch"),
-)}
 
-def official_bundles()->tuple:  # names
+REGISTRY = {
+    f.name: f
+    for f in (
+        OfficialFile(
+            "ffhq.pkl",
+            "generator",
+            (PRETRAINED + "ffhq.pkl",),
+            NVIDIA.format("FFHQ photographs"),
+            ("ffhq",),
+            "a205a346e86a9ddaae702e118097d014b7b8bd719491396a162cca438f2f524c",
+            381_624_121,
+            "stylegan2-ada",
+            "https://github.com/NVlabs/stylegan2-ada-pytorch",
+        ),
+        OfficialFile(
+            "e4e_ffhq_encode.pt",
+            "encoder",
+            (
+                f"{MIRROR}/AIRI-Institute/HairFastGAN/resolve/main/pretrained_models/encoder4editing/e4e_ffhq_encode.pt",
+                f"{MIRROR}/camenduru/PTI/resolve/main/e4e_ffhq_encode.pt",
+            ),
+            "MIT (encoder4editing repository); trained on FFHQ, non-commercial",
+            ("ffhq",),
+            kind="e4e",
+            page="https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO (linked from github.com/omertov/encoder4editing)",
+        ),
+        OfficialFile(
+            "79999_iter.pth",
+            "parser",
+            (
+                f"{MIRROR}/vivym/face-parsing-bisenet/resolve/main/79999_iter.pth",
+                f"{MIRROR}/ManyOtherFunctions/face-parse-bisent/resolve/main/79999_iter.pth",
+            ),
+            "MIT (face-parsing.PyTorch repository); trained on CelebAMask-HQ, non-commercial research",
+            FACES,
+            "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
+            53_289_463,
+            "bisenet",
+            "https://drive.google.com/file/d/154JgKpzCPW82qINcVieuPH3fZ2e0P812 (linked from github.com/zllrunning/face-parsing.PyTorch)",
+        ),
+        OfficialFile(
+            "alexnet-owt-7be5be79.pth",
+            "perceptual",
+            ("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",),
+            "BSD-3 (torchvision); trained on ImageNet",
+            ("ffhq", "metfaces", "afhqdog"),
+            "7be5be79",
+            page="https://pytorch.org/vision",
+            hub=True,
+        ),
+        OfficialFile(
+            "s3fd-619a316812.pth",
+            "landmarks",
+            (
+                "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth",
+                f"{MIRROR}/ByteDance/LatentSync/resolve/main/auxiliary/s3fd-619a316812.pth",
+            ),
+            "BSD-3 (face-alignment)",
+            FACES,
+            "619a316812",
+            hub=True,
+            page="https://github.com/1adrianb/face-alignment",
+        ),
+        OfficialFile(
+            "2DFAN4-11f355bf06.pth.tar",
+            "landmarks",
+            ("https://www.adrianbulat.com/downloads/python-fan/2DFAN4-11f355bf06.pth.tar",),
+            "BSD-3 (face-alignment)",
+            FACES,
+            "11f355bf06",
+            hub=True,
+            page="https://github.com/1adrianb/face-alignment",
+        ),
+        *(direction_file(a) for a in DIRECTIONS),
+        OfficialFile(
+            "afhqdog.pkl",
+            "generator",
+            (PRETRAINED + "afhqdog.pkl",),
+            NVIDIA.format("AFHQ"),
+            ("afhqdog",),
+            kind="stylegan2-ada",
+            page="https://github.com/NVlabs/stylegan2-ada-pytorch",
+        ),
+        OfficialFile(
+            "metfaces.pkl",
+            "generator",
+            (PRETRAINED + "metfaces.pkl",),
+            NVIDIA.format("MetFaces"),
+            ("metfaces",),
+            kind="stylegan2-ada",
+            page="https://github.com/NVlabs/stylegan2-ada-pytorch",
+        ),
+    )
+}
+
+
+def official_bundles() -> tuple:  # names
     "The bundles that the registry can put together."
     return tuple(dict.fromkeys(b for f in REGISTRY.values() for b in f.bundles))
 
+
 def bundle_files(
-    bundle:str,   # one of `official_bundles()`
-)->list:          # of OfficialFile
+    bundle: str,  # one of `official_bundles()`
+) -> list:  # of OfficialFile
     "What a bundle consists of."
-    if bundle not in official_bundles(): raise StitchLookupError(f"no official bundle is called {bundle!r}; there are: {', '.join(official_bundles())}")
+    if bundle not in official_bundles():
+        raise StitchLookupError(
+            f"no official bundle is called {bundle!r}; there are: {', '.join(official_bundles())}"
+        )
     return [f for f in REGISTRY.values() if bundle in f.bundles]
 
 # %% ../nbs/83_registry.ipynb #0ade7c2c
-def cache_folder()->Path:
+def cache_folder() -> Path:
     "Where downloaded files live: STITCH_CACHE, else STITCH_NB_HOME, else this system's folder for caches."
     for name in ("STITCH_CACHE", "STITCH_NB_HOME"):
-        if os.environ.get(name): return Path(os.environ[name]).expanduser()
+        if os.environ.get(name):
+            return Path(os.environ[name]).expanduser()
     home = Path.home()
-    if sys.platform == "win32": base = Path(os.environ.get("LOCALAPPDATA") or home/"AppData"/"Local")
-    elif sys.platform == "darwin": base = home/"Library"/"Caches"
-    else: base = Path(os.environ.get("XDG_CACHE_HOME") or home/".cache")
-    return base/"stitch_nb"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "stitch_nb"
 
-def original_path(file:OfficialFile)->Path:
+
+def original_path(file: OfficialFile) -> Path:
     "Where the file is, or would be, as it was published."
-    if not file.hub: return cache_folder()/"files"/file.name
+    if not file.hub:
+        return cache_folder() / "files" / file.name
     import torch
-    return Path(torch.hub.get_dir())/"checkpoints"/file.name
 
-def converted_path(file:OfficialFile)->Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / file.name
+
+
+def converted_path(file: OfficialFile) -> Path:
     "Where its safetensors version is, or would be; the original itself if it is used as it is."
-    return cache_folder()/"converted"/f"{file.name}.safetensors" if file.kind else original_path(file)
+    return (
+        cache_folder() / "converted" / f"{file.name}.safetensors"
+        if file.kind
+        else original_path(file)
+    )
 
-def is_offline()->bool:
+
+def is_offline() -> bool:
     "Whether STITCH_OFFLINE forbids to use the network."
-    return os.environ.get("STITCH_OFFLINE", "").strip().lower() not in ("", "0", "no", "false", "off")
+    return os.environ.get("STITCH_OFFLINE", "").strip().lower() not in (
+        "",
+        "0",
+        "no",
+        "false",
+        "off",
+    )
+
 
 def sha256_of(
-    path:Path,  # a file
-)->str:         # 64 hex digits
+    path: Path,  # a file
+) -> str:  # 64 hex digits
     "SHA-256 of a file's bytes."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-def read_lock()->dict:  # file name to {sha256, size, source, published, date}
+
+def read_lock() -> dict:  # file name to {sha256, size, source, published, date}
     "What the cache remembers about the files that arrived; nothing, if it was never used."
-    path = cache_folder()/"lock.json"
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError: return {}
-    except (OSError, ValueError) as error: raise StitchError(f"{path} cannot be read ({error}): delete it; files without a published hash are then trusted anew") from None
+    path = cache_folder() / "lock.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StitchError(
+            f"{path} cannot be read ({error}): delete it; files without a published hash are then trusted anew"
+        ) from None
+
 
 def write_lock(
-    name:str,           # of the file
-    entry:dict|None,    # None: forget it
-)->None:
+    name: str,  # of the file
+    entry: dict | None,  # None: forget it
+) -> None:
     "Remember one file."
-    known = {k: v for k, v in read_lock().items() if k != name} | ({} if entry is None else {name: entry})
-    with atomic_path(cache_folder()/"lock.json") as part: part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    known = {k: v for k, v in read_lock().items() if k != name} | (
+        {} if entry is None else {name: entry}
+    )
+    with atomic_path(cache_folder() / "lock.json") as part:
+        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 # %% ../nbs/83_registry.ipynb #7b52009b
 def check_file(
-    file:OfficialFile,   # what it is meant to be
-    path:Path,           # where its bytes are
-)->str:                  # its SHA-256
+    file: OfficialFile,  # what it is meant to be
+    path: Path,  # where its bytes are
+) -> str:  # its SHA-256
     "Compare bytes with what is known about them; different ones are an error."
     size, found = path.stat().st_size, sha256_of(path)
-    if file.size and size != file.size: raise StitchError(f"{path.name} has {size} bytes instead of {file.size}: it is not the published {file.name}")
-    if not found.startswith(file.sha256): raise StitchError(f"{path.name} has the SHA-256 {found[:16]}... where {file.sha256[:16]}... is published: it is not {file.name}")
+    if file.size and size != file.size:
+        raise StitchError(
+            f"{path.name} has {size} bytes instead of {file.size}: it is not the published {file.name}"
+        )
+    if not found.startswith(file.sha256):
+        raise StitchError(
+            f"{path.name} has the SHA-256 {found[:16]}... where {file.sha256[:16]}... is published: it is not {file.name}"
+        )
     known = read_lock().get(file.name, {}).get("sha256", found)
-    if found != known: raise StitchError(f"{path.name} has the SHA-256 {found[:16]}..., but {known[:16]}... was recorded when {file.name} first arrived: if you trust the new one, stitch_weights remove {file.name} first")
+    if found != known:
+        raise StitchError(
+            f"{path.name} has the SHA-256 {found[:16]}..., but {known[:16]}... was recorded when {file.name} first arrived: if you trust the new one, stitch_weights remove {file.name} first"
+        )
     return found
 
+
 def remember(
-    file:OfficialFile,
-    path:Path,          # where it is now
-    found:str,          # its SHA-256
-    source:str,         # URL, or the path that it was imported from
-)->str:                 # one line for the user
+    file: OfficialFile,
+    path: Path,  # where it is now
+    found: str,  # its SHA-256
+    source: str,  # URL, or the path that it was imported from
+) -> str:  # one line for the user
     "Record a verified file, and say how sure one can be of it."
-    write_lock(file.name, dict(sha256=found, size=path.stat().st_size, source=source, published=bool(file.sha256), date=formatdate(usegmt=True)))
-    if file.sha256: return f"{file.name}: verified ({file.certainty})"
+    write_lock(
+        file.name,
+        dict(
+            sha256=found,
+            size=path.stat().st_size,
+            source=source,
+            published=bool(file.sha256),
+            date=formatdate(usegmt=True),
+        ),
+    )
+    if file.sha256:
+        return f"{file.name}: verified ({file.certainty})"
     return f"{file.name}: no hash is published; this one is trusted on first use, its SHA-256 {found[:16]}... is recorded in lock.json"
 
 # %% ../nbs/83_registry.ipynb #f1abd670
 class SourceFailed(Exception):
     "A source did not deliver; `again` says whether asking once more may help."
-    def __init__(self, why, again=False): super().__init__(why); self.again = again
 
-def say_bytes(n:float)->str:  # e.g. '381.6 MB'
+    def __init__(self, why, again=False):
+        super().__init__(why)
+        self.again = again
+
+
+def say_bytes(n: float) -> str:  # e.g. '381.6 MB'
     "A size for people."
     for unit in ("bytes", "kB", "MB"):
-        if n < 1000: return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
         n /= 1000
     return f"{n:.2f} GB"
 
-def ask_server(url:str, have:int, tag:str, timeout:float):
+
+def ask_server(url: str, have: int, tag: str, timeout: float):
     "Open the URL at byte `have`; HTTP refusals become `SourceFailed`."
-    headers = {"User-Agent": "stitch_nb", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}) | ({"If-Range": tag} if have and tag else {})
-    try: answer = urllib.request.build_opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
+    headers = (
+        {"User-Agent": "stitch_nb", "Accept-Encoding": "identity"}
+        | ({"Range": f"bytes={have}-"} if have else {})
+        | ({"If-Range": tag} if have and tag else {})
+    )
+    try:
+        answer = urllib.request.build_opener().open(
+            urllib.request.Request(url, headers=headers), timeout=timeout
+        )
     except urllib.error.HTTPError as error:
         error.close()
-        raise SourceFailed(f"answers {error.code} {error.reason}", again=error.code in (408, 416, 429) or error.code >= 500) from None
+        raise SourceFailed(
+            f"answers {error.code} {error.reason}",
+            again=error.code in (408, 416, 429) or error.code >= 500,
+        ) from None
     final = urlsplit(answer.url)
     if urlsplit(url).scheme == "https" and final.scheme != "https":
         answer.close()
         raise SourceFailed("redirects to an address without encryption")
     if "html" in answer.headers.get("Content-Type", ""):
         answer.close()
-        raise SourceFailed("answers with a web page instead of the file (a login page, or a file that is gone)")
+        raise SourceFailed(
+            "answers with a web page instead of the file (a login page, or a file that is gone)"
+        )
     return answer
 
+
 def receive(
-    url:str,
-    part:Path,           # bytes so far; appended to
-    file:OfficialFile,
-    timeout:float,       # seconds of silence after which the server counts as gone
-    tick,                # called with (bytes so far, bytes in all, '')
-)->None:
+    url: str,
+    part: Path,  # bytes so far; appended to
+    file: OfficialFile,
+    timeout: float,  # seconds of silence after which the server counts as gone
+    tick,  # called with (bytes so far, bytes in all, '')
+) -> None:
     "One attempt: the rest of the file, or everything if the server cannot go on in the middle."
     note = part.with_suffix(".from")
     have = part.stat().st_size if part.exists() else 0
     begun = note.read_text().splitlines() if have and note.exists() else []
-    if begun[:1] != [url]: have = 0                # another source may have another version
-    if have and have == file.size: return          # only the check is left to do
-    try: answer = ask_server(url, have, begun[1] if len(begun) > 1 else "", timeout)
+    if begun[:1] != [url]:
+        have = 0  # another source may have another version
+    if have and have == file.size:
+        return  # only the check is left to do
+    try:
+        answer = ask_server(url, have, begun[1] if len(begun) > 1 else "", timeout)
     except SourceFailed as error:
-        if "416" in str(error): part.unlink(missing_ok=True)       # nothing left to send: what is there cannot be right
+        if "416" in str(error):
+            part.unlink(missing_ok=True)  # nothing left to send: what is there cannot be right
         raise
     with answer:
-        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {have}-"
+        )
         have = have if resumed else 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else file.size
         free = shutil.disk_usage(part.parent).free
-        if total - have > free: raise StitchError(f"{file.name} needs {say_bytes(total - have)}, and {part.parent} has {say_bytes(free)} left: free some, or set STITCH_CACHE to a folder with more room")
-        if file.size and total and total != file.size: raise SourceFailed(f"offers {total} bytes instead of {file.size}")
+        if total - have > free:
+            raise StitchError(
+                f"{file.name} needs {say_bytes(total - have)}, and {part.parent} has {say_bytes(free)} left: free some, or set STITCH_CACHE to a folder with more room"
+            )
+        if file.size and total and total != file.size:
+            raise SourceFailed(f"offers {total} bytes instead of {file.size}")
         note.write_text(f"{url}\n{answer.headers.get('ETag', '')}\n")
         with open(part, "ab" if resumed else "wb") as out:
             while block := answer.read(1 << 18):
                 out.write(block)
                 have += len(block)
                 tick(have, max(total, have), "")
-    if total and have < total: raise SourceFailed(f"stopped after {say_bytes(have)} of {say_bytes(total)}", again=True)
+    if total and have < total:
+        raise SourceFailed(f"stopped after {say_bytes(have)} of {say_bytes(total)}", again=True)
 
 # %% ../nbs/83_registry.ipynb #0716d970
 @contextmanager
-def only_one(path:Path):
+def only_one(path: Path):
     "Hold the right to write beside `path`, across processes where the system can do that."
     with open(path.with_suffix(".busy"), "w") as handle:
         try:
             import fcntl
-            try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError: raise StitchError(f"another program is fetching {path.stem.lstrip('.')} into {path.parent}: wait for it") from None
-        except ImportError: pass
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StitchError(
+                    f"another program is fetching {path.stem.lstrip('.')} into {path.parent}: wait for it"
+                ) from None
+        except ImportError:
+            pass
         yield
     path.with_suffix(".busy").unlink(missing_ok=True)
 
+
 def by_hand(
-    file:OfficialFile,
-)->str:     # what a person can do instead
+    file: OfficialFile,
+) -> str:  # what a person can do instead
     "How to get a file without this program's help."
     return f"fetch it with a browser from {file.page or file.urls[0]}, then: stitch_weights import {file.name}"
 
+
 def fetch(
-    file:OfficialFile,
-    offline:bool|None=None,   # never use the network; None: as STITCH_OFFLINE says
-    progress=None,            # called with (bytes so far, bytes in all, '')
-    attempts:int=5,           # how often each source is asked
-    pause:float=1.,           # seconds before the second attempt; doubled before each further one
-    timeout:float=30.,        # seconds of silence after which a server counts as gone
-    say=lambda line: None,    # told what happened, line by line
-)->Path:                      # the file, verified
+    file: OfficialFile,
+    offline: bool | None = None,  # never use the network; None: as STITCH_OFFLINE says
+    progress=None,  # called with (bytes so far, bytes in all, '')
+    attempts: int = 5,  # how often each source is asked
+    pause: float = 1.0,  # seconds before the second attempt; doubled before each further one
+    timeout: float = 30.0,  # seconds of silence after which a server counts as gone
+    say=lambda line: None,  # told what happened, line by line
+) -> Path:  # the file, verified
     "The file from the cache, or from the first source that has it."
     target, tick = original_path(file), progress or (lambda *_: None)
     if target.is_file():
         found = check_file(file, target)
-        if file.name not in read_lock(): say(remember(file, target, found, "found in place"))
+        if file.name not in read_lock():
+            say(remember(file, target, found, "found in place"))
         return target
     if is_offline() if offline is None else offline:
-        raise StitchError(f"{file.name} is not in the cache and the network is switched off (STITCH_OFFLINE): on another machine, {by_hand(file)}")
+        raise StitchError(
+            f"{file.name} is not in the cache and the network is switched off (STITCH_OFFLINE): on another machine, {by_hand(file)}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     part, failures = target.with_name(f".{file.name}.part"), []
     with only_one(part):
@@ -271,111 +479,163 @@ def fetch(
                 part.with_suffix(".from").unlink(missing_ok=True)
                 say(remember(file, target, found, url))
                 return target
-            except SourceFailed as error: failures.append(f"{urlsplit(url).hostname} {error}")
-            except OSError as error: raise StitchError(f"{file.name} cannot be written to {part.parent} ({error.strerror or error}); what arrived is kept: free some room and give the same command") from None
-    raise StitchError(f"{file.name} could not be fetched ({'; '.join(failures) or 'it has no source'}): {by_hand(file)}")
+            except SourceFailed as error:
+                failures.append(f"{urlsplit(url).hostname} {error}")
+            except OSError as error:
+                raise StitchError(
+                    f"{file.name} cannot be written to {part.parent} ({error.strerror or error}); what arrived is kept: free some room and give the same command"
+                ) from None
+    raise StitchError(
+        f"{file.name} could not be fetched ({'; '.join(failures) or 'it has no source'}): {by_hand(file)}"
+    )
 
-def from_source(url, part, file, attempts, pause, timeout, tick, say)->str:  # SHA-256
+
+def from_source(url, part, file, attempts, pause, timeout, tick, say) -> str:  # SHA-256
     "All attempts at one source; the part file is complete and right at the end, or `SourceFailed`."
     for attempt in range(attempts):
         try:
-            try: receive(url, part, file, timeout, tick)
+            try:
+                receive(url, part, file, timeout, tick)
             except (HTTPException, TimeoutError, ConnectionError, urllib.error.URLError) as error:
-                raise SourceFailed(f"cannot be reached or broke off ({getattr(error, 'reason', None) or error or type(error).__name__})", again=True) from None
+                raise SourceFailed(
+                    f"cannot be reached or broke off ({getattr(error, 'reason', None) or error or type(error).__name__})",
+                    again=True,
+                ) from None
             break
         except SourceFailed as error:
-            if not error.again or attempt == attempts - 1: raise
+            if not error.again or attempt == attempts - 1:
+                raise
             say(f"{file.name}: {urlsplit(url).hostname} {error}; asking again")
-            time.sleep(pause*2**attempt)
-    try: return check_file(file, part)
+            time.sleep(pause * 2**attempt)
+    try:
+        return check_file(file, part)
     except StitchError as error:
-        for path in (part, part.with_suffix(".from")): path.unlink(missing_ok=True)
+        for path in (part, part.with_suffix(".from")):
+            path.unlink(missing_ok=True)
         raise SourceFailed(f"sends other bytes ({error})") from None
 
 # %% ../nbs/83_registry.ipynb #887309d0
 def recognise(
-    path:Path,      # a file of the user's
-    name:str="",    # what it is called, if not as on disk
-)->OfficialFile|None:
+    path: Path,  # a file of the user's
+    name: str = "",  # what it is called, if not as on disk
+) -> OfficialFile | None:
     "Which official file this is: by name, else by a published hash."
     name = name or path.name
-    if name in REGISTRY: return REGISTRY[name]
+    if name in REGISTRY:
+        return REGISTRY[name]
     size = path.stat().st_size
-    if not any(f.size == size for f in REGISTRY.values()): return None
+    if not any(f.size == size for f in REGISTRY.values()):
+        return None
     found = sha256_of(path)
     return next((f for f in REGISTRY.values() if len(f.sha256) == 64 and f.sha256 == found), None)
 
+
 def place_file(
-    file:OfficialFile,
-    stream,            # open for reading, binary
-    source:str,        # where it comes from, for the record
-)->str:                # one line for the user
+    file: OfficialFile,
+    stream,  # open for reading, binary
+    source: str,  # where it comes from, for the record
+) -> str:  # one line for the user
     "Copy a user's file into the cache, checked; wrong bytes leave no trace."
     target = original_path(file)
     with atomic_path(target) as part:
-        with open(part, "wb") as out: shutil.copyfileobj(stream, out, 1 << 20)
+        with open(part, "wb") as out:
+            shutil.copyfileobj(stream, out, 1 << 20)
         found = check_file(file, part)
     return remember(file, target, found, source)
 
+
 def import_files(
-    path:str|Path,     # a file, a folder of files, or a zip
-    name:str="",       # the official name of a single file that is called otherwise
-)->list:               # (OfficialFile, one line) for each file taken over
+    path: str | Path,  # a file, a folder of files, or a zip
+    name: str = "",  # the official name of a single file that is called otherwise
+) -> list:  # (OfficialFile, one line) for each file taken over
     "Take over files that are on disk already."
     path, taken = Path(path).expanduser(), []
-    if not path.exists(): raise StitchError(f"no such file: {path}")
-    if name and name not in REGISTRY: raise StitchLookupError(f"no official file is called {name!r}; see stitch_weights list")
+    if not path.exists():
+        raise StitchError(f"no such file: {path}")
+    if name and name not in REGISTRY:
+        raise StitchLookupError(f"no official file is called {name!r}; see stitch_weights list")
     if path.is_file() and zipfile.is_zipfile(path) and not name and path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 file = REGISTRY.get(member.filename.rpartition("/")[2])
-                if file is None or member.is_dir(): continue
-                if file.size and member.file_size != file.size: raise StitchError(f"{file.name} in {path.name} has {member.file_size} bytes instead of {file.size}: it is not the published one")
-                with archive.open(member) as stream: taken.append((file, place_file(file, stream, f"{path.name}/{file.name}")))
+                if file is None or member.is_dir():
+                    continue
+                if file.size and member.file_size != file.size:
+                    raise StitchError(
+                        f"{file.name} in {path.name} has {member.file_size} bytes instead of {file.size}: it is not the published one"
+                    )
+                with archive.open(member) as stream:
+                    taken.append((file, place_file(file, stream, f"{path.name}/{file.name}")))
     else:
         for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
             file = (REGISTRY.get(name) or recognise(p)) if p.is_file() else None
-            if file is None: continue
-            with open(p, "rb") as stream: taken.append((file, place_file(file, stream, str(p))))
+            if file is None:
+                continue
+            with open(p, "rb") as stream:
+                taken.append((file, place_file(file, stream, str(p))))
     if not taken:
-        raise StitchError(f"nothing in {path} is a file of the registry (names as in stitch_weights list; another name: --name ffhq.pkl). A network of your own needs no import: --models {path}")
+        raise StitchError(
+            f"nothing in {path} is a file of the registry (names as in stitch_weights list; another name: --name ffhq.pkl). A network of your own needs no import: --models {path}"
+        )
     return taken
 
 # %% ../nbs/83_registry.ipynb #7719a1c7
 def convert(
-    file:OfficialFile,
-    again:bool=False,   # also if the converted file is there
-)->Path:                # what the pipeline reads
+    file: OfficialFile,
+    again: bool = False,  # also if the converted file is there
+) -> Path:  # what the pipeline reads
     "The safetensors version of a file that is in the cache."
     source, target = original_path(file), converted_path(file)
-    if not file.kind or (target.is_file() and target.with_suffix(".json").is_file() and not again): return target
+    if not file.kind or (target.is_file() and target.with_suffix(".json").is_file() and not again):
+        return target
     from stitch_nb.formats import convert_file
-    convert_file(source, target, kind=file.kind, licence=file.licence, part=file.role if file.kind == "e4e" else None)
+
+    convert_file(
+        source,
+        target,
+        kind=file.kind,
+        licence=file.licence,
+        part=file.role if file.kind == "e4e" else None,
+    )
     return target
 
-def file_state(file:OfficialFile)->str:  # 'ready', 'not converted', 'partly here', 'missing'
-    "Whether a file can be used."
-    if converted_path(file).is_file() and (not file.kind or converted_path(file).with_suffix(".json").is_file()): return "ready"
-    if original_path(file).is_file(): return "not converted"
-    return "partly here" if original_path(file).with_name(f".{file.name}.part").exists() else "missing"
 
-def missing_files(bundle:str)->list:  # of OfficialFile
+def file_state(file: OfficialFile) -> str:  # 'ready', 'not converted', 'partly here', 'missing'
+    "Whether a file can be used."
+    if converted_path(file).is_file() and (
+        not file.kind or converted_path(file).with_suffix(".json").is_file()
+    ):
+        return "ready"
+    if original_path(file).is_file():
+        return "not converted"
+    return (
+        "partly here" if original_path(file).with_name(f".{file.name}.part").exists() else "missing"
+    )
+
+
+def missing_files(bundle: str) -> list:  # of OfficialFile
     "What is still to be fetched before the bundle is complete."
     return [f for f in bundle_files(bundle) if file_state(f) not in ("ready", "not converted")]
 
+
 def download_bundle(
-    bundle:str,            # one of `official_bundles()`
-    offline:bool|None=None,
-    bar=None,              # bar(text, **tqdm options): context manager giving tick(done, total, text), such as `core.bar`
-    say=print,             # told what happened, line by line
-    **kwargs,              # passed to `fetch`
-)->list:                   # of (OfficialFile, error message) for those that could not be had
+    bundle: str,  # one of `official_bundles()`
+    offline: bool | None = None,
+    bar=None,  # bar(text, **tqdm options): context manager giving tick(done, total, text), such as `core.bar`
+    say=print,  # told what happened, line by line
+    **kwargs,  # passed to `fetch`
+) -> list:  # of (OfficialFile, error message) for those that could not be had
     "Fetch, verify and convert everything that a bundle lacks; one file that fails does not stop the others."
     failed, cut_off = [], is_offline() if offline is None else offline
     for file in bundle_files(bundle):
         try:
-            if file_state(file) == "ready": continue
-            with bar(file.name, unit="B", unit_scale=True, unit_divisor=1000) if bar and not cut_off and file_state(file) != "not converted" else nullcontext() as tick:
+            if file_state(file) == "ready":
+                continue
+            with (
+                bar(file.name, unit="B", unit_scale=True, unit_divisor=1000)
+                if bar and not cut_off and file_state(file) != "not converted"
+                else nullcontext() as tick
+            ):
                 fetch(file, offline, tick, say=say, **kwargs)
             convert(file)
         except StitchError as error:
@@ -383,41 +643,71 @@ def download_bundle(
             say(str(error))
     return failed
 
-def verify_files()->list:  # of (name, 'ok' | 'missing' | what is wrong)
+
+def verify_files() -> list:  # of (name, 'ok' | 'missing' | what is wrong)
     "Read everything in the cache again, and compare."
     rows = []
     for file in REGISTRY.values():
         original, converted = original_path(file), converted_path(file)
-        if file_state(file) in ("missing", "partly here"): continue
+        if file_state(file) in ("missing", "partly here"):
+            continue
         try:
-            if original.is_file(): check_file(file, original)
-            if file.kind and converted.is_file(): check_converted(converted)
-            rows.append((file.name, "ok" if original.is_file() else "ok (converted; the original was removed)"))
-        except StitchError as error: rows.append((file.name, str(error)))
+            if original.is_file():
+                check_file(file, original)
+            if file.kind and converted.is_file():
+                check_converted(converted)
+            rows.append(
+                (
+                    file.name,
+                    "ok" if original.is_file() else "ok (converted; the original was removed)",
+                )
+            )
+        except StitchError as error:
+            rows.append((file.name, str(error)))
     return rows
 
-def check_converted(path:Path)->None:
+
+def check_converted(path: Path) -> None:
     "Compare a converted file with the hash in its JSON."
     note = path.with_suffix(".json")
-    try: expected = json.loads(note.read_text(encoding="utf-8")).get("sha256")
-    except (OSError, ValueError): raise StitchError(f"{note.name} is missing or damaged: stitch_weights remove {path.name.removesuffix('.safetensors')}, then download again") from None
-    if expected and sha256_of(path) != expected: raise StitchError(f"{path.name} is damaged (SHA-256 differs): stitch_weights remove {path.name.removesuffix('.safetensors')}, then download again")
+    try:
+        expected = json.loads(note.read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError):
+        raise StitchError(
+            f"{note.name} is missing or damaged: stitch_weights remove {path.name.removesuffix('.safetensors')}, then download again"
+        ) from None
+    if expected and sha256_of(path) != expected:
+        raise StitchError(
+            f"{path.name} is damaged (SHA-256 differs): stitch_weights remove {path.name.removesuffix('.safetensors')}, then download again"
+        )
+
 
 def remove_files(
-    what:str,             # a file's name, a bundle's name, 'all', or 'originals': published files whose converted version is there
-)->list:                  # names
+    what: str,  # a file's name, a bundle's name, 'all', or 'originals': published files whose converted version is there
+) -> list:  # names
     "Delete from the cache; files in torch's own cache only if they are named."
-    if what == "originals": chosen = [f for f in REGISTRY.values() if f.kind and file_state(f) == "ready"]
-    elif what in REGISTRY: chosen = [REGISTRY[what]]
-    elif what == "all": chosen = [f for f in REGISTRY.values() if not f.hub]
-    else: chosen = [f for f in bundle_files(what) if not f.hub and f.bundles == (what,)]
+    if what == "originals":
+        chosen = [f for f in REGISTRY.values() if f.kind and file_state(f) == "ready"]
+    elif what in REGISTRY:
+        chosen = [REGISTRY[what]]
+    elif what == "all":
+        chosen = [f for f in REGISTRY.values() if not f.hub]
+    else:
+        chosen = [f for f in bundle_files(what) if not f.hub and f.bundles == (what,)]
     gone = []
     for file in chosen:
         original, converted = original_path(file), converted_path(file)
         leftovers = [original.with_name(f".{file.name}{s}") for s in (".part", ".from", ".busy")]
-        paths = [original] if what == "originals" else [original, converted, converted.with_suffix(".json"), *leftovers]
+        paths = (
+            [original]
+            if what == "originals"
+            else [original, converted, converted.with_suffix(".json"), *leftovers]
+        )
         there = [p for p in dict.fromkeys(paths) if p.is_file()]
-        for p in there: p.unlink()
-        if what != "originals": write_lock(file.name, None) if file.name in read_lock() else None
-        if there: gone.append(file.name)
+        for p in there:
+            p.unlink()
+        if what != "originals":
+            write_lock(file.name, None) if file.name in read_lock() else None
+        if there:
+            gone.append(file.name)
     return gone

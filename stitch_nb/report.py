@@ -17,7 +17,17 @@ from pathlib import Path
 import numpy as np
 from fastcore.script import Param, call_parse
 
-from .arms import LEGEND, CURVES, NUMBERS, check_claims, claims_html, look_up, plot_curves, plot_png, table_html
+from stitch_nb.arms import (
+    LEGEND,
+    CURVES,
+    NUMBERS,
+    check_claims,
+    claims_html,
+    look_up,
+    plot_curves,
+    plot_png,
+    table_html,
+)
 from .cli import told
 from .core import StitchError, atomic_path
 from .metrics import MEASURES
@@ -29,52 +39,94 @@ from .video import read_clip, read_picture
 @dataclass(frozen=True)
 class Finished:
     "A run folder, read."
-    name:str       # of the folder; the name of an arm where it is one
-    out:Path
-    metrics:dict   # metrics.json
-    record:dict    # run.json
-    frames:dict    # frames.json: name to one value a frame; empty if there is none
+
+    name: str  # of the folder; the name of an arm where it is one
+    out: Path
+    metrics: dict  # metrics.json
+    record: dict  # run.json
+    frames: dict  # frames.json: name to one value a frame; empty if there is none
 
     @property
-    def start(self)->int: return self.record.get("source", {}).get("start", 0)   # number of the first frame
+    def start(self) -> int:
+        return self.record.get("source", {}).get("start", 0)  # number of the first frame
+
 
 def read_run(
-    folder:str|Path,  # as `edit_clip` writes it
-)->Finished:
+    folder: str | Path,  # as `edit_clip` writes it
+) -> Finished:
     "The numbers of a finished run."
     folder, found = Path(folder).expanduser(), {}
-    if not folder.is_dir(): raise StitchError(f"no such folder: {folder}; give the folder that stitch_edit or stitch_demo wrote (--out)")
+    if not folder.is_dir():
+        raise StitchError(
+            f"no such folder: {folder}; give the folder that stitch_edit or stitch_demo wrote (--out)"
+        )
     for name in ("metrics.json", "run.json", "frames.json"):
-        try: found[name] = json.loads((folder/name).read_text(encoding="utf-8"))
-        except FileNotFoundError: found[name] = {}
-        except (OSError, ValueError) as error: raise StitchError(f"{folder/name} cannot be read ({str(error).splitlines()[0][:80]}); delete it and run the edit again") from None
+        try:
+            found[name] = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found[name] = {}
+        except (OSError, ValueError) as error:
+            raise StitchError(
+                f"{folder / name} cannot be read ({str(error).splitlines()[0][:80]}); delete it and run the edit again"
+            ) from None
     if not found["metrics.json"] or not found["run.json"].get("finished", True):
-        raise StitchError(f"{folder} holds no finished run (no metrics.json); run the same stitch_edit command again, it goes on where it stopped")
-    return Finished(folder.resolve().name, folder, found["metrics.json"], found["run.json"], found["frames.json"])
+        raise StitchError(
+            f"{folder} holds no finished run (no metrics.json); run the same stitch_edit command again, it goes on where it stopped"
+        )
+    return Finished(
+        folder.resolve().name,
+        folder,
+        found["metrics.json"],
+        found["run.json"],
+        found["frames.json"],
+    )
 
 # %% ../nbs/95_report.ipynb #17ba0791
 def worst_frames(
-    values,             # (T,) numbers; None and NaN where there is none
-    worse:str="more",   # or 'less': which end is bad
-    n:int=3,            # at most so many
-    apart:int|None=None,  # frames between two of them at least; None: a tenth of the clip
-)->list:                # frame numbers, the worst first
+    values,  # (T,) numbers; None and NaN where there is none
+    worse: str = "more",  # or 'less': which end is bad
+    n: int = 3,  # at most so many
+    apart: int | None = None,  # frames between two of them at least; None: a tenth of the clip
+) -> list:  # frame numbers, the worst first
     "Where to look."
-    v = np.array([np.nan if x is None else x for x in values], np.float64)*(1 if worse == "more" else -1)
-    apart, found = max(1, len(v)//10) if apart is None else apart, []
+    v = np.array([np.nan if x is None else x for x in values], np.float64) * (
+        1 if worse == "more" else -1
+    )
+    apart, found = max(1, len(v) // 10) if apart is None else apart, []
     for t in np.argsort(-np.where(np.isfinite(v), v, -np.inf), kind="stable"):
-        if len(found) == n or not np.isfinite(v[t]): break
-        if all(abs(int(t) - f) >= apart for f in found): found.append(int(t))
+        if len(found) == n or not np.isfinite(v[t]):
+            break
+        if all(abs(int(t) - f) >= apart for f in found):
+            found.append(int(t))
     return found
 
 # %% ../nbs/95_report.ipynb #fa35e192
-WATCHED = dict(   # key in frames.json to which end is bad
-    edit_flicker="more", trembling="more", gap_stitched="more", identity_distance="more", warp_result="more", result_id_local="less", pti_psnr="less", true_edit_gain="less")
+WATCHED = dict(  # key in frames.json to which end is bad
+    edit_flicker="more",
+    trembling="more",
+    gap_stitched="more",
+    identity_distance="more",
+    warp_result="more",
+    result_id_local="less",
+    pti_psnr="less",
+    true_edit_gain="less",
+)
 
-PUBLISHED = (     # method, TL-ID, TG-ID, source
-    ("Latent Transformer (Yao et al. 2021)", 0.976, 0.811, "Tzaban et al. 2022, Table 1 (arXiv 2201.08361)"),
+PUBLISHED = (  # method, TL-ID, TG-ID, source
+    (
+        "Latent Transformer (Yao et al. 2021)",
+        0.976,
+        0.811,
+        "Tzaban et al. 2022, Table 1 (arXiv 2201.08361)",
+    ),
     ("STIT (Tzaban et al. 2022)", 0.996, 0.933, "Tzaban et al. 2022, Table 1 (arXiv 2201.08361)"),
-    ("STIT, measured by others", 0.997, 0.961, "the comparison in a later paper, with other clips and another setup"))
+    (
+        "STIT, measured by others",
+        0.997,
+        0.961,
+        "the comparison in a later paper, with other clips and another setup",
+    ),
+)
 
 STYLE_SHEET = """
 :root {color-scheme: light}
@@ -89,164 +141,343 @@ code {font-size:.9em; overflow-wrap:anywhere} summary {cursor:pointer; font-weig
 @media print {body {max-width:none; padding:0; font-size:10.5pt} h2 {break-after:avoid} figure, table, .chart {break-inside:avoid} .scroll {overflow:visible}}
 """
 
+
 def picture_html(
-    picture,             # (H,W,3) uint8, or a PNG as bytes
-    alt:str,             # what it shows
-    width:int|None=None, # px to shrink to; None: its own
-)->str:                  # <img>, the file inside
+    picture,  # (H,W,3) uint8, or a PNG as bytes
+    alt: str,  # what it shows
+    width: int | None = None,  # px to shrink to; None: its own
+) -> str:  # <img>, the file inside
     "A picture inside the page."
-    if isinstance(picture, bytes): data, kind = picture, "png"
+    if isinstance(picture, bytes):
+        data, kind = picture, "png"
     else:
         picture = as_image(picture)
-        if width and picture.shape[1] > width: picture = smooth_resize(picture, width, round(picture.shape[0]*width/picture.shape[1]))
+        if width and picture.shape[1] > width:
+            picture = smooth_resize(
+                picture, width, round(picture.shape[0] * width / picture.shape[1])
+            )
         data, kind = jpeg(picture, 85), "jpeg"
     return f'<img alt="{html.escape(alt, quote=True)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
+
 def rows_html(
-    rows,          # of lists of cells (text); the first cell of a row is its heading
-    head,          # headings of the columns
-    caption:str,
-)->str:
+    rows,  # of lists of cells (text); the first cell of a row is its heading
+    head,  # headings of the columns
+    caption: str,
+) -> str:
     "A table."
     e = lambda x: html.escape(str(x))
-    body = "".join(f'<tr><th scope="row">{e(first)}</th>' + "".join(f"<td>{e(c)}</td>" for c in rest) + "</tr>" for first, *rest in rows)
-    return (f'<div class="scroll"><table><caption>{e(caption)}</caption><thead><tr>' + "".join(f'<th scope="col">{e(h)}</th>' for h in head)
-            + f"</tr></thead><tbody>{body}</tbody></table></div>")
+    body = "".join(
+        f'<tr><th scope="row">{e(first)}</th>' + "".join(f"<td>{e(c)}</td>" for c in rest) + "</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll"><table><caption>{e(caption)}</caption><thead><tr>'
+        + "".join(f'<th scope="col">{e(h)}</th>' for h in head)
+        + f"</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 # %% ../nbs/95_report.ipynb #0716d970
-def summary_html(run:Finished)->str:
+def summary_html(run: Finished) -> str:
     "What was done, in a sentence, and the numbers that one asks for first."
     r, m = run.record, run.metrics
     source, bundle = r.get("source", {}), r.get("bundle", {})
-    said = (f"{Path(str(source.get('path', 'a clip'))).name}, {m.get('frames', '?')} frames of {source.get('width', '?')} x {source.get('height', '?')} pixels, edited by "
-            f"{', '.join(r.get('edits', [])) or '?'} with the bundle {bundle.get('name', '?')} ({bundle.get('resolution', '?')} pixels).")
-    first = [(NUMBERS[k], look_up(m, NUMBERS[k].path)) for k in ("tl_id", "tg_id", "gap", "edit_flicker", "identity", "psnr", "leak", "true_edit")]
-    cards = "".join(f"<li>{html.escape(n.title)}<b>{n.form.format(v)}</b></li>" for n, v in first if v is not None)
+    said = (
+        f"{Path(str(source.get('path', 'a clip'))).name}, {m.get('frames', '?')} frames of {source.get('width', '?')} x {source.get('height', '?')} pixels, edited by "
+        f"{', '.join(r.get('edits', [])) or '?'} with the bundle {bundle.get('name', '?')} ({bundle.get('resolution', '?')} pixels)."
+    )
+    first = [
+        (NUMBERS[k], look_up(m, NUMBERS[k].path))
+        for k in ("tl_id", "tg_id", "gap", "edit_flicker", "identity", "psnr", "leak", "true_edit")
+    ]
+    cards = "".join(
+        f"<li>{html.escape(n.title)}<b>{n.form.format(v)}</b></li>"
+        for n, v in first
+        if v is not None
+    )
     return f'<p>{html.escape(said)}</p><ul class="cards">{cards}</ul>'
 
-def metrics_html(run:Finished)->str:
+
+def metrics_html(run: Finished) -> str:
     "Every number with what it means."
     rows = []
     for n in NUMBERS.values():
-        value, beside = look_up(run.metrics, n.path), look_up(run.metrics, n.reference) if n.reference else None
-        if value is None: continue
+        value, beside = (
+            look_up(run.metrics, n.path),
+            look_up(run.metrics, n.reference) if n.reference else None,
+        )
+        if value is None:
+            continue
         good = dict(less="small", more="large").get(n.better, n.better or "-")
-        rows.append([n.title, n.form.format(value), n.form.format(beside) if beside is not None else "-", good, n.means])
+        rows.append(
+            [
+                n.title,
+                n.form.format(value),
+                n.form.format(beside) if beside is not None else "-",
+                good,
+                n.means,
+            ]
+        )
     if "blended" in run.metrics.get("gap", {}):
-        rows.append(["gap, blended", NUMBERS["gap"].form.format(run.metrics["gap"]["blended"] or 0), "-", "small", "the gap if the edit were pasted without stitching"])
-    return rows_html(rows, ["measure", "value", "beside it", "good", "what it is"], "All measures. Beside it: the source's, the worst frame's or the true edit's value, as the last column says")
+        rows.append(
+            [
+                "gap, blended",
+                NUMBERS["gap"].form.format(run.metrics["gap"]["blended"] or 0),
+                "-",
+                "small",
+                "the gap if the edit were pasted without stitching",
+            ]
+        )
+    return rows_html(
+        rows,
+        ["measure", "value", "beside it", "good", "what it is"],
+        "All measures. Beside it: the source's, the worst frame's or the true edit's value, as the last column says",
+    )
 
-def attributes_html(run:Finished)->str:
+
+def attributes_html(run: Finished) -> str:
     "What the edit moved."
     found = run.metrics.get("attributes")
-    if not found: return ""
-    truth, meant = (run.metrics.get("attributes_of_truth") or {}).get("measures", {}), set(found.get("meant", []))
-    percent = lambda v: "-" if v is None else f"{100*v:+.1f}"
+    if not found:
+        return ""
+    truth, meant = (
+        (run.metrics.get("attributes_of_truth") or {}).get("measures", {}),
+        set(found.get("meant", [])),
+    )
+    percent = lambda v: "-" if v is None else f"{100 * v:+.1f}"
     plain = lambda v: "-" if v is None else f"{v:.3f}"
     rows = []
     for k, v in found["measures"].items():
-        sure = v["change"] is not None and v["error"] is not None and abs(v["change"]) > 2*v["error"]
-        rows.append([MEASURES.get(k, k), plain(v["source"]), plain(v["result"]), percent(v["change"]) + ("" if sure else " (within noise)"), percent(truth.get(k, {}).get("change")), "yes" if k in meant else "no"])
-    missed = f"<p>No face was found in {found['missed']} frames of the result; they are left out.</p>" if found.get("missed") else ""
+        sure = (
+            v["change"] is not None and v["error"] is not None and abs(v["change"]) > 2 * v["error"]
+        )
+        rows.append(
+            [
+                MEASURES.get(k, k),
+                plain(v["source"]),
+                plain(v["result"]),
+                percent(v["change"]) + ("" if sure else " (within noise)"),
+                percent(truth.get(k, {}).get("change")),
+                "yes" if k in meant else "no",
+            ]
+        )
+    missed = (
+        f"<p>No face was found in {found['missed']} frames of the result; they are left out.</p>"
+        if found.get("missed")
+        else ""
+    )
     head = ["measure", "source", "result", "change, %", "true edit's, %", "meant"]
-    return "<h3>What the edit moved</h3>" + rows_html(rows, head, "Proportions of the face from its landmarks, in distances of the eyes, means over the frames; changes in percent of that distance") + missed
+    return (
+        "<h3>What the edit moved</h3>"
+        + rows_html(
+            rows,
+            head,
+            "Proportions of the face from its landmarks, in distances of the eyes, means over the frames; changes in percent of that distance",
+        )
+        + missed
+    )
 
-def side_by_side(run:Finished, frames)->dict:
+
+def side_by_side(run: Finished, frames) -> dict:
     "Frame number to source and result side by side, from compare.mp4; nothing if it is not there."
-    path = run.out/"compare.mp4"
-    if not path.is_file() or not frames: return {}
+    path = run.out / "compare.mp4"
+    if not path.is_file() or not frames:
+        return {}
     video = read_clip(path)
     return {t: video[t] for t in sorted(set(frames)) if t < len(video)}
 
-def curves_html(run:Finished)->str:
+
+def curves_html(run: Finished) -> str:
     "Curves over the frames, each with its worst frames."
-    if not run.frames: return "<p>This run was measured before values of single frames were kept; run the same command again to have them.</p>"
-    watched = [k for k in WATCHED if any(isinstance(x, (int, float)) for x in run.frames.get(k) or [])]
+    if not run.frames:
+        return "<p>This run was measured before values of single frames were kept; run the same command again to have them.</p>"
+    watched = [
+        k for k in WATCHED if any(isinstance(x, (int, float)) for x in run.frames.get(k) or [])
+    ]
     worst = {k: worst_frames(run.frames[k], WATCHED[k]) for k in watched}
     pictures, parts = side_by_side(run, [t for w in worst.values() for t in w]), []
     for k in watched:
         page = plot_curves({run.name: run.out}, (k,), run.start)
         at = ", ".join(f"frame {run.start + t} ({run.frames[k][t]:.3g})" for t in worst[k])
         chart = picture_html(plot_png(page, 110), f"{CURVES[k][0]} over the frames; worst: {at}")
-        thumbs = "".join(f"<figure>{picture_html(pictures[t], f'source and result, frame {run.start + t}', 480)}<figcaption>frame {run.start + t}: {run.frames[k][t]:.3g}</figcaption></figure>" for t in worst[k] if t in pictures)
-        parts.append(f'<section class="chart"><h3>{html.escape(CURVES[k][0])}</h3>{chart}<p>Worst ({"largest" if WATCHED[k] == "more" else "smallest"}): {html.escape(at)}; source left, result right.</p><div class="strip">{thumbs}</div></section>')
+        thumbs = "".join(
+            f"<figure>{picture_html(pictures[t], f'source and result, frame {run.start + t}', 480)}<figcaption>frame {run.start + t}: {run.frames[k][t]:.3g}</figcaption></figure>"
+            for t in worst[k]
+            if t in pictures
+        )
+        parts.append(
+            f'<section class="chart"><h3>{html.escape(CURVES[k][0])}</h3>{chart}<p>Worst ({"largest" if WATCHED[k] == "more" else "smallest"}): {html.escape(at)}; source left, result right.</p><div class="strip">{thumbs}</div></section>'
+        )
     return "".join(parts)
 
-def settings_html(run:Finished)->str:
+
+def settings_html(run: Finished) -> str:
     "What would be needed to do it again."
     r, flat = run.record, []
+
     def walk(prefix, value):
         if isinstance(value, dict):
-            for k, v in value.items(): walk(f"{prefix}.{k}" if prefix else k, v)
-        else: flat.append([prefix, "default" if value is None else value])
-    for k in ("edits", "source", "bundle", "landmarks", "perceptual", "versions", "machine", "seeds", "settings"):
-        if k in r: walk(k, {k: r[k]}[k] if isinstance(r[k], dict) else ", ".join(map(str, r[k])) if isinstance(r[k], list) else r[k])
-    stages = [[k, f"{v.get('seconds', 0):.1f}", "yes" if v.get("reused") else "no"] for k, v in r.get("stages", {}).items()]
-    return ("<details open><summary>Settings</summary>" + rows_html(flat, ["setting", "value"], "Everything about the run that is not the clip or the networks") + "</details>"
-            + rows_html(stages, ["stage", "seconds", "found on disk"], "Where the time went") + "".join(f"<p>Note: {html.escape(n)}</p>" for n in r.get("notes", [])))
+            for k, v in value.items():
+                walk(f"{prefix}.{k}" if prefix else k, v)
+        else:
+            flat.append([prefix, "default" if value is None else value])
 
-def published_html()->str:
+    for k in (
+        "edits",
+        "source",
+        "bundle",
+        "landmarks",
+        "perceptual",
+        "versions",
+        "machine",
+        "seeds",
+        "settings",
+    ):
+        if k in r:
+            walk(
+                k,
+                {k: r[k]}[k]
+                if isinstance(r[k], dict)
+                else ", ".join(map(str, r[k]))
+                if isinstance(r[k], list)
+                else r[k],
+            )
+    stages = [
+        [k, f"{v.get('seconds', 0):.1f}", "yes" if v.get("reused") else "no"]
+        for k, v in r.get("stages", {}).items()
+    ]
+    return (
+        "<details open><summary>Settings</summary>"
+        + rows_html(
+            flat,
+            ["setting", "value"],
+            "Everything about the run that is not the clip or the networks",
+        )
+        + "</details>"
+        + rows_html(stages, ["stage", "seconds", "found on disk"], "Where the time went")
+        + "".join(f"<p>Note: {html.escape(n)}</p>" for n in r.get("notes", []))
+    )
+
+
+def published_html() -> str:
     "What papers say, and why it cannot be compared."
     rows = [[method, f"{tl:.3f}", f"{tg:.3f}", source] for method, tl, tg, source in PUBLISHED]
     return rows_html(rows, ["method", "TL-ID", "TG-ID", "source"], "Published values") + (
         "<p>The same method has two values here because each paper chose its clips, its identity network and its edits. Such numbers compare methods <em>within one setup</em>; "
-        "ours, from another network on other clips, belong in neither table. What can be compared are the runs of this report with one another.</p>")
+        "ours, from another network on other clips, belong in neither table. What can be compared are the runs of this report with one another.</p>"
+    )
 
 # %% ../nbs/95_report.ipynb #d435a6cd
-def unique_names(runs)->dict:
+def unique_names(runs) -> dict:
     "Runs by the name of their folder; a number behind it where two are alike."
     found = {}
     for run in runs:
         name, n = run.name, 2
-        while name in found: name, n = f"{run.name} ({n})", n + 1
+        while name in found:
+            name, n = f"{run.name} ({n})", n + 1
         found[name] = run
     return found
 
-def several_html(runs:dict)->str:
+
+def several_html(runs: dict) -> str:
     "Runs side by side: a picture from the middle of each, the table, the claims, the curves."
     title = lambda a: LEGEND[a].title if a in LEGEND else a
-    middle = {a: side_by_side(run, [run.metrics.get("frames", 1)//2]) for a, run in runs.items()}
-    figures = "".join(f"<figure>{picture_html(p, f'source and result of {title(a)}, frame {runs[a].start + t}', 480)}<figcaption>{html.escape(title(a))}, frame {runs[a].start + t}: source | result</figcaption></figure>" for a, m in middle.items() for t, p in m.items())
+    middle = {a: side_by_side(run, [run.metrics.get("frames", 1) // 2]) for a, run in runs.items()}
+    figures = "".join(
+        f"<figure>{picture_html(p, f'source and result of {title(a)}, frame {runs[a].start + t}', 480)}<figcaption>{html.escape(title(a))}, frame {runs[a].start + t}: source | result</figcaption></figure>"
+        for a, m in middle.items()
+        for t, p in m.items()
+    )
     metrics = {a: run.metrics for a, run in runs.items()}
     claims = check_claims(metrics)
-    page = plot_curves({a: run.out for a, run in runs.items()}, tuple(CURVES), next(iter(runs.values())).start)
-    chart = "" if page is None else f'<h3>Frame by frame</h3><div class="chart">{picture_html(plot_png(page, 110), "Curves over the frames of " + ", ".join(title(a) for a in runs))}</div>'
-    notes = "".join(f"<li><b>{html.escape(title(a))}</b>: {html.escape(LEGEND[a].note)}</li>" for a in runs if a in LEGEND)
-    means = "".join(f"<li><b>{html.escape(n.title)}</b>: {html.escape(n.means)}</li>" for n in NUMBERS.values())
-    return (f'<h2>The runs side by side</h2><div class="strip">{figures}</div>' + (f"<ul>{notes}</ul>" if notes else "") + f'<div class="scroll">{table_html(metrics, caption="One row per measure, one column per run; the best of a row is bold, in brackets what it is to be held against")}</div>'
-            + f"<details><summary>What the measures are</summary><ul>{means}</ul></details>" + (f'<div class="scroll">{claims_html(claims)}</div>' if claims else "") + chart)
+    page = plot_curves(
+        {a: run.out for a, run in runs.items()}, tuple(CURVES), next(iter(runs.values())).start
+    )
+    chart = (
+        ""
+        if page is None
+        else f'<h3>Frame by frame</h3><div class="chart">{picture_html(plot_png(page, 110), "Curves over the frames of " + ", ".join(title(a) for a in runs))}</div>'
+    )
+    notes = "".join(
+        f"<li><b>{html.escape(title(a))}</b>: {html.escape(LEGEND[a].note)}</li>"
+        for a in runs
+        if a in LEGEND
+    )
+    means = "".join(
+        f"<li><b>{html.escape(n.title)}</b>: {html.escape(n.means)}</li>" for n in NUMBERS.values()
+    )
+    return (
+        f'<h2>The runs side by side</h2><div class="strip">{figures}</div>'
+        + (f"<ul>{notes}</ul>" if notes else "")
+        + f'<div class="scroll">{table_html(metrics, caption="One row per measure, one column per run; the best of a row is bold, in brackets what it is to be held against")}</div>'
+        + f"<details><summary>What the measures are</summary><ul>{means}</ul></details>"
+        + (f'<div class="scroll">{claims_html(claims)}</div>' if claims else "")
+        + chart
+    )
+
 
 def report_html(
-    runs:list,      # of `Finished`
-    title:str="",   # of the page; '' makes one
-)->str:             # a whole HTML document
+    runs: list,  # of `Finished`
+    title: str = "",  # of the page; '' makes one
+) -> str:  # a whole HTML document
     "The report."
     named = unique_names(runs)
     edits = sorted({e for run in runs for e in run.record.get("edits", [])})
-    title = title or f"{'Report on' if len(runs) == 1 else f'{len(runs)} runs:'} {', '.join(edits) or ', '.join(named)}"
+    title = (
+        title
+        or f"{'Report on' if len(runs) == 1 else f'{len(runs)} runs:'} {', '.join(edits) or ', '.join(named)}"
+    )
     body = [f"<h1>{html.escape(title)}</h1>"]
-    if len(runs) > 1: body.append(several_html(named))
+    if len(runs) > 1:
+        body.append(several_html(named))
     for name, run in named.items():
         name = LEGEND[name].title if name in LEGEND else name
         body.append(f"<h2>{html.escape(name)}</h2>" + summary_html(run))
-        if len(runs) == 1 and (run.out/"strip.png").is_file():
-            body.append(picture_html(read_picture(run.out/"strip.png"), "three frames as rows: source, inversion, PTI, edit pasted without stitching, stitched", 1080))
-        body.append("<h3>Numbers</h3>" + metrics_html(run) + attributes_html(run) + ("<h3>Frame by frame</h3>" + curves_html(run) if len(runs) == 1 else ""))
-        body.append("<h3>Settings and time</h3>" + settings_html(run) if len(runs) == 1 else f"<details><summary>Settings of {html.escape(name)}</summary>{settings_html(run)}</details>")
+        if len(runs) == 1 and (run.out / "strip.png").is_file():
+            body.append(
+                picture_html(
+                    read_picture(run.out / "strip.png"),
+                    "three frames as rows: source, inversion, PTI, edit pasted without stitching, stitched",
+                    1080,
+                )
+            )
+        body.append(
+            "<h3>Numbers</h3>"
+            + metrics_html(run)
+            + attributes_html(run)
+            + ("<h3>Frame by frame</h3>" + curves_html(run) if len(runs) == 1 else "")
+        )
+        body.append(
+            "<h3>Settings and time</h3>" + settings_html(run)
+            if len(runs) == 1
+            else f"<details><summary>Settings of {html.escape(name)}</summary>{settings_html(run)}</details>"
+        )
     body.append("<h2>Published values</h2>" + published_html())
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
-            f"<style>{STYLE_SHEET}</style></head><body><main>{''.join(body)}</main></body></html>\n")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE_SHEET}</style></head><body><main>{''.join(body)}</main></body></html>\n"
+    )
+
 
 @call_parse
 def stitch_report(
-    run:Param("run folder, as stitch_edit or stitch_demo wrote it; several are put side by side", nargs="+"),
-    out:str="report.html", # the file
-    title:str="", # of the page
+    run: Param(
+        "run folder, as stitch_edit or stitch_demo wrote it; several are put side by side",
+        nargs="+",
+    ),
+    out: str = "report.html",  # the file
+    title: str = "",  # of the page
 ):
     "Write one HTML file that judges a run, or compares several. It needs no network and nothing beside it."
     with told("stitch_report", out):
         folders = [run] if isinstance(run, (str, Path)) else list(run)
-        if Path(out).suffix.lower() not in (".html", ".htm"): raise StitchError(f"{out} does not end in .html: give the file that is to be written (--out report.html)")
+        if Path(out).suffix.lower() not in (".html", ".htm"):
+            raise StitchError(
+                f"{out} does not end in .html: give the file that is to be written (--out report.html)"
+            )
         page = report_html([read_run(f) for f in folders], title)
-        with atomic_path(out) as part: Path(part).write_text(page, encoding="utf-8")
-        print(f"{Path(out).name}: {len(folders)} run{'s' if len(folders) > 1 else ''}, {len(page)/1e6:.1f} MB")
+        with atomic_path(out) as part:
+            Path(part).write_text(page, encoding="utf-8")
+        print(
+            f"{Path(out).name}: {len(folders)} run{'s' if len(folders) > 1 else ''}, {len(page) / 1e6:.1f} MB"
+        )

@@ -15,9 +15,9 @@ from .core import StitchError, check_shape, to_image
 
 # %% ../nbs/01_show.ipynb #ac3478d6
 def _jpeg_bytes(
-    image:np.ndarray,     # (H,W,3) uint8
-    quality:int=88,
-)->bytes:
+    image: np.ndarray,  # (H,W,3) uint8
+    quality: int = 88,
+) -> bytes:
     "One picture as a JPEG file in memory."
     out = io.BytesIO()
     Image.fromarray(image).save(out, 'JPEG', quality=quality, subsampling=0)
@@ -25,136 +25,206 @@ def _jpeg_bytes(
 
 # %% ../nbs/01_show.ipynb #fe5dbbce
 def as_image(
-    image,                # (H,W,3) uint8 | (3,H,W) float tensor in [-1,1] | (H,W) float or bool mask in [0,1] | (H,W) uint8 grey
-)->np.ndarray:            # (H,W,3) uint8, may alias a uint8 array
+    image,  # (H,W,3) uint8 | (3,H,W) float tensor in [-1,1] | (H,W) float or bool mask in [0,1] | (H,W) uint8 grey
+) -> np.ndarray:  # (H,W,3) uint8, may alias a uint8 array
     "Whatever a stage made, as a picture."
-    if isinstance(image, Image.Image): image = np.asarray(image.convert('RGB'))
-    if isinstance(image, torch.Tensor): image = image.detach().cpu()
-    if image.ndim == 4 and len(image) == 1: image = image[0]
-    if image.ndim == 3 and image.shape[0] == 3 and image.dtype not in (np.uint8, torch.uint8): return to_image(torch.as_tensor(image))
-    image = np.asarray(image.float() if isinstance(image, torch.Tensor) and image.dtype == torch.bfloat16 else image)
-    if image.ndim == 2 and image.dtype != np.uint8: image = (image.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
-    if image.ndim == 2: image = image[..., None].repeat(3, -1)
-    if image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8: return image
-    raise StitchError(f'cannot draw {tuple(image.shape)} {image.dtype}; give (H,W,3) uint8, (3,H,W) float in [-1,1] or an (H,W) mask')
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert('RGB'))
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+    if image.ndim == 4 and len(image) == 1:
+        image = image[0]
+    if image.ndim == 3 and image.shape[0] == 3 and image.dtype not in (np.uint8, torch.uint8):
+        return to_image(torch.as_tensor(image))
+    image = np.asarray(
+        image.float()
+        if isinstance(image, torch.Tensor) and image.dtype == torch.bfloat16
+        else image
+    )
+    if image.ndim == 2 and image.dtype != np.uint8:
+        image = (image.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+    if image.ndim == 2:
+        image = image[..., None].repeat(3, -1)
+    if image.ndim == 3 and image.shape[-1] == 3 and image.dtype == np.uint8:
+        return image
+    raise StitchError(
+        f'cannot draw {tuple(image.shape)} {image.dtype}; give (H,W,3) uint8, (3,H,W) float in [-1,1] or an (H,W) mask'
+    )
 
 # %% ../nbs/01_show.ipynb #17ba0791
-def _font(size:int): return ImageFont.load_default(size)
+def _font(size: int):
+    return ImageFont.load_default(size)
+
 
 def resize_image(
-    image:np.ndarray,     # (H,W,3) uint8
-    height:int,           # px; the width follows
-    width:int|None=None,  # px; None keeps the proportions
-)->np.ndarray:            # (height,W,3) uint8
+    image: np.ndarray,  # (H,W,3) uint8
+    height: int,  # px; the width follows
+    width: int | None = None,  # px; None keeps the proportions
+) -> np.ndarray:  # (height,W,3) uint8
     "Enlarge by repeating pixels, reduce by averaging them."
     h, w = image.shape[:2]
     width = width or max(1, round(w * height / h))
-    if (height, width) == (h, w): return image
+    if (height, width) == (h, w):
+        return image
     whole = height % h == 0 and width % w == 0
     how = Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), how))
 
+
 def strip(
-    images,               # pictures of any kind that `as_image` takes, or rows of them
-    titles=None,          # one text per column
-    cols:int|None=None,   # pictures in a row; None: all in one row
-    size:int|None=None,   # height of each picture in px; None: that of the first
-    gap:int=4,            # white px between pictures
-    row_titles=None,      # one text per row, written in its left margin
-)->np.ndarray:            # (H,W,3) uint8
+    images,  # pictures of any kind that `as_image` takes, or rows of them
+    titles=None,  # one text per column
+    cols: int | None = None,  # pictures in a row; None: all in one row
+    size: int | None = None,  # height of each picture in px; None: that of the first
+    gap: int = 4,  # white px between pictures
+    row_titles=None,  # one text per row, written in its left margin
+) -> np.ndarray:  # (H,W,3) uint8
     "Pictures side by side on white, under their titles."
-    rows = [list(r) for r in images] if len(images) and isinstance(images[0], (list, tuple)) else None
+    rows = (
+        [list(r) for r in images] if len(images) and isinstance(images[0], (list, tuple)) else None
+    )
     flat = list(images) if rows is None else [i for r in rows for i in r]
-    if not flat: raise StitchError('nothing to show: the list of images is empty')
-    if rows is None: rows = [flat[i:i + (cols or len(flat))] for i in range(0, len(flat), cols or len(flat))]
+    if not flat:
+        raise StitchError('nothing to show: the list of images is empty')
+    if rows is None:
+        rows = [flat[i : i + (cols or len(flat))] for i in range(0, len(flat), cols or len(flat))]
     size = size or as_image(flat[0]).shape[0]
     tiles = [[resize_image(as_image(i), size) for i in r] for r in rows]
     return _lay_out(tiles, titles, row_titles, gap)
 
 # %% ../nbs/01_show.ipynb #7b52009b
-def _lay_out(tiles, titles, row_titles, gap:int)->np.ndarray:
+def _lay_out(tiles, titles, row_titles, gap: int) -> np.ndarray:
     "Tiles of one height on a white sheet, with texts; columns are as wide as their widest tile."
     n, high = max(map(len, tiles)), tiles[0][0].shape[0]
     wide = [max(r[c].shape[1] for r in tiles if c < len(r)) for c in range(n)]
     points = max(11, min(18, high // 9))
     top, left = (points + 8 if titles else 0), (gap + points + 6 if row_titles else 0)
-    sheet = Image.new('RGB', (left + sum(wide) + gap * (n - 1), top + len(tiles) * (high + gap) - gap), 'white')
+    sheet = Image.new(
+        'RGB', (left + sum(wide) + gap * (n - 1), top + len(tiles) * (high + gap) - gap), 'white'
+    )
     draw = ImageDraw.Draw(sheet)
     for r, row in enumerate(tiles):
         y = top + r * (high + gap)
-        for c, tile in enumerate(row): sheet.paste(Image.fromarray(tile), (left + sum(wide[:c]) + gap * c, y))
+        for c, tile in enumerate(row):
+            sheet.paste(Image.fromarray(tile), (left + sum(wide[:c]) + gap * c, y))
         if row_titles and r < len(row_titles):
             side = Image.new('RGB', (high, points + 6), 'white')
-            ImageDraw.Draw(side).text((high / 2, 2), str(row_titles[r]), 'black', _font(points), anchor='ma')
+            ImageDraw.Draw(side).text(
+                (high / 2, 2), str(row_titles[r]), 'black', _font(points), anchor='ma'
+            )
             sheet.paste(side.rotate(90, expand=True), (0, y))
     for c, text in enumerate((titles or [])[:n]):
-        draw.text((left + sum(wide[:c]) + gap * c + wide[c] / 2, 3), str(text), 'black', _font(points), anchor='ma')
+        draw.text(
+            (left + sum(wide[:c]) + gap * c + wide[c] / 2, 3),
+            str(text),
+            'black',
+            _font(points),
+            anchor='ma',
+        )
     return np.asarray(sheet)
 
 # %% ../nbs/01_show.ipynb #fa35e192
 def show(
-    *images,              # pictures of any kind that `as_image` takes
-    titles=None,          # one text per column
-    rows:int|None=None,   # how many rows they are laid out in
-    size:int|None=None,   # height of each picture in px
-    row_titles=None,      # one text per row
-    quality:int=88,       # of the JPEG
+    *images,  # pictures of any kind that `as_image` takes
+    titles=None,  # one text per column
+    rows: int | None = None,  # how many rows they are laid out in
+    size: int | None = None,  # height of each picture in px
+    row_titles=None,  # one text per row
+    quality: int = 88,  # of the JPEG
 ):
     "Display one JPEG of all these pictures."
     from IPython.display import Image as Picture, display
-    if len(images) == 1 and isinstance(images[0], (list, tuple)): images = images[0]
+
+    if len(images) == 1 and isinstance(images[0], (list, tuple)):
+        images = images[0]
     cols = -(-len(images) // rows) if rows else None
-    display(Picture(data=_jpeg_bytes(strip(images, titles, cols, size, row_titles=row_titles), quality), format='jpeg'))
+    display(
+        Picture(
+            data=_jpeg_bytes(strip(images, titles, cols, size, row_titles=row_titles), quality),
+            format='jpeg',
+        )
+    )
 
 # %% ../nbs/01_show.ipynb #9e6a55b6
 def overlay(
-    image,                # a picture of any kind
-    mask,                 # (H,W) float or bool, 1 = coloured
-    colour=(255, 64, 64), # RGB
-    strength:float=.5,    # opacity where the mask is 1
-)->np.ndarray:            # (H,W,3) uint8, a copy
+    image,  # a picture of any kind
+    mask,  # (H,W) float or bool, 1 = coloured
+    colour=(255, 64, 64),  # RGB
+    strength: float = 0.5,  # opacity where the mask is 1
+) -> np.ndarray:  # (H,W,3) uint8, a copy
     "A mask as a transparent colour over the picture."
     image = as_image(image)
-    mask = np.asarray(mask.detach().cpu().float() if isinstance(mask, torch.Tensor) else mask, np.float32)
+    mask = np.asarray(
+        mask.detach().cpu().float() if isinstance(mask, torch.Tensor) else mask, np.float32
+    )
     check_shape(mask, 'H W', 'mask', H=image.shape[0], W=image.shape[1])
     alpha = strength * mask[..., None].clip(0, 1)
     return (image * (1 - alpha) + np.float32(colour) * alpha).round().astype(np.uint8)
 
-CLASS_NAMES = ('background skin l_brow r_brow l_eye r_eye eye_glasses l_ear r_ear ear_ring nose mouth u_lip l_lip '
-               'neck necklace cloth hair hat').split()
-CLASS_COLOURS = np.array([[30, 30, 40], [236, 188, 160], [110, 70, 40], [140, 95, 55], [60, 120, 230], [90, 160, 250], [60, 60, 60],
-    [220, 140, 120], [235, 160, 140], [250, 220, 60], [250, 150, 110], [120, 20, 40], [230, 70, 90], [200, 40, 80], [200, 160, 140],
-    [250, 240, 140], [70, 140, 110], [130, 80, 170], [240, 120, 30]], np.uint8)
+
+CLASS_NAMES = (
+    'background skin l_brow r_brow l_eye r_eye eye_glasses l_ear r_ear ear_ring nose mouth u_lip l_lip '
+    'neck necklace cloth hair hat'
+).split()
+CLASS_COLOURS = np.array(
+    [
+        [30, 30, 40],
+        [236, 188, 160],
+        [110, 70, 40],
+        [140, 95, 55],
+        [60, 120, 230],
+        [90, 160, 250],
+        [60, 60, 60],
+        [220, 140, 120],
+        [235, 160, 140],
+        [250, 220, 60],
+        [250, 150, 110],
+        [120, 20, 40],
+        [230, 70, 90],
+        [200, 40, 80],
+        [200, 160, 140],
+        [250, 240, 140],
+        [70, 140, 110],
+        [130, 80, 170],
+        [240, 120, 30],
+    ],
+    np.uint8,
+)
+
 
 def label_colours(
-    labels,               # (H,W) integers 0..18
-)->np.ndarray:            # (H,W,3) uint8
+    labels,  # (H,W) integers 0..18
+) -> np.ndarray:  # (H,W,3) uint8
     "A class map in colours; `CLASS_NAMES` says which class is which."
     labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels).astype(int)
     if labels.ndim != 2 or labels.min() < 0 or labels.max() >= len(CLASS_COLOURS):
-        raise StitchError(f'labels are {labels.shape} in {labels.min()}..{labels.max()}, expected (H,W) in 0..{len(CLASS_COLOURS) - 1}')
+        raise StitchError(
+            f'labels are {labels.shape} in {labels.min()}..{labels.max()}, expected (H,W) in 0..{len(CLASS_COLOURS) - 1}'
+        )
     return CLASS_COLOURS[labels]
 
 # %% ../nbs/01_show.ipynb #472b07b9
 def draw_points(
-    image,                # a picture of any kind
-    landmarks,            # (P,2) x, y in px
-    colour=(64, 255, 96), # RGB
-    radius:float|None=None, # px; None: by the picture's size
-)->np.ndarray:            # (H,W,3) uint8, a copy
+    image,  # a picture of any kind
+    landmarks,  # (P,2) x, y in px
+    colour=(64, 255, 96),  # RGB
+    radius: float | None = None,  # px; None: by the picture's size
+) -> np.ndarray:  # (H,W,3) uint8, a copy
     "Landmarks as dots."
     sheet = Image.fromarray(as_image(image).copy())
     check_shape(np.asarray(landmarks), 'P 2', 'landmarks')
-    r, draw = radius or max(1., min(sheet.size) / 160), ImageDraw.Draw(sheet)
-    for x, y in np.asarray(landmarks, float): draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(colour))
+    r, draw = radius or max(1.0, min(sheet.size) / 160), ImageDraw.Draw(sheet)
+    for x, y in np.asarray(landmarks, float):
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=tuple(colour))
     return np.asarray(sheet)
 
+
 def draw_quad(
-    image,                # a picture of any kind
-    quad,                 # (4,2) x, y in px: upper left, lower left, lower right, upper right
+    image,  # a picture of any kind
+    quad,  # (4,2) x, y in px: upper left, lower left, lower right, upper right
     colour=(255, 220, 40),
-    width:int|None=None,  # px; None: by the picture's size
-)->np.ndarray:            # (H,W,3) uint8, a copy
+    width: int | None = None,  # px; None: by the picture's size
+) -> np.ndarray:  # (H,W,3) uint8, a copy
     "The outline of a crop, with a dot at its upper left corner."
     sheet = Image.fromarray(as_image(image).copy())
     check_shape(np.asarray(quad), '4 2', 'quad')
@@ -166,33 +236,75 @@ def draw_quad(
     return np.asarray(sheet)
 
 # %% ../nbs/01_show.ipynb #f6e1126c
-def _small_mp4(frames:np.ndarray, fps, crf:int)->bytes:
+def _small_mp4(frames: np.ndarray, fps, crf: int) -> bytes:
     "Frames (T,H,W,3) with even sides as an mp4 in memory; the same bytes for the same frames."
     import imageio_ffmpeg, tempfile, pathlib
+
     T, H, W, _ = frames.shape
     with tempfile.TemporaryDirectory() as room:
-        out = pathlib.Path(room)/'clip.mp4'
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), '-v', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{W}x{H}', '-r', str(fps), '-i', '-',
-                   '-c:v', 'libx264', '-pix_fmt', 'yuv420p', '-crf', str(crf), '-preset', 'slow', '-threads', '1', '-fflags', '+bitexact',
-                   '-flags:v', '+bitexact', '-movflags', '+faststart', str(out)]
+        out = pathlib.Path(room) / 'clip.mp4'
+        command = [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            '-v',
+            'error',
+            '-f',
+            'rawvideo',
+            '-pix_fmt',
+            'rgb24',
+            '-s',
+            f'{W}x{H}',
+            '-r',
+            str(fps),
+            '-i',
+            '-',
+            '-c:v',
+            'libx264',
+            '-pix_fmt',
+            'yuv420p',
+            '-crf',
+            str(crf),
+            '-preset',
+            'slow',
+            '-threads',
+            '1',
+            '-fflags',
+            '+bitexact',
+            '-flags:v',
+            '+bitexact',
+            '-movflags',
+            '+faststart',
+            str(out),
+        ]
         done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
-        if done.returncode: raise StitchError(f'the clip cannot be encoded: {done.stderr.decode().strip().splitlines()[-1]}')
+        if done.returncode:
+            raise StitchError(
+                f'the clip cannot be encoded: {done.stderr.decode().strip().splitlines()[-1]}'
+            )
         return out.read_bytes()
 
+
 def inline_video(
-    frames,               # iterable of pictures of any kind, or the path of an mp4 that a browser plays
-    fps=25,               # frames a second, ignored for a path
-    height:int=160,       # px, even; the width follows
-    crf:int=28,           # quality: less is better and larger
-):                        # an object that a notebook displays as a player
+    frames,  # iterable of pictures of any kind, or the path of an mp4 that a browser plays
+    fps=25,  # frames a second, ignored for a path
+    height: int = 160,  # px, even; the width follows
+    crf: int = 28,  # quality: less is better and larger
+):  # an object that a notebook displays as a player
     "A small looping player inside the notebook."
     from IPython.display import HTML
+
     if isinstance(frames, (str, bytes)) or hasattr(frames, '__fspath__'):
-        with open(frames, 'rb') as f: data = f.read()
+        with open(frames, 'rb') as f:
+            data = f.read()
     else:
         height -= height % 2
-        small = [resize_image(a, height, 2 * max(1, round(a.shape[1] * height / a.shape[0] / 2))) for a in map(as_image, frames)]
-        if not small: raise StitchError('nothing to show: there are no frames')
+        small = [
+            resize_image(a, height, 2 * max(1, round(a.shape[1] * height / a.shape[0] / 2)))
+            for a in map(as_image, frames)
+        ]
+        if not small:
+            raise StitchError('nothing to show: there are no frames')
         data = _small_mp4(np.stack(small), fps, crf)
-    return HTML(f'<video controls loop muted autoplay playsinline height="{height}" '
-                f'src="data:video/mp4;base64,{base64.b64encode(data).decode()}"></video>')
+    return HTML(
+        f'<video controls loop muted autoplay playsinline height="{height}" '
+        f'src="data:video/mp4;base64,{base64.b64encode(data).decode()}"></video>'
+    )

@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 import numpy as np
 import torch
-from .core import StitchError, autocast, check_shape, clone_network, frames_at_once, to_tensor
+from stitch_nb.core import (
+    StitchError,
+    autocast,
+    check_shape,
+    clone_network,
+    frames_at_once,
+    to_tensor,
+)
 from .generator import compute_dtype, upsample_rgb
 from .pti import tuning_dtype
 
@@ -21,71 +28,120 @@ from .pti import tuning_dtype
 @dataclass(frozen=True)
 class StitchConfig:
     "How one frame's generator is tuned. `StitchConfig.reference()` is the authors' code."
-    steps:int = 60                # updates per frame at most; authors: 100
-    lr:float = 1.2e-3             # Adam; authors: 3e-4 at 1024 px
-    ramp:bool = True              # let the rate fall to zero along a cosine; authors: False
-    norm:str = 'l1'               # 'l1' (paper) or 'l2' (authors' code)
-    lambda_m:float = .1           # weight of the content term; authors: 0.01, with 100 steps
-    area:str = 'mask'             # a term is its sum over pixels and channels divided by: 'mask' the mask's sum (code), 'crop' the crop's pixels (plain norm)
-    border_threshold:float = 0.   # stop before an update if the border term is below; authors' README: 0.005 or 0.002 with l2; 0: never
-    tune:str = 'generator'        # what is optimised: 'generator' (paper) or 'latent' (W+ only, for comparison)
-    first_resolution:int|None = None  # px: blocks from here on are tuned; 4: all (authors); None: 32, or a quarter of R if that is less
-    chain:int = 1                 # frames in a row that start from their predecessor's weights; 1: every frame from G_pti (paper)
-    chain_steps:int|None = None   # updates for the warm-started ones; None: `steps`
-    tie:float = 1e-5              # L1 differences at or below count as none (see the notebook); 0: plain L1
-    dtype:str = 'auto'            # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
-    workers:int = 0               # frames at once on a CPU, one thread each; 0: as many as torch has threads
+
+    steps: int = 60  # updates per frame at most; authors: 100
+    lr: float = 1.2e-3  # Adam; authors: 3e-4 at 1024 px
+    ramp: bool = True  # let the rate fall to zero along a cosine; authors: False
+    norm: str = 'l1'  # 'l1' (paper) or 'l2' (authors' code)
+    lambda_m: float = 0.1  # weight of the content term; authors: 0.01, with 100 steps
+    area: str = 'mask'  # a term is its sum over pixels and channels divided by: 'mask' the mask's sum (code), 'crop' the crop's pixels (plain norm)
+    border_threshold: float = 0.0  # stop before an update if the border term is below; authors' README: 0.005 or 0.002 with l2; 0: never
+    tune: str = (
+        'generator'  # what is optimised: 'generator' (paper) or 'latent' (W+ only, for comparison)
+    )
+    first_resolution: int | None = (
+        None  # px: blocks from here on are tuned; 4: all (authors); None: 32, or a quarter of R if that is less
+    )
+    chain: int = 1  # frames in a row that start from their predecessor's weights; 1: every frame from G_pti (paper)
+    chain_steps: int | None = None  # updates for the warm-started ones; None: `steps`
+    tie: float = 1e-5  # L1 differences at or below count as none (see the notebook); 0: plain L1
+    dtype: str = 'auto'  # 'float32' (reference), 'bfloat16' autocast, 'auto': bfloat16 where the hardware has it
+    workers: int = 0  # frames at once on a CPU, one thread each; 0: as many as torch has threads
 
     def __post_init__(self):
         def check(ok, name, remedy):
-            if not ok: raise StitchError(f'StitchConfig.{name}={getattr(self, name)!r} is not possible; {remedy}')
+            if not ok:
+                raise StitchError(
+                    f'StitchConfig.{name}={getattr(self, name)!r} is not possible; {remedy}'
+                )
+
         for name, least in dict(steps=0, chain=1, workers=0).items():
             v = getattr(self, name)
-            check(isinstance(v, int) and v >= least, name, f'use a whole number of at least {least}')
-        check(self.first_resolution is None or (isinstance(self.first_resolution, int) and self.first_resolution >= 4), 'first_resolution', 'use 4, 8, 16 ... or None')
-        check(self.chain_steps is None or (isinstance(self.chain_steps, int) and self.chain_steps >= 0), 'chain_steps', 'use a whole number or None')
+            check(
+                isinstance(v, int) and v >= least, name, f'use a whole number of at least {least}'
+            )
+        check(
+            self.first_resolution is None
+            or (isinstance(self.first_resolution, int) and self.first_resolution >= 4),
+            'first_resolution',
+            'use 4, 8, 16 ... or None',
+        )
+        check(
+            self.chain_steps is None
+            or (isinstance(self.chain_steps, int) and self.chain_steps >= 0),
+            'chain_steps',
+            'use a whole number or None',
+        )
         check(0 < self.lr < math.inf, 'lr', 'use a positive number, e.g. 0.001')
-        for name in ('lambda_m', 'border_threshold', 'tie'): check(0 <= getattr(self, name) < math.inf, name, 'use zero or a positive number')
-        for name, values in dict(norm=('l1', 'l2'), area=('mask', 'crop'), tune=('generator', 'latent'), dtype=('auto', 'float32', 'bfloat16')).items():
+        for name in ('lambda_m', 'border_threshold', 'tie'):
+            check(0 <= getattr(self, name) < math.inf, name, 'use zero or a positive number')
+        for name, values in dict(
+            norm=('l1', 'l2'),
+            area=('mask', 'crop'),
+            tune=('generator', 'latent'),
+            dtype=('auto', 'float32', 'bfloat16'),
+        ).items():
             check(getattr(self, name) in values, name, 'use ' + ' or '.join(map(repr, values)))
 
     @classmethod
-    def reference(cls, **changes)->'StitchConfig':
+    def reference(cls, **changes) -> 'StitchConfig':
         "The authors' code, for their 1024 px generator; `changes` replace fields."
-        return replace(cls(steps=100, lr=3e-4, ramp=False, norm='l2', lambda_m=.01, area='mask', first_resolution=4, tie=0., dtype='float32'), **changes)
+        return replace(
+            cls(
+                steps=100,
+                lr=3e-4,
+                ramp=False,
+                norm='l2',
+                lambda_m=0.01,
+                area='mask',
+                first_resolution=4,
+                tie=0.0,
+                dtype='float32',
+            ),
+            **changes,
+        )
 
 # %% ../nbs/70_stitch.ipynb #f1abd670
 def masked_error(
-    image:torch.Tensor,   # (3,R,R) or (N,3,R,R)
-    target:torch.Tensor,  # the same shape
-    mask:torch.Tensor,    # (R,R) float, 1 = counts
-    norm:str='l1',        # 'l1' or 'l2'
-    area:str='mask',      # divide the sum by the 'mask' or by the 'crop'
-    tie:float=0.,         # L1 differences at or below count as none
-)->torch.Tensor:          # number; 0 for an empty mask
+    image: torch.Tensor,  # (3,R,R) or (N,3,R,R)
+    target: torch.Tensor,  # the same shape
+    mask: torch.Tensor,  # (R,R) float, 1 = counts
+    norm: str = 'l1',  # 'l1' or 'l2'
+    area: str = 'mask',  # divide the sum by the 'mask' or by the 'crop'
+    tie: float = 0.0,  # L1 differences at or below count as none
+) -> torch.Tensor:  # number; 0 for an empty mask
     "How far `image` is from `target` where the mask is."
     d = mask * (image.float() - target)
-    if norm == 'l2': e = d.square()
-    else: e = d.abs() if tie == 0 else torch.where(d.detach().abs() > tie, d, d.detach() * 0).abs()
+    if norm == 'l2':
+        e = d.square()
+    else:
+        e = d.abs() if tie == 0 else torch.where(d.detach().abs() > tie, d, d.detach() * 0).abs()
     total = mask.sum() if area == 'mask' else torch.tensor(float(mask.numel()))
     return e.sum() / total.clamp_min(1e-8).to(e)
 
 # %% ../nbs/70_stitch.ipynb #91032ad7
 def draw_blocks(
-    G,                    # a Generator
-    styles:list,          # (N,C) per layer of the whole generator
-    first:int=4,          # px: blocks from here ...
-    last:int|None=None,   # ... to below here; None: to the end
-    state:tuple|None=None,  # what the blocks below `first` gave
-)->tuple:                 # x (N,C,r,r), rgb (N,3,r,r): the picture so far
+    G,  # a Generator
+    styles: list,  # (N,C) per layer of the whole generator
+    first: int = 4,  # px: blocks from here ...
+    last: int | None = None,  # ... to below here; None: to the end
+    state: tuple | None = None,  # what the blocks below `first` gave
+) -> tuple:  # x (N,C,r,r), rgb (N,3,r,r): the picture so far
     "Some of a generator's blocks, stored noise: what frozen blocks draw need not be drawn again."
     x, rgb = state or (None, None)
-    if x is None: x = G.synthesis.b4.const.to(compute_dtype(G.synthesis.b4.const)).expand(len(styles[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    if x is None:
+        x = (
+            G.synthesis.b4.const.to(compute_dtype(G.synthesis.b4.const))
+            .expand(len(styles[0]), -1, -1, -1)
+            .contiguous(memory_format=torch.channels_last)
+        )
     styles = iter(styles)
     for block, r in zip(G.synthesis.blocks, G.synthesis.resolutions):
         own = [next(styles) for _ in block.layers]
-        if r < first or r >= (last or math.inf): continue
-        for conv, style in zip(block.layers[:-1], own): x = conv(x, style, conv.noise_const[None, None])
+        if r < first or r >= (last or math.inf):
+            continue
+        for conv, style in zip(block.layers[:-1], own):
+            x = conv(x, style, conv.noise_const[None, None])
         y = block.torgb(x, own[-1])
         rgb = y if rgb is None else upsample_rgb(rgb) + y
     return x, rgb
@@ -93,78 +149,124 @@ def draw_blocks(
 # %% ../nbs/70_stitch.ipynb #12c6fc06
 class FrameTuner:
     "One working copy of a generator, tuned for a frame and set back to `G_pti` for the next."
-    def __init__(self,
-        G_pti,                # tuned for the clip; never changed
-        config:StitchConfig=StitchConfig(),
-        halt=None,            # threading.Event: set it to abandon the frame being tuned
+
+    def __init__(
+        self,
+        G_pti,  # tuned for the clip; never changed
+        config: StitchConfig = StitchConfig(),
+        halt=None,  # threading.Event: set it to abandon the frame being tuned
     ):
         self.halt = halt or threading.Event()
-        self.config, self.G_st, self.home, self.params = config, clone_network(G_pti, trainable=False), [], []
+        self.config, self.G_st, self.home, self.params = (
+            config,
+            clone_network(G_pti, trainable=False),
+            [],
+            [],
+        )
         self.first = config.first_resolution or min(32, G_pti.resolution // 4)
         theirs = dict(G_pti.named_parameters())
         for name, p in self.G_st.named_parameters():
-            if not name.startswith('synthesis.') or config.tune == 'latent' or int(name.split('.')[1][1:]) < self.first: continue
+            if (
+                not name.startswith('synthesis.')
+                or config.tune == 'latent'
+                or int(name.split('.')[1][1:]) < self.first
+            ):
+                continue
             self.params.append(p.requires_grad_(True))
             self.home.append(theirs[name].detach())
         if config.tune == 'generator' and not self.params:
-            raise StitchError(f'first_resolution={self.first} px leaves nothing to tune; this generator ends at {G_pti.resolution} px')
+            raise StitchError(
+                f'first_resolution={self.first} px leaves nothing to tune; this generator ends at {G_pti.resolution} px'
+            )
 
     @torch.no_grad()
     def reset(self):
         "Back to the weights of `G_pti`."
-        for p, home in zip(self.params, self.home): p.copy_(home)
+        for p, home in zip(self.params, self.home):
+            p.copy_(home)
 
     def optimiser(self, params):
         device = params[0].device.type
-        return torch.optim.Adam(params, lr=self.config.lr, betas=(.9, .999), eps=1e-8, fused=device in ('cpu', 'cuda'))
+        return torch.optim.Adam(
+            params, lr=self.config.lr, betas=(0.9, 0.999), eps=1e-8, fused=device in ('cpu', 'cuda')
+        )
 
-    def tune(self,
-        w_edit:torch.Tensor,      # (L,D); ignored when `styles` are given
-        source:torch.Tensor,      # (3,R,R) in [-1,1]: what the border must become
-        edit:torch.Tensor|None,   # (3,R,R) in [-1,1]: what the content must stay; None: what the network draws now
-        masks,                    # has .border and .content, (R,R)
-        steps:int,                # updates at most
-        styles:list|None=None,    # one (1,C) tensor per layer: a fixed point of style space instead of w_edit
-    )->tuple:                     # image (3,R,R) float32 detached; dict(border, content: (evaluations,), updates)
+    def tune(
+        self,
+        w_edit: torch.Tensor,  # (L,D); ignored when `styles` are given
+        source: torch.Tensor,  # (3,R,R) in [-1,1]: what the border must become
+        edit: torch.Tensor
+        | None,  # (3,R,R) in [-1,1]: what the content must stay; None: what the network draws now
+        masks,  # has .border and .content, (R,R)
+        steps: int,  # updates at most
+        styles: list
+        | None = None,  # one (1,C) tensor per layer: a fixed point of style space instead of w_edit
+    ) -> tuple:  # image (3,R,R) float32 detached; dict(border, content: (evaluations,), updates)
         "Tune from the present weights; the picture that comes out."
         c, device = self.config, w_edit.device
         dtype = tuning_dtype(c.dtype, device)
         w = w_edit.detach().clone()[None].requires_grad_(c.tune == 'latent')
         optimiser = self.optimiser([w] if c.tune == 'latent' else self.params)
-        all_styles, frozen, split = lambda: self.G_st.styles(w) if styles is None else styles, None, self.first
-        if c.tune == 'latent': split = 4
+        all_styles, frozen, split = (
+            lambda: self.G_st.styles(w) if styles is None else styles,
+            None,
+            self.first,
+        )
+        if c.tune == 'latent':
+            split = 4
         if split > 4:
-            with torch.no_grad(), autocast(device, dtype): frozen = draw_blocks(self.G_st, all_styles(), last=split)
+            with torch.no_grad(), autocast(device, dtype):
+                frozen = draw_blocks(self.G_st, all_styles(), last=split)
+
         def draw():
-            with autocast(device, dtype): return draw_blocks(self.G_st, all_styles(), split, state=frozen)[1][0].float()
+            with autocast(device, dtype):
+                return draw_blocks(self.G_st, all_styles(), split, state=frozen)[1][0].float()
+
         @torch.no_grad()
-        def final(): return draw_blocks(self.G_st, all_styles())[1][0]     # always in float32
+        def final():
+            return draw_blocks(self.G_st, all_styles())[1][0]  # always in float32
+
         if edit is None:
-            with torch.no_grad(): edit = draw()
-        border_mask, content_mask = (torch.as_tensor(m).to(device, torch.float32) for m in (masks.border, masks.content))
-        if not border_mask.any(): steps = 0
+            with torch.no_grad():
+                edit = draw()
+        border_mask, content_mask = (
+            torch.as_tensor(m).to(device, torch.float32) for m in (masks.border, masks.content)
+        )
+        if not border_mask.any():
+            steps = 0
         history, image = [], None
         for step in range(steps):
-            if self.halt.is_set(): raise StitchError('stitching was stopped; run it again to go on')
+            if self.halt.is_set():
+                raise StitchError('stitching was stopped; run it again to go on')
             image = draw()
             loss_border = masked_error(image, source, border_mask, c.norm, c.area)
             loss_content = masked_error(image, edit, content_mask, c.norm, c.area, c.tie)
             history.append(torch.stack([loss_border, loss_content]).detach().double().tolist())
             if not all(map(math.isfinite, history[-1])):
-                raise StitchError(f'stitching diverged at update {step + 1}: the border term is {history[-1][0]}; use a smaller lr than {c.lr:g}' + (", or dtype='float32'" if c.dtype != 'float32' else ''))
-            if history[-1][0] < c.border_threshold: break
+                raise StitchError(
+                    f'stitching diverged at update {step + 1}: the border term is {history[-1][0]}; use a smaller lr than {c.lr:g}'
+                    + (", or dtype='float32'" if c.dtype != 'float32' else '')
+                )
+            if history[-1][0] < c.border_threshold:
+                break
             optimiser.zero_grad(set_to_none=True)
             (loss_border + c.lambda_m * loss_content).backward()
-            for group in optimiser.param_groups: group['lr'] = c.lr * (.5 + .5 * math.cos(math.pi * step / steps) if c.ramp else 1.)
+            for group in optimiser.param_groups:
+                group['lr'] = c.lr * (
+                    0.5 + 0.5 * math.cos(math.pi * step / steps) if c.ramp else 1.0
+                )
             optimiser.step()
             image = None
-        if image is None or dtype != 'float32': image = final()
+        if image is None or dtype != 'float32':
+            image = final()
         terms = np.array(history, dtype=np.float64).reshape(-1, 2)
         stopped_early = len(terms) > 0 and terms[-1, 0] < c.border_threshold
-        return image.detach(), dict(border=terms[:, 0], content=terms[:, 1], updates=len(terms) - stopped_early)
+        return image.detach(), dict(
+            border=terms[:, 0], content=terms[:, 1], updates=len(terms) - stopped_early
+        )
 
 # %% ../nbs/70_stitch.ipynb #4d134bc0
-def _as_tensor(crop, R:int, name:str, device)->torch.Tensor:
+def _as_tensor(crop, R: int, name: str, device) -> torch.Tensor:
     "A crop as (3,R,R) float32, from that or from (R,R,3) uint8."
     if isinstance(crop, torch.Tensor) and crop.is_floating_point():
         check_shape(crop, '3 R R', name=name, R=R)
@@ -172,55 +274,82 @@ def _as_tensor(crop, R:int, name:str, device)->torch.Tensor:
     check_shape(crop, 'R R 3', name=name, R=R)
     return to_tensor(np.asarray(crop)).to(device)
 
+
 def stitch_frame(
-    G_pti,                        # Generator that draws the edit at `w_edit`; never changed
-    w_edit:torch.Tensor,          # (L,D)
-    source_crop,                  # (3,R,R) float in [-1,1] or (R,R,3) uint8
-    edit_crop=None,               # same kinds: the edit to keep; None: what G_pti draws at w_edit
-    masks=None,                   # a StitchMasks, or anything with .border and .content (R,R) in [0,1]
-    config:StitchConfig=StitchConfig(),
-    styles:list|None=None,        # (1,C) per layer: a fixed point of style space in place of w_edit
-    tuner:FrameTuner|None=None,   # to be used again over many frames; None: made here
-    warm:bool=False,              # go on from the tuner's present weights instead of G_pti's
-)->tuple:                         # stitched (3,R,R) float32, not clipped; history dict(border, content, updates)
+    G_pti,  # Generator that draws the edit at `w_edit`; never changed
+    w_edit: torch.Tensor,  # (L,D)
+    source_crop,  # (3,R,R) float in [-1,1] or (R,R,3) uint8
+    edit_crop=None,  # same kinds: the edit to keep; None: what G_pti draws at w_edit
+    masks=None,  # a StitchMasks, or anything with .border and .content (R,R) in [0,1]
+    config: StitchConfig = StitchConfig(),
+    styles: list | None = None,  # (1,C) per layer: a fixed point of style space in place of w_edit
+    tuner: FrameTuner | None = None,  # to be used again over many frames; None: made here
+    warm: bool = False,  # go on from the tuner's present weights instead of G_pti's
+) -> tuple:  # stitched (3,R,R) float32, not clipped; history dict(border, content, updates)
     "Change the generator a little so that the border of its picture becomes the source's and the content stays."
-    if masks is None: raise StitchError('stitch_frame needs masks; make them with stitch_masks')
+    if masks is None:
+        raise StitchError('stitch_frame needs masks; make them with stitch_masks')
     R, device = G_pti.resolution, next(G_pti.parameters()).device
     check_shape(w_edit, 'L D', name='w_edit', L=G_pti.num_ws, D=G_pti.w_dim)
-    for name in ('border', 'content'): check_shape(getattr(masks, name), 'R R', name=f'masks.{name}', R=R)
+    for name in ('border', 'content'):
+        check_shape(getattr(masks, name), 'R R', name=f'masks.{name}', R=R)
     source = _as_tensor(source_crop, R, 'source_crop', device)
     edit = None if edit_crop is None else _as_tensor(edit_crop, R, 'edit_crop', device)
     tuner = tuner or FrameTuner(G_pti, config)
-    if not warm: tuner.reset()
+    if not warm:
+        tuner.reset()
     steps = config.chain_steps if warm and config.chain_steps is not None else config.steps
     return tuner.tune(w_edit.to(device, torch.float32), source, edit, masks, steps, styles)
 
 # %% ../nbs/70_stitch.ipynb #cb4e5208
 def worker_count(
-    config:StitchConfig,
-    R:int,            # px of the generator
+    config: StitchConfig,
+    R: int,  # px of the generator
     device='cpu',
-)->int:               # frames in flight
+) -> int:  # frames in flight
     "How many frames are stitched at once."
-    if torch.device(device).type != 'cpu': return 1
+    if torch.device(device).type != 'cpu':
+        return 1
     return config.workers or frames_at_once(R, torch.get_num_threads())
+
 
 def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, stop, progress):
     "Chains of frames, several at once, given back in order."
     threads, device = torch.get_num_threads(), next(G_pti.parameters()).device
     workers = worker_count(config, G_pti.resolution, device)
     local, halt = threading.local(), threading.Event()
+
     def one_chain(first):
         if not hasattr(local, 'tuner'):
-            torch.set_num_threads(max(1, threads // workers))    # the same for every frame, so that resuming changes nothing
+            torch.set_num_threads(
+                max(1, threads // workers)
+            )  # the same for every frame, so that resuming changes nothing
             local.tuner = FrameTuner(G_pti, config, halt)
         done = []
         for t in range(first, min(first + config.chain, stop)):
-            if halt.is_set(): break
+            if halt.is_set():
+                break
             edit = None if edit_crops is None else edit_crops[t]
-            try: done.append((t, *stitch_frame(G_pti, w_edits[t], source_crops[t], edit, masks[t], config, tuner=local.tuner, warm=t > first)))
-            except StitchError as e: raise StitchError(f'frame {t}: {e}') from e
+            try:
+                done.append(
+                    (
+                        t,
+                        *stitch_frame(
+                            G_pti,
+                            w_edits[t],
+                            source_crops[t],
+                            edit,
+                            masks[t],
+                            config,
+                            tuner=local.tuner,
+                            warm=t > first,
+                        ),
+                    )
+                )
+            except StitchError as e:
+                raise StitchError(f'frame {t}: {e}') from e
         return done
+
     chains = iter(range(start - start % config.chain, stop, config.chain))
     pool = ThreadPoolExecutor(workers)
     try:
@@ -229,8 +358,14 @@ def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, st
             done = waiting.popleft().result()
             waiting.extend(pool.submit(one_chain, c) for c in islice(chains, 1))
             for t, image, history in done:
-                if t < start: continue
-                if progress: progress(t + 1 - start, stop - start, f'border {history["border"][-1]:.3f}' if len(history['border']) else '')
+                if t < start:
+                    continue
+                if progress:
+                    progress(
+                        t + 1 - start,
+                        stop - start,
+                        f'border {history["border"][-1]:.3f}' if len(history['border']) else '',
+                    )
                 yield t, image, history
     finally:
         halt.set()
@@ -239,20 +374,22 @@ def _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, st
 
 # %% ../nbs/70_stitch.ipynb #b6692ea5
 def stitch_frames(
-    G_pti,                        # Generator tuned for the clip; never changed
-    w_edits:torch.Tensor,         # (T,L,D)
-    source_crops,                 # sequence of T crops, (3,R,R) float or (R,R,3) uint8; may be memory-mapped
-    masks,                        # sequence of T StitchMasks
-    edit_crops=None,              # sequence of T crops, or None: what G_pti draws
-    config:StitchConfig=StitchConfig(),
-    start:int=0,                  # first frame wanted: earlier ones are done already
-    stop:int|None=None,           # one past the last; None: all
-    progress=None,                # called with (frames done, of, 'border x.xxx')
-):                                # iterator of (t, stitched (3,R,R), history), in order
+    G_pti,  # Generator tuned for the clip; never changed
+    w_edits: torch.Tensor,  # (T,L,D)
+    source_crops,  # sequence of T crops, (3,R,R) float or (R,R,3) uint8; may be memory-mapped
+    masks,  # sequence of T StitchMasks
+    edit_crops=None,  # sequence of T crops, or None: what G_pti draws
+    config: StitchConfig = StitchConfig(),
+    start: int = 0,  # first frame wanted: earlier ones are done already
+    stop: int | None = None,  # one past the last; None: all
+    progress=None,  # called with (frames done, of, 'border x.xxx')
+):  # iterator of (t, stitched (3,R,R), history), in order
     "Stitch a clip, several frames at once; memory does not grow with the clip."
     T = check_shape(w_edits, 'T L D', name='w_edits', L=G_pti.num_ws, D=G_pti.w_dim)['T']
     for name, items in dict(source_crops=source_crops, masks=masks, edit_crops=edit_crops).items():
-        if items is not None and len(items) != T: raise StitchError(f'{name} has {len(items)} frames, w_edits has {T}; give one for each')
+        if items is not None and len(items) != T:
+            raise StitchError(f'{name} has {len(items)} frames, w_edits has {T}; give one for each')
     stop = T if stop is None else min(stop, T)
-    if not 0 <= start <= T: raise StitchError(f'start={start} is not in 0..{T}')
+    if not 0 <= start <= T:
+        raise StitchError(f'start={start} is not in 0..{T}')
     return _stitched(G_pti, w_edits, source_crops, masks, edit_crops, config, start, stop, progress)

@@ -19,29 +19,47 @@ from .core import Progress, StitchError, atomic_path, check_shape
 
 # %% ../nbs/05_video.ipynb #0ade7c2c
 def natural_key(
-    name:str,             # file name
-)->list:                  # sorts as people count
+    name: str,  # file name
+) -> list:  # sorts as people count
     "Sort key: digits by their value, letters without case."
-    return [(0, int(part), '') if part.isdigit() else (1, 0, part) for part in re.split(r'(\d+)', str(name).casefold()) if part]
+    return [
+        (0, int(part), '') if part.isdigit() else (1, 0, part)
+        for part in re.split(r'(\d+)', str(name).casefold())
+        if part
+    ]
 
 # %% ../nbs/05_video.ipynb #7b52009b
-def _ffmpeg()->str:
+def _ffmpeg() -> str:
     "The program that decodes and encodes."
-    try: return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as e: raise StitchError('ffmpeg is missing; reinstall it with: pip install --force-reinstall imageio-ffmpeg') from e
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as e:
+        raise StitchError(
+            'ffmpeg is missing; reinstall it with: pip install --force-reinstall imageio-ffmpeg'
+        ) from e
 
-_FRAME = re.compile(r'\bn: *\d+ pts: *(-?\d+|NOPTS).*? duration: *(-?\d+).*? fmt:(\S+).*? sar:(\d+)/(\d+) s:(\d+)x(\d+)')
+
+_FRAME = re.compile(
+    r'\bn: *\d+ pts: *(-?\d+|NOPTS).*? duration: *(-?\d+).*? fmt:(\S+).*? sar:(\d+)/(\d+) s:(\d+)x(\d+)'
+)
 _COLOUR = re.compile(r'color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)')
 _BASE = re.compile(r'config in time_base: (\d+)/(\d+), frame_rate: (\d+)/(\d+)')
 _TORN = ('partial file', 'moov atom not found', 'ended prematurely', 'end of file', 'truncat')
 _DAMAGED = ('error while decoding', 'Error submitting packet', 'Invalid NAL', 'concealing')
 
+
 def _listen(
-    command:list,         # arguments of ffmpeg
-):                        # its log, line by line; the last item is the exit status
+    command: list,  # arguments of ffmpeg
+):  # its log, line by line; the last item is the exit status
     "Run ffmpeg and listen to what it says."
-    run = subprocess.Popen([_ffmpeg(), '-hide_banner', '-nostdin', *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                           stdin=subprocess.DEVNULL, encoding='utf-8', errors='replace')
+    run = subprocess.Popen(
+        [_ffmpeg(), '-hide_banner', '-nostdin', *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        encoding='utf-8',
+        errors='replace',
+    )
     try:
         yield from (line.rstrip() for line in run.stderr)
         yield run.wait()
@@ -52,212 +70,318 @@ def _listen(
 
 # %% ../nbs/05_video.ipynb #1574bddb
 def _scan(
-    path:Path,            # a file
-    progress:Progress|None=None, # (frames so far, 0, '')
-)->dict:                  # what ffmpeg said about the picture, the sound, and each frame's time in ticks
+    path: Path,  # a file
+    progress: Progress | None = None,  # (frames so far, 0, '')
+) -> dict:  # what ffmpeg said about the picture, the sound, and each frame's time in ticks
     "Decode once into nothing and take notes."
-    s = dict(pts=[], size=None, header=[], torn='', damaged=0, missing=0, last=0, base=Fraction(1), rate=Fraction(0), colour=('unknown',) * 4)
+    s = dict(
+        pts=[],
+        size=None,
+        header=[],
+        torn='',
+        damaged=0,
+        missing=0,
+        last=0,
+        base=Fraction(1),
+        rate=Fraction(0),
+        colour=('unknown',) * 4,
+    )
     decoder, in_header = _decoder_of(path), True
-    for line in _listen([*decoder, '-i', str(path), '-map', '0:V:0', '-vf', 'showinfo=checksum=0', '-fps_mode', 'passthrough', '-f', 'null', '-']):
-        if isinstance(line, int): s['status'] = line
+    for line in _listen(
+        [
+            *decoder,
+            '-i',
+            str(path),
+            '-map',
+            '0:V:0',
+            '-vf',
+            'showinfo=checksum=0',
+            '-fps_mode',
+            'passthrough',
+            '-f',
+            'null',
+            '-',
+        ]
+    ):
+        if isinstance(line, int):
+            s['status'] = line
         elif m := _FRAME.search(line):
             s['missing'] += m[1] == 'NOPTS'
             s['pts'].append(0 if m[1] == 'NOPTS' else int(m[1]))
             s['last'] = max(0, int(m[2]))
-            if s['size'] is None: s.update(format=m[3], sar=Fraction(int(m[4]) or 1, int(m[5]) or 1), size=(int(m[6]), int(m[7])))
-            if progress and len(s['pts']) % 100 == 0: progress(len(s['pts']), 0, '')
-        elif (m := _COLOUR.search(line)) and len(s['pts']) == 1: s['colour'] = m.groups()
-        elif m := _BASE.search(line): s.update(base=Fraction(int(m[1]), int(m[2])), rate=Fraction(int(m[3]), int(m[4]) or 1))
-        elif 'Parsed_showinfo' in line: pass
+            if s['size'] is None:
+                s.update(
+                    format=m[3],
+                    sar=Fraction(int(m[4]) or 1, int(m[5]) or 1),
+                    size=(int(m[6]), int(m[7])),
+                )
+            if progress and len(s['pts']) % 100 == 0:
+                progress(len(s['pts']), 0, '')
+        elif (m := _COLOUR.search(line)) and len(s['pts']) == 1:
+            s['colour'] = m.groups()
+        elif m := _BASE.search(line):
+            s.update(base=Fraction(int(m[1]), int(m[2])), rate=Fraction(int(m[3]), int(m[4]) or 1))
+        elif 'Parsed_showinfo' in line:
+            pass
         else:
-            if any(word in line for word in _TORN): s['torn'] = line.split('] ')[-1].strip()
+            if any(word in line for word in _TORN):
+                s['torn'] = line.split('] ')[-1].strip()
             s['damaged'] += any(word in line for word in _DAMAGED)
             in_header &= not line.startswith(('Stream mapping', 'Output #0'))
-            if in_header: s['header'].append(line)
-            elif any(w in line for w in ('Error', 'Invalid', 'misdetection')): s['header'].append(line)
+            if in_header:
+                s['header'].append(line)
+            elif any(w in line for w in ('Error', 'Invalid', 'misdetection')):
+                s['header'].append(line)
     return dict(s, decoder=decoder)
+
 
 _ALPHA_DECODERS = {'vp9': 'libvpx-vp9', 'vp8': 'libvpx'}
 
-def _decoder_of(path:Path)->tuple:
+
+def _decoder_of(path: Path) -> tuple:
     "Web videos keep their alpha beside the picture; only one decoder looks there."
-    if path.suffix.lower() not in ('.webm', '.mkv'): return ()
+    if path.suffix.lower() not in ('.webm', '.mkv'):
+        return ()
     head = '\n'.join(map(str, _listen(['-i', str(path)])))
     kind = re.search(r'Video: (vp[89])', head)
-    return ('-c:v', _ALPHA_DECODERS[kind[1]]) if kind and re.search(r'alpha_mode\s*: 1', head, re.I) else ()
+    return (
+        ('-c:v', _ALPHA_DECODERS[kind[1]])
+        if kind and re.search(r'alpha_mode\s*: 1', head, re.I)
+        else ()
+    )
 
 # %% ../nbs/05_video.ipynb #b3f0c7f6
-def _box_end(f)->int|None:
+def _box_end(f) -> int | None:
     "Where the box that begins here should end; None: no box begins here."
     begin, head = f.tell(), f.read(16)
     size = int.from_bytes(head[:4], 'big')
-    if len(head) < 8 or not head[4:8].isascii(): return None
-    if size == 1: size = int.from_bytes(head[8:16], 'big')
+    if len(head) < 8 or not head[4:8].isascii():
+        return None
+    if size == 1:
+        size = int.from_bytes(head[8:16], 'big')
     return begin + size if size >= 8 else None
 
-def _element_end(f)->int|None:
+
+def _element_end(f) -> int | None:
     "The same for Matroska's elements; None also where the size is left open, as in a live recording."
     begin, head = f.tell(), f.read(12)
     wide = [9 - b.bit_length() for b in head[:1]]
-    if not wide or len(head) < 12 or wide[0] > 4: return None
-    raw = head[wide[0]:]
+    if not wide or len(head) < 12 or wide[0] > 4:
+        return None
+    raw = head[wide[0] :]
     n = 9 - raw[0].bit_length()
-    if n > 8: return None
+    if n > 8:
+        return None
     size = int.from_bytes(raw[:n], 'big') - (1 << 7 * n)
     return None if size == (1 << 7 * n) - 1 else begin + wide[0] + n + size
 
+
 def missing_bytes(
-    path,                 # an mp4, mov, mkv or webm; 0 for any other kind
-)->int:                   # how many bytes are missing at the end; 0: all there
+    path,  # an mp4, mov, mkv or webm; 0 for any other kind
+) -> int:  # how many bytes are missing at the end; 0: all there
     "How much of a file was cut off, by its container's own account."
     total = Path(path).stat().st_size
     with open(path, 'rb') as f:
         head, end, at = f.read(12), None, 0
-        step = _box_end if head[4:8] in (b'ftyp', b'moov', b'mdat', b'wide', b'free', b'skip') else _element_end if head[:4] == b'\x1aE\xdf\xa3' else None
+        step = (
+            _box_end
+            if head[4:8] in (b'ftyp', b'moov', b'mdat', b'wide', b'free', b'skip')
+            else _element_end
+            if head[:4] == b'\x1aE\xdf\xa3'
+            else None
+        )
         while step and at < total:
             f.seek(at)
             end = step(f)
-            if end is None or end <= at: return 0
+            if end is None or end <= at:
+                return 0
             at = end
     return max(0, at - total) if step else 0
 
 # %% ../nbs/05_video.ipynb #12c6fc06
-USUAL_RATES = tuple(Fraction(r) for r in '5 6 8 10 12 12.5 15 16 18 20 24000/1001 24 25 30000/1001 30 40 48 50 60000/1001 60 75 90 100 120 144 200 240'.split())
+USUAL_RATES = tuple(
+    Fraction(r)
+    for r in '5 6 8 10 12 12.5 15 16 18 20 24000/1001 24 25 30000/1001 30 40 48 50 60000/1001 60 75 90 100 120 144 200 240'.split()
+)
+
 
 def fit_rate(
-    pts,                  # (T,) integers, times in ticks, increasing
-    base:Fraction,        # seconds a tick
-    hint:Fraction=Fraction(0), # what the header says, 0 if nothing
-)->Fraction|None:         # frames a second; None: no constant rate explains the times
+    pts,  # (T,) integers, times in ticks, increasing
+    base: Fraction,  # seconds a tick
+    hint: Fraction = Fraction(0),  # what the header says, 0 if nothing
+) -> Fraction | None:  # frames a second; None: no constant rate explains the times
     "The constant rate that explains every time to within one tick."
     ticks = np.asarray(pts, np.int64)
     steps = np.diff(ticks)
-    if not len(steps): return hint or Fraction(25)
-    if (steps <= 0).any(): return None
+    if not len(steps):
+        return hint or Fraction(25)
+    if (steps <= 0).any():
+        return None
     about = hint or 1 / (Fraction(int(ticks[-1] - ticks[0]), len(steps)) * base)
     usual = sorted(USUAL_RATES, key=lambda r: abs(r - about))
     near = [r for r in usual if abs(r - about) < about * 3 / 10000]
     exact = [1 / (int(steps[0]) * base)] if (steps == steps[0]).all() else []
     for rate in [*near, *exact, about, *usual]:
         wanted = np.arange(len(ticks)) * float(1 / (rate * base))
-        if np.abs(ticks - ticks[0] - wanted).max() <= 1: return rate
+        if np.abs(ticks - ticks[0] - wanted).max() <= 1:
+            return rate
     return None
 
 # %% ../nbs/05_video.ipynb #f6e1126c
 def schedule(
-    times,                # (K,) float64, seconds at which each source frame appears, increasing
-    end:float,            # seconds at which the last one disappears
-    fps:Fraction,
-)->np.ndarray:            # (T,) int64, source frame shown by each frame of the clip
+    times,  # (K,) float64, seconds at which each source frame appears, increasing
+    end: float,  # seconds at which the last one disappears
+    fps: Fraction,
+) -> np.ndarray:  # (T,) int64, source frame shown by each frame of the clip
     "Which source frame a constant rate shows, without drift."
     times = np.asarray(times, np.float64)
     n = max(1, round((end - times[0]) * float(fps)))
-    middles = times[0] + (np.arange(n) + .5) / float(fps)
+    middles = times[0] + (np.arange(n) + 0.5) / float(fps)
     return (np.searchsorted(times, middles + 1e-9, 'right') - 1).clip(0)
 
+
 def choose_rate(
-    times,                # (K,) float64, seconds
-    end:float,            # seconds
-)->Fraction:              # one of `USUAL_RATES`
+    times,  # (K,) float64, seconds
+    end: float,  # seconds
+) -> Fraction:  # one of `USUAL_RATES`
     "The usual rate that loses at most one frame in a hundred and repeats the fewest."
     since = np.asarray(times, np.float64) - times[0]
+
     def cost(rate):
         order = schedule(times, end, rate)
         kept = len(np.unique(order))
         lost, repeated = len(times) - kept, len(order) - kept
         off_beat = np.abs(since * float(rate) - np.round(since * float(rate))).mean()
-        return (lost > len(times) / 100, lost + repeated if lost <= len(times) / 100 else -rate, off_beat)
+        return (
+            lost > len(times) / 100,
+            lost + repeated if lost <= len(times) / 100 else -rate,
+            off_beat,
+        )
+
     return min(USUAL_RATES, key=cost)
 
 # %% ../nbs/05_video.ipynb #0a57cb53
 _FLAGS = 'accurate_rnd+full_chroma_int+full_chroma_inp+bicubic'
 _ALPHA = ('rgba', 'bgra', 'argb', 'abgr', 'yuva', 'gbrap', 'ya8', 'ya16', 'pal8')
 _RGB = ('rgb', 'bgr', 'gbr', 'argb', 'abgr', 'pal8', 'gray', 'ya', 'mono')
-_MATRICES = {'bt709': 'bt709', 'smpte170m': 'smpte170m', 'bt470bg': 'smpte170m', 'bt2020nc': 'bt2020', 'fcc': 'fcc', 'smpte240m': 'smpte240m'}
+_MATRICES = {
+    'bt709': 'bt709',
+    'smpte170m': 'smpte170m',
+    'bt470bg': 'smpte170m',
+    'bt2020nc': 'bt2020',
+    'fcc': 'fcc',
+    'smpte240m': 'smpte240m',
+}
+
 
 def matrix_of(
-    colour:tuple,         # range, matrix, primaries, transfer as ffmpeg names them
-    width:int, height:int, # px
-)->str:                   # matrix as ffmpeg's scale filter names it
+    colour: tuple,  # range, matrix, primaries, transfer as ffmpeg names them
+    width: int,
+    height: int,  # px
+) -> str:  # matrix as ffmpeg's scale filter names it
     "The matrix that a file states, or the one that players assume."
     return _MATRICES.get(colour[1]) or ('bt709' if width >= 1280 or height > 576 else 'smpte170m')
 
-def _to_rgb(clip)->str:
+
+def _to_rgb(clip) -> str:
     "The filter that turns a decoded picture into 8-bit RGB (or RGBA)."
     options = [f'{clip.width}:{clip.height}', f'flags={_FLAGS}', 'sws_dither=none']
     if not clip.pixel_format.startswith(_RGB):
         full = clip.colour[0] in ('pc', 'full', 'jpeg') or clip.pixel_format.startswith('yuvj')
-        options += [f'in_color_matrix={matrix_of(clip.colour, clip.width, clip.height)}', f'in_range={"full" if full else "limited"}', 'out_range=full']
+        options += [
+            f'in_color_matrix={matrix_of(clip.colour, clip.width, clip.height)}',
+            f'in_range={"full" if full else "limited"}',
+            'out_range=full',
+        ]
     return f'scale={":".join(options)},format={"rgba" if clip.has_alpha else "rgb24"}'
 
 # %% ../nbs/05_video.ipynb #63266754
 PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 
+
 def on_black(
-    rgba:np.ndarray,      # (H,W,4) uint8, straight alpha
-)->np.ndarray:            # (H,W,3) uint8
+    rgba: np.ndarray,  # (H,W,4) uint8, straight alpha
+) -> np.ndarray:  # (H,W,3) uint8
     "What is transparent becomes black."
     colour, alpha = rgba[..., :3].astype(np.uint16), rgba[..., 3:].astype(np.uint16)
     return ((colour * alpha + 127) // 255).astype(np.uint8)
 
+
 def read_picture(
-    path,                 # png, jpg, webp, tif, bmp
-)->np.ndarray:            # (H,W,3) uint8 RGB
+    path,  # png, jpg, webp, tif, bmp
+) -> np.ndarray:  # (H,W,3) uint8 RGB
     "One picture of any mode as RGB."
     try:
         with Image.open(path) as im:
             im = ImageOps.exif_transpose(im)
             if im.mode.startswith(('I', 'F')):
                 grey = np.asarray(im, np.float64)
-                grey = (grey / 257 if grey.max() > 255 or im.mode.startswith('I;16') else grey).round().clip(0, 255)
+                grey = (
+                    (grey / 257 if grey.max() > 255 or im.mode.startswith('I;16') else grey)
+                    .round()
+                    .clip(0, 255)
+                )
                 return grey.astype(np.uint8)[..., None].repeat(3, -1)
-            if 'A' in im.mode or 'transparency' in im.info: return on_black(np.asarray(im.convert('RGBA')))
+            if 'A' in im.mode or 'transparency' in im.info:
+                return on_black(np.asarray(im.convert('RGBA')))
             return np.array(im.convert('RGB'))
     except (OSError, SyntaxError, ValueError) as e:
-        raise StitchError(f'{path} is damaged or not a picture ({str(e).splitlines()[0]}); replace it or remove it from the folder') from e
+        raise StitchError(
+            f'{path} is damaged or not a picture ({str(e).splitlines()[0]}); replace it or remove it from the folder'
+        ) from e
 
 # %% ../nbs/05_video.ipynb #f1f836cb
 @dataclass(frozen=True)
 class Clip:
     "A video, or a part of one, at a constant rate."
-    path:Path             # file, or folder of pictures
-    width:int             # px, as shown: after rotation
-    height:int            # px
-    fps:Fraction          # exact
-    n_frames:int          # T
-    has_audio:bool=False
-    start:int=0           # first frame, counted from the first one of the file
-    n_file:int=0          # frames of the whole file at this rate
-    offset:Fraction=Fraction(0) # seconds from the beginning of the file to its first frame
-    audio_codec:str=''    # e.g. 'aac'
-    pixel_format:str='rgb24'
-    has_alpha:bool=False
-    colour:tuple=('unknown',) * 4 # range, matrix, primaries, transfer
-    sar:Fraction=Fraction(1)      # width of a pixel divided by its height
-    rotation:float=0.     # degrees that the file asks for; already applied
-    decoder:tuple=()      # arguments of ffmpeg before the input
-    seekable:bool=True    # whether the container can be entered in its middle
-    files:tuple=()        # names, for a folder
-    times:np.ndarray|None=field(default=None, compare=False, repr=False) # (K,) seconds, only where the file's rate varies
-    order:np.ndarray|None=field(default=None, compare=False, repr=False) # (n_file,) source frame of each frame, likewise
-    notes:tuple=()        # what a user should know, one line each
 
-    def __len__(self)->int: return self.n_frames
+    path: Path  # file, or folder of pictures
+    width: int  # px, as shown: after rotation
+    height: int  # px
+    fps: Fraction  # exact
+    n_frames: int  # T
+    has_audio: bool = False
+    start: int = 0  # first frame, counted from the first one of the file
+    n_file: int = 0  # frames of the whole file at this rate
+    offset: Fraction = Fraction(0)  # seconds from the beginning of the file to its first frame
+    audio_codec: str = ''  # e.g. 'aac'
+    pixel_format: str = 'rgb24'
+    has_alpha: bool = False
+    colour: tuple = ('unknown',) * 4  # range, matrix, primaries, transfer
+    sar: Fraction = Fraction(1)  # width of a pixel divided by its height
+    rotation: float = 0.0  # degrees that the file asks for; already applied
+    decoder: tuple = ()  # arguments of ffmpeg before the input
+    seekable: bool = True  # whether the container can be entered in its middle
+    files: tuple = ()  # names, for a folder
+    times: np.ndarray | None = field(
+        default=None, compare=False, repr=False
+    )  # (K,) seconds, only where the file's rate varies
+    order: np.ndarray | None = field(
+        default=None, compare=False, repr=False
+    )  # (n_file,) source frame of each frame, likewise
+    notes: tuple = ()  # what a user should know, one line each
 
-    def __iter__(self): return self.frames()
+    def __len__(self) -> int:
+        return self.n_frames
+
+    def __iter__(self):
+        return self.frames()
 
     @property
-    def whole(self)->bool:
+    def whole(self) -> bool:
         "Whether this is all of the file."
         return self.start == 0 and self.n_frames == self.n_file
 
-    def trim(self, start:int|None=None, stop:int|None=None)->'Clip':
+    def trim(self, start: int | None = None, stop: int | None = None) -> 'Clip':
         "Frames start to stop, as a slice counts; a description, nothing is copied."
         a, b, _ = slice(start, stop).indices(self.n_frames)
-        if a >= b: raise StitchError(f'frames {start}:{stop} are empty, the clip has {self.n_frames} frames (0:{self.n_frames}); choose others')
+        if a >= b:
+            raise StitchError(
+                f'frames {start}:{stop} are empty, the clip has {self.n_frames} frames (0:{self.n_frames}); choose others'
+            )
         return dataclasses.replace(self, start=self.start + a, n_frames=b - a)
 
-    def frames(self, start:int=0, stop:int|None=None)->Iterator[np.ndarray]:
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         "Frames start to stop as (H,W,3) uint8 RGB, one at a time, each its own memory."
         a, b, _ = slice(start, stop).indices(self.n_frames)
         return _stream(self, self.start + a, self.start + max(a, b))
@@ -265,96 +389,160 @@ class Clip:
     def __getitem__(self, i):
         "One frame for a number, a trimmed clip for a slice."
         if isinstance(i, slice):
-            if i.step not in (None, 1): raise StitchError(f'a clip cannot be cut in steps of {i.step}; use step 1 and skip frames yourself')
+            if i.step not in (None, 1):
+                raise StitchError(
+                    f'a clip cannot be cut in steps of {i.step}; use step 1 and skip frames yourself'
+                )
             return self.trim(i.start, i.stop)
-        if not -self.n_frames <= i < self.n_frames: raise IndexError(f'frame {i} of a clip of {self.n_frames}')
+        if not -self.n_frames <= i < self.n_frames:
+            raise IndexError(f'frame {i} of a clip of {self.n_frames}')
         i %= self.n_frames
-        with contextlib.closing(self.frames(i, i + 1)) as one: return next(one)
+        with contextlib.closing(self.frames(i, i + 1)) as one:
+            return next(one)
 
 # %% ../nbs/05_video.ipynb #fc074d50
-def _seek_time(clip, k:int)->float:
+def _seek_time(clip, k: int) -> float:
     "Seconds into the file, safely between source frames k-1 and k."
-    if clip.times is not None: return float(clip.times[k - 1] + clip.times[k]) / 2
+    if clip.times is not None:
+        return float(clip.times[k - 1] + clip.times[k]) / 2
     return float(clip.offset + (k - Fraction(1, 2)) / clip.fps)
 
+
 @contextlib.contextmanager
-def _running(command:list, **kwargs):
+def _running(command: list, **kwargs):
     "A process with its log in a file; stopped when the block is left, however that happens."
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(command, stderr=log, **kwargs)
-        try: yield run, log
+        try:
+            yield run, log
         finally:
             for pipe in (run.stdin, run.stdout):
-                with contextlib.suppress(OSError): pipe and pipe.close()
+                with contextlib.suppress(OSError):
+                    pipe and pipe.close()
             run.kill()
             run.wait()
 
-def _decode(clip, k:int)->Iterator[np.ndarray]:
+
+def _decode(clip, k: int) -> Iterator[np.ndarray]:
     "Frames of the file from number k on, until they end."
     seek = k > 0 and clip.seekable
     skip, channels = (0 if seek else k), 4 if clip.has_alpha else 3
-    command = [_ffmpeg(), '-v', 'error', '-nostdin', *clip.decoder, *(['-ss', f'{_seek_time(clip, k):.6f}'] if seek else []), '-i', str(clip.path),
-               '-map', '0:V:0', '-vf', _to_rgb(clip), '-fps_mode', 'passthrough', '-f', 'rawvideo', '-']
+    command = [
+        _ffmpeg(),
+        '-v',
+        'error',
+        '-nostdin',
+        *clip.decoder,
+        *(['-ss', f'{_seek_time(clip, k):.6f}'] if seek else []),
+        '-i',
+        str(clip.path),
+        '-map',
+        '0:V:0',
+        '-vf',
+        _to_rgb(clip),
+        '-fps_mode',
+        'passthrough',
+        '-f',
+        'rawvideo',
+        '-',
+    ]
     with _running(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as (run, log):
         while True:
             frame = np.empty((clip.height, clip.width, channels), np.uint8)
             view, got = memoryview(frame).cast('B'), 0
-            while got < len(view) and (n := run.stdout.readinto(view[got:])): got += n
-            if got < len(view): return
-            if skip: skip -= 1
-            else: yield on_black(frame) if channels == 4 else frame
+            while got < len(view) and (n := run.stdout.readinto(view[got:])):
+                got += n
+            if got < len(view):
+                return
+            if skip:
+                skip -= 1
+            else:
+                yield on_black(frame) if channels == 4 else frame
 
 # %% ../nbs/05_video.ipynb #cb7a1d77
-def _stream(clip, a:int, b:int)->Iterator[np.ndarray]:
+def _stream(clip, a: int, b: int) -> Iterator[np.ndarray]:
     "Frames a to b, counted from the first frame of the file at the clip's rate."
     if clip.files:
         for name in clip.files[a:b]:
-            frame = read_picture(clip.path/name)
-            check_shape(frame, 'H W 3', str(clip.path/name), H=clip.height, W=clip.width)
+            frame = read_picture(clip.path / name)
+            check_shape(frame, 'H W 3', str(clip.path / name), H=clip.height, W=clip.width)
             yield frame
         return
     order = range(a, b) if clip.order is None else clip.order[a:b].tolist()
-    if not len(order): return
+    if not len(order):
+        return
     at, frame = order[0] - 1, None
     with contextlib.closing(_decode(clip, order[0])) as source:
         for i, k in enumerate(order):
             fresh = at < k
             while at < k:
                 frame, at = next(source, None), at + 1
-                if frame is None: raise StitchError(f'{clip.path} cannot be decoded beyond frame {a + i - clip.start}; has the file changed? read it again')
+                if frame is None:
+                    raise StitchError(
+                        f'{clip.path} cannot be decoded beyond frame {a + i - clip.start}; has the file changed? read it again'
+                    )
             yield frame if fresh else frame.copy()
 
 # %% ../nbs/05_video.ipynb #ca3512f4
-def _refuse(path:Path, s:dict):
+def _refuse(path: Path, s: dict):
     "Say what is wrong with a file, if anything is."
     said = '\n'.join(s['header'])
-    if s['torn'] and not s['pts'] and 'misdetection' in said: s['torn'] = ''
-    if missing := missing_bytes(path): raise StitchError(f'{path} is cut off, its last {missing} bytes are missing; copy or download it again')
-    if s['torn']: raise StitchError(f'{path} is cut off ({s["torn"]}); copy or download it again')
-    if s['status'] < 0: raise StitchError(f'ffmpeg crashed on {path}; update it: pip install --upgrade imageio-ffmpeg')
-    if not s['pts'] and 'Video:' in said and 'matches no streams' not in said and not s['status']: raise StitchError(f'{path} has no frames; record or export it again')
-    if not s['pts'] and 'Audio:' in said: raise StitchError(f'{path} has no picture, only sound; choose a video')
+    if s['torn'] and not s['pts'] and 'misdetection' in said:
+        s['torn'] = ''
+    if missing := missing_bytes(path):
+        raise StitchError(
+            f'{path} is cut off, its last {missing} bytes are missing; copy or download it again'
+        )
+    if s['torn']:
+        raise StitchError(f'{path} is cut off ({s["torn"]}); copy or download it again')
+    if s['status'] < 0:
+        raise StitchError(
+            f'ffmpeg crashed on {path}; update it: pip install --upgrade imageio-ffmpeg'
+        )
+    if not s['pts'] and 'Video:' in said and 'matches no streams' not in said and not s['status']:
+        raise StitchError(f'{path} has no frames; record or export it again')
+    if not s['pts'] and 'Audio:' in said:
+        raise StitchError(f'{path} has no picture, only sound; choose a video')
     if not s['pts'] or s['size'] is None:
-        raise StitchError(f'{path} is not a video that ffmpeg can read; use mp4, mov, mkv, webm or a folder of frames')
+        raise StitchError(
+            f'{path} is not a video that ffmpeg can read; use mp4, mov, mkv, webm or a folder of frames'
+        )
 
-def _timing(s:dict, fps:Fraction|None)->dict:
+
+def _timing(s: dict, fps: Fraction | None) -> dict:
     "Rate, number of frames, and the schedule where the rate is not constant."
     pts, base = s['pts'], s['base']
-    if s['missing'] > 1: pts, base = list(range(len(pts))), 1 / (s['rate'] or Fraction(25))
+    if s['missing'] > 1:
+        pts, base = list(range(len(pts))), 1 / (s['rate'] or Fraction(25))
     found = fit_rate(pts, base, s['rate'])
     offset = pts[0] * base
-    if found and fps in (None, found): return dict(fps=found, n_frames=len(pts), n_file=len(pts), offset=offset)
+    if found and fps in (None, found):
+        return dict(fps=found, n_frames=len(pts), n_file=len(pts), offset=offset)
     times = np.maximum.accumulate(np.asarray(pts, np.float64)) * float(base)
-    end = times[-1] + (s['last'] * float(base) or np.median(np.diff(times)) if len(times) > 1 else float(1 / (found or 25)))
+    end = times[-1] + (
+        s['last'] * float(base) or np.median(np.diff(times))
+        if len(times) > 1
+        else float(1 / (found or 25))
+    )
     rate = fps or choose_rate(times, end)
     order = schedule(times, end, rate)
     kept = len(np.unique(order))
-    note = (f'{"constant" if found else "variable"} frame rate brought to {rate} frames a second: '
-            f'{len(order) - kept} frames repeated, {len(times) - kept} dropped')
-    return dict(fps=rate, n_frames=len(order), n_file=len(order), offset=offset, times=times, order=order, notes=(note,))
+    note = (
+        f'{"constant" if found else "variable"} frame rate brought to {rate} frames a second: '
+        f'{len(order) - kept} frames repeated, {len(times) - kept} dropped'
+    )
+    return dict(
+        fps=rate,
+        n_frames=len(order),
+        n_file=len(order),
+        offset=offset,
+        times=times,
+        order=order,
+        notes=(note,),
+    )
 
 # %% ../nbs/05_video.ipynb #af3e1334
-def _read_file(path:Path, fps:Fraction|None, progress)->Clip:
+def _read_file(path: Path, fps: Fraction | None, progress) -> Clip:
     "A video file as a clip."
     s = _scan(path, progress)
     _refuse(path, s)
@@ -363,171 +551,340 @@ def _read_file(path:Path, fps:Fraction|None, progress)->Clip:
     timing = _timing(s, fps)
     notes = [*timing.pop('notes', ())]
     alpha = s['format'].startswith(_ALPHA)
-    if alpha: notes.append('the video has an alpha channel: it is put on black')
-    if s['damaged']: notes.append('the video is damaged in places; frames there are what the decoder could save')
-    if s['colour'][3] in ('smpte2084', 'arib-std-b67'): notes.append('the video is HDR: its values are edited as they are, without tone mapping')
-    if s['sar'] != 1: notes.append(f'pixels are {s["sar"]} times as wide as high: kept, and said in the result')
-    return Clip(path, *s['size'], has_audio=bool(sound), audio_codec=sound[1] if sound else '', pixel_format=s['format'], has_alpha=alpha,
-                colour=s['colour'], sar=s['sar'], rotation=float(turn[1]) if turn else 0., decoder=s['decoder'],
-                seekable=bool(re.search(r'Input #0, (mov|matroska|mp4)', said)), notes=tuple(notes), **timing)
+    if alpha:
+        notes.append('the video has an alpha channel: it is put on black')
+    if s['damaged']:
+        notes.append('the video is damaged in places; frames there are what the decoder could save')
+    if s['colour'][3] in ('smpte2084', 'arib-std-b67'):
+        notes.append('the video is HDR: its values are edited as they are, without tone mapping')
+    if s['sar'] != 1:
+        notes.append(f'pixels are {s["sar"]} times as wide as high: kept, and said in the result')
+    return Clip(
+        path,
+        *s['size'],
+        has_audio=bool(sound),
+        audio_codec=sound[1] if sound else '',
+        pixel_format=s['format'],
+        has_alpha=alpha,
+        colour=s['colour'],
+        sar=s['sar'],
+        rotation=float(turn[1]) if turn else 0.0,
+        decoder=s['decoder'],
+        seekable=bool(re.search(r'Input #0, (mov|matroska|mp4)', said)),
+        notes=tuple(notes),
+        **timing,
+    )
 
-def _read_folder(path:Path, fps:Fraction|None)->Clip:
+
+def _read_folder(path: Path, fps: Fraction | None) -> Clip:
     "A folder of pictures, or one picture, as a clip."
     one = path.is_file()
-    found = [path] if one else [p for p in path.iterdir() if p.is_file() and not p.name.startswith('.')]
-    files = sorted((p for p in found if p.suffix.lower() in PICTURES), key=lambda p: natural_key(p.name))
-    if not files: raise StitchError(f'{path} has no frames; put {", ".join(PICTURES)} files into it')
+    found = (
+        [path] if one else [p for p in path.iterdir() if p.is_file() and not p.name.startswith('.')]
+    )
+    files = sorted(
+        (p for p in found if p.suffix.lower() in PICTURES), key=lambda p: natural_key(p.name)
+    )
+    if not files:
+        raise StitchError(f'{path} has no frames; put {", ".join(PICTURES)} files into it')
     first = read_picture(files[0])
     for p in files:
         try:
-            with Image.open(p) as im: size = ImageOps.exif_transpose(im).size if im.getexif().get(274, 1) > 4 else im.size
-        except (OSError, SyntaxError) as e: raise StitchError(f'{p} is damaged or not a picture; replace it or remove it from the folder') from e
+            with Image.open(p) as im:
+                size = ImageOps.exif_transpose(im).size if im.getexif().get(274, 1) > 4 else im.size
+        except (OSError, SyntaxError) as e:
+            raise StitchError(
+                f'{p} is damaged or not a picture; replace it or remove it from the folder'
+            ) from e
         if size != first.shape[1::-1]:
-            raise StitchError(f'{p} is {size[0]}x{size[1]}, the frames before it are {first.shape[1]}x{first.shape[0]}; give all frames one size')
+            raise StitchError(
+                f'{p} is {size[0]}x{size[1]}, the frames before it are {first.shape[1]}x{first.shape[0]}; give all frames one size'
+            )
     other = sorted(p.name for p in found if p not in files)
-    notes = [f'{len(other)} files of the folder are not pictures and were left out: {", ".join(other[:3])}'] if other else []
-    return Clip(path, first.shape[1], first.shape[0], fps or Fraction(25), len(files), n_file=len(files),
-                files=('.',) if one else tuple(p.name for p in files), notes=tuple(notes))
+    notes = (
+        [
+            f'{len(other)} files of the folder are not pictures and were left out: {", ".join(other[:3])}'
+        ]
+        if other
+        else []
+    )
+    return Clip(
+        path,
+        first.shape[1],
+        first.shape[0],
+        fps or Fraction(25),
+        len(files),
+        n_file=len(files),
+        files=('.',) if one else tuple(p.name for p in files),
+        notes=tuple(notes),
+    )
 
 # %% ../nbs/05_video.ipynb #761f22b2
 def read_clip(
-    path,                 # mp4, mov, mkv, webm (anything that ffmpeg reads), or a folder of png, jpg, webp, tif, bmp
-    frames:slice|str|None=None,  # keep only these, e.g. slice(24, 72) or '24:72'
-    fps:Fraction|None=None,      # frames a second; None: the file's own rate, 25 for a folder
-    progress:Progress|None=None, # called now and then while the file is looked through
-)->Clip:                  # a description; no frame is kept in memory
+    path,  # mp4, mov, mkv, webm (anything that ffmpeg reads), or a folder of png, jpg, webp, tif, bmp
+    frames: slice | str | None = None,  # keep only these, e.g. slice(24, 72) or '24:72'
+    fps: Fraction | None = None,  # frames a second; None: the file's own rate, 25 for a folder
+    progress: Progress | None = None,  # called now and then while the file is looked through
+) -> Clip:  # a description; no frame is kept in memory
     "Look through a video once; what comes back knows its exact size, rate, length and sound."
     path = Path(path).expanduser()
     fps = None if fps is None else as_rate(fps)
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURES): clip = _read_folder(path, fps)
-    elif not path.exists(): raise StitchError(f'no such file: {path}; check the name and the folder')
-    elif path.stat().st_size == 0: raise StitchError(f'{path} is empty; copy or download it again')
-    else: clip = _read_file(path, fps, progress)
-    if frames is None: return clip
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURES):
+        clip = _read_folder(path, fps)
+    elif not path.exists():
+        raise StitchError(f'no such file: {path}; check the name and the folder')
+    elif path.stat().st_size == 0:
+        raise StitchError(f'{path} is empty; copy or download it again')
+    else:
+        clip = _read_file(path, fps, progress)
+    if frames is None:
+        return clip
     frames = parse_frames(frames) if isinstance(frames, str) else frames
     return clip.trim(frames.start, frames.stop)
 
+
 def as_rate(
-    fps,                  # a Fraction, a number, or text as '30000/1001'
-)->Fraction:              # > 0
+    fps,  # a Fraction, a number, or text as '30000/1001'
+) -> Fraction:  # > 0
     "A frame rate as an exact fraction."
     try:
         rate = Fraction(fps).limit_denominator(1001) if isinstance(fps, float) else Fraction(fps)
-        if 0 < rate <= 1000: return rate
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError): pass
-    raise StitchError(f'frame rate {fps!r} is not a number of frames a second; write 25 or 30000/1001')
+        if 0 < rate <= 1000:
+            return rate
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        pass
+    raise StitchError(
+        f'frame rate {fps!r} is not a number of frames a second; write 25 or 30000/1001'
+    )
+
 
 def parse_frames(
-    text:str,             # 'A:B', either may be missing
-)->slice:
+    text: str,  # 'A:B', either may be missing
+) -> slice:
     "Frames as a user writes them."
     m = re.fullmatch(r'\s*(-?\d*)\s*:\s*(-?\d*)\s*', text)
-    if not m or '-' in m.groups(): raise StitchError(f'frames {text!r} are not of the form A:B; write 24:72, 24: or :72')
+    if not m or '-' in m.groups():
+        raise StitchError(f'frames {text!r} are not of the form A:B; write 24:72, 24: or :72')
     return slice(*(int(g) if g else None for g in m.groups()))
 
 # %% ../nbs/05_video.ipynb #827bfc45
 _TAGS = ('bt709', 'smpte170m', 'bt470bg', 'bt2020nc')
-CONTAINERS = {'.mp4': 'aac mp3 ac3 eac3 alac opus flac', '.m4v': 'aac ac3', '.mov': 'aac mp3 ac3 alac pcm_s16le pcm_s16be pcm_s24le pcm_f32le',
-              '.mkv': '*', '.webm': 'opus vorbis'}
+CONTAINERS = {
+    '.mp4': 'aac mp3 ac3 eac3 alac opus flac',
+    '.m4v': 'aac ac3',
+    '.mov': 'aac mp3 ac3 alac pcm_s16le pcm_s16be pcm_s24le pcm_f32le',
+    '.mkv': '*',
+    '.webm': 'opus vorbis',
+}
 
-def _picture_codec(suffix:str, width:int, height:int, lossless:bool, crf:int, colour:tuple, sar:Fraction)->tuple[list, str]:
+
+def _picture_codec(
+    suffix: str, width: int, height: int, lossless: bool, crf: int, colour: tuple, sar: Fraction
+) -> tuple[list, str]:
     "ffmpeg's arguments for the picture, and a note ('' if there is nothing to say)."
-    if lossless: return ['-c:v', 'libx264rgb', '-crf', '0', '-preset', 'veryfast', '-pix_fmt', 'rgb24'], ''
+    if lossless:
+        return ['-c:v', 'libx264rgb', '-crf', '0', '-preset', 'veryfast', '-pix_fmt', 'rgb24'], ''
     space = colour[1] if colour[1] in _TAGS else 'bt709'
     primaries = colour[2] if colour[2] not in ('unknown', 'reserved') else 'bt709'
     transfer = colour[3] if colour[3] not in ('unknown', 'reserved') else 'bt709'
-    odd, vp9 = width % 2 or height % 2, suffix == '.webm' or ((width % 2 or height % 2) and suffix != '.mov')
+    odd, vp9 = (
+        width % 2 or height % 2,
+        suffix == '.webm' or ((width % 2 or height % 2) and suffix != '.mov'),
+    )
     pixels = 'yuv444p' if odd and not vp9 else 'yuv420p'
-    filters = [f'scale=flags={_FLAGS}:sws_dither=none:out_color_matrix={_MATRICES[space]}:out_range=limited', f'format={pixels}',
-               f'setparams=range=limited:colorspace={space}:color_primaries={primaries}:color_trc={transfer}', f'setsar={sar.numerator}/{sar.denominator}']
-    codec = (['-c:v', 'libvpx-vp9', '-crf', str(min(63, crf + 6)), '-b:v', '0', '-deadline', 'good', '-cpu-used', '4', '-row-mt', '1'] if vp9
-             else ['-c:v', 'libx264', '-crf', str(crf), '-preset', 'medium'])
-    tags = ['-color_range', 'tv', '-colorspace', space, '-color_primaries', primaries, '-color_trc', transfer]
-    note = f'{width}x{height} is odd: written as {"VP9" if vp9 else "H.264 4:4:4"}, because H.264 4:2:0 has even sizes only' if odd else ''
+    filters = [
+        f'scale=flags={_FLAGS}:sws_dither=none:out_color_matrix={_MATRICES[space]}:out_range=limited',
+        f'format={pixels}',
+        f'setparams=range=limited:colorspace={space}:color_primaries={primaries}:color_trc={transfer}',
+        f'setsar={sar.numerator}/{sar.denominator}',
+    ]
+    codec = (
+        [
+            '-c:v',
+            'libvpx-vp9',
+            '-crf',
+            str(min(63, crf + 6)),
+            '-b:v',
+            '0',
+            '-deadline',
+            'good',
+            '-cpu-used',
+            '4',
+            '-row-mt',
+            '1',
+        ]
+        if vp9
+        else ['-c:v', 'libx264', '-crf', str(crf), '-preset', 'medium']
+    )
+    tags = [
+        '-color_range',
+        'tv',
+        '-colorspace',
+        space,
+        '-color_primaries',
+        primaries,
+        '-color_trc',
+        transfer,
+    ]
+    note = (
+        f'{width}x{height} is odd: written as {"VP9" if vp9 else "H.264 4:4:4"}, because H.264 4:2:0 has even sizes only'
+        if odd
+        else ''
+    )
     return ['-vf', ','.join(filters), *codec, *tags], note
 
 # %% ../nbs/05_video.ipynb #2e01e174
-def _sound_codec(suffix:str, clip:Clip|None)->tuple[list, list, list, str]:
+def _sound_codec(suffix: str, clip: Clip | None) -> tuple[list, list, list, str]:
     "ffmpeg's arguments before the picture, for the second input, for the sound, and a note."
-    if clip is None or not clip.has_audio: return [], [], [], ''
+    if clip is None or not clip.has_audio:
+        return [], [], [], ''
     allowed = CONTAINERS[suffix].split()
-    if '*' in allowed or clip.audio_codec in allowed: codec, note = ['-c:a', 'copy'], ''
+    if '*' in allowed or clip.audio_codec in allowed:
+        codec, note = ['-c:a', 'copy'], ''
     else:
         new = 'libopus' if suffix == '.webm' else 'aac'
-        codec, note = ['-c:a', new, '-b:a', '192k'], f'{clip.audio_codec} sound does not fit into {suffix}: encoded again as {new}'
+        codec, note = (
+            ['-c:a', new, '-b:a', '192k'],
+            f'{clip.audio_codec} sound does not fit into {suffix}: encoded again as {new}',
+        )
     if clip.whole:
         early = ['-itsoffset', f'{float(clip.offset):.6f}'] if clip.offset > 0 else []
         return early, ['-i', str(clip.path)], ['-map', '1:a:0', *codec], note
     begin, seconds = clip.offset + clip.start / clip.fps, clip.n_frames / clip.fps
     cut = ['-ss', f'{float(max(begin, 0)):.6f}', '-t', f'{float(seconds):.6f}']
-    return [], [*cut, '-i', str(clip.path)], ['-map', '1:a:0', *codec, *(['-copypriorss', '0'] if 'copy' in codec else [])], note
+    return (
+        [],
+        [*cut, '-i', str(clip.path)],
+        ['-map', '1:a:0', *codec, *(['-copypriorss', '0'] if 'copy' in codec else [])],
+        note,
+    )
 
-def _last_words(log)->str:
+
+def _last_words(log) -> str:
     "What ffmpeg said before it gave up, on one line."
     log.seek(0)
-    lines = [re.sub(r'^\[[^\]]*\] ', '', x) for x in log.read().decode(errors='replace').splitlines() if x.strip()]
+    lines = [
+        re.sub(r'^\[[^\]]*\] ', '', x)
+        for x in log.read().decode(errors='replace').splitlines()
+        if x.strip()
+    ]
     for word in ('No space left', 'File too large', 'Permission denied'):
-        if any(word in x for x in lines): return word
+        if any(word in x for x in lines):
+            return word
     return lines[-1] if lines else 'no reason given'
 
 # %% ../nbs/05_video.ipynb #e1822db4
 def write_video(
-    frames:Iterable,      # of (H,W,3) uint8 RGB, one at a time; never collected
-    path,                 # .mp4, .mov, .mkv or .webm; appears when it is complete
-    fps,                  # frames a second, a Fraction
-    audio_from:Clip|None=None, # its sound, its trimmed interval, its colour tags
-    lossless:bool=False,  # RGB kept bit by bit, for measuring
-    crf:int=16,           # x264's quality: 0 best, 51 worst; about 16 can't be told from the source
-    progress:Progress|None=None,
-    notes:list|None=None, # receives a line for each compromise
-)->Path:                  # `path`
+    frames: Iterable,  # of (H,W,3) uint8 RGB, one at a time; never collected
+    path,  # .mp4, .mov, .mkv or .webm; appears when it is complete
+    fps,  # frames a second, a Fraction
+    audio_from: Clip | None = None,  # its sound, its trimmed interval, its colour tags
+    lossless: bool = False,  # RGB kept bit by bit, for measuring
+    crf: int = 16,  # x264's quality: 0 best, 51 worst; about 16 can't be told from the source
+    progress: Progress | None = None,
+    notes: list | None = None,  # receives a line for each compromise
+) -> Path:  # `path`
     "Encode frames as they come; a whole file or none."
     path, rate = Path(path).expanduser(), as_rate(fps)
     _check_target(path, lossless, audio_from)
     frames = iter(frames)
     first = next(frames, None)
-    if first is None: raise StitchError(f'there are no frames to write into {path}; choose a longer part of the clip')
+    if first is None:
+        raise StitchError(
+            f'there are no frames to write into {path}; choose a longer part of the clip'
+        )
     H, W = check_shape(first, 'H W 3', 'frame 0').values()
-    colour, sar = (audio_from.colour, audio_from.sar) if audio_from else (('unknown',) * 4, Fraction(1))
+    colour, sar = (
+        (audio_from.colour, audio_from.sar) if audio_from else (('unknown',) * 4, Fraction(1))
+    )
     picture, said = _picture_codec(path.suffix.lower(), W, H, lossless, crf, colour, sar)
     early, second, sound, heard = _sound_codec(path.suffix.lower(), audio_from)
-    if notes is not None: notes += [n for n in (said, heard) if n]
-    command = [_ffmpeg(), '-v', 'error', '-y', *early, '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{W}x{H}', '-framerate', str(rate), '-i', '-',
-               *second, '-map', '0:v', *picture, '-fps_mode', 'passthrough', *sound, '-map_metadata', '-1', '-fflags', '+bitexact', '-flags:v', '+bitexact']
-    if path.suffix.lower() in ('.mp4', '.mov', '.m4v'): command += ['-movflags', '+faststart']
+    if notes is not None:
+        notes += [n for n in (said, heard) if n]
+    command = [
+        _ffmpeg(),
+        '-v',
+        'error',
+        '-y',
+        *early,
+        '-f',
+        'rawvideo',
+        '-pix_fmt',
+        'rgb24',
+        '-s',
+        f'{W}x{H}',
+        '-framerate',
+        str(rate),
+        '-i',
+        '-',
+        *second,
+        '-map',
+        '0:v',
+        *picture,
+        '-fps_mode',
+        'passthrough',
+        *sound,
+        '-map_metadata',
+        '-1',
+        '-fflags',
+        '+bitexact',
+        '-flags:v',
+        '+bitexact',
+    ]
+    if path.suffix.lower() in ('.mp4', '.mov', '.m4v'):
+        command += ['-movflags', '+faststart']
     total = len(audio_from) if audio_from else 0
-    with atomic_path(path) as part: _feed_encoder([*command, str(part)], first, frames, path, total, progress)
+    with atomic_path(path) as part:
+        _feed_encoder([*command, str(part)], first, frames, path, total, progress)
     return path
 
 # %% ../nbs/05_video.ipynb #b7eb6c68
-def _check_target(path:Path, lossless:bool, clip:Clip|None):
+def _check_target(path: Path, lossless: bool, clip: Clip | None):
     "Refuse before anything is computed."
     suffix = path.suffix.lower()
-    if suffix not in CONTAINERS: raise StitchError(f'{path.name} is not a kind of video that we write; choose {", ".join(CONTAINERS)}')
-    if lossless and suffix == '.webm': raise StitchError('.webm cannot hold lossless RGB; choose .mp4 or .mkv')
+    if suffix not in CONTAINERS:
+        raise StitchError(
+            f'{path.name} is not a kind of video that we write; choose {", ".join(CONTAINERS)}'
+        )
+    if lossless and suffix == '.webm':
+        raise StitchError('.webm cannot hold lossless RGB; choose .mp4 or .mkv')
     if clip is not None and path.exists() and clip.path.exists() and path.samefile(clip.path):
         raise StitchError(f'{path} is the source itself; choose another name for the result')
 
-def _feed_encoder(command:list, first:np.ndarray, frames:Iterator, path:Path, total:int, progress):
+
+def _feed_encoder(
+    command: list, first: np.ndarray, frames: Iterator, path: Path, total: int, progress
+):
     "Send frames to ffmpeg until they end; its complaint becomes ours."
-    with _running(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, restore_signals=False) as (run, log):
+    with _running(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, restore_signals=False
+    ) as (run, log):
         try:
             done, frame = 0, first
             while frame is not None:
                 if frame.shape != first.shape or frame.dtype != np.uint8:
-                    raise StitchError(f'frame {done} is {frame.shape} {frame.dtype}, the first is {first.shape}; give all frames one size, uint8')
+                    raise StitchError(
+                        f'frame {done} is {frame.shape} {frame.dtype}, the first is {first.shape}; give all frames one size, uint8'
+                    )
                 run.stdin.write(np.ascontiguousarray(frame).data)
                 done += 1
-                if progress: progress(done, max(total, done), '')
+                if progress:
+                    progress(done, max(total, done), '')
                 frame = next(frames, None)
             run.stdin.close()
             failed = run.wait()
         except (BrokenPipeError, ConnectionError, OSError) as e:
-            if not isinstance(e, (BrokenPipeError, ConnectionError)): raise
+            if not isinstance(e, (BrokenPipeError, ConnectionError)):
+                raise
             run.wait()
             failed = True
-        if not failed: return
+        if not failed:
+            return
         words = _last_words(log)
     if words in ('No space left', 'File too large'):
-        raise StitchError(f'no room left for {path}; free some space or choose another folder, then run the same command again')
-    raise StitchError(f'{path} could not be written: {words}; try another container (.mkv) or folder')
+        raise StitchError(
+            f'no room left for {path}; free some space or choose another folder, then run the same command again'
+        )
+    raise StitchError(
+        f'{path} could not be written: {words}; try another container (.mkv) or folder'
+    )

@@ -1,11 +1,14 @@
 "Fixtures shared by all tests: golden numbers where they exist, small clips made on the spot."
+
 import json, os, subprocess
 from pathlib import Path
 import imageio_ffmpeg, numpy as np, pytest, torch
 
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
 
-PARITY = Path(os.environ.get('STITCH_NB_PARITY', Path(__file__).resolve().parents[2]/'shared'/'parity'))
+PARITY = Path(
+    os.environ.get('STITCH_NB_PARITY', Path(__file__).resolve().parents[2] / 'shared' / 'parity')
+)
 
 
 @pytest.fixture(scope='session')
@@ -14,30 +17,40 @@ def parity():
     opened = {}
 
     def load(name: str):
-        file = PARITY/f'{name}.npz'
-        if not file.is_file(): pytest.skip(f'the golden numbers {file.name} are not here')
-        if name not in opened: opened[name] = np.load(file, allow_pickle=False)
+        file = PARITY / f'{name}.npz'
+        if not file.is_file():
+            pytest.skip(f'the golden numbers {file.name} are not here')
+        if name not in opened:
+            opened[name] = np.load(file, allow_pickle=False)
         return opened[name]
 
     yield load
-    for f in opened.values(): f.close()
+    for f in opened.values():
+        f.close()
 
 
 @pytest.fixture(scope='session')
 def manifest():
     "The description of every golden array."
-    file = PARITY/'manifest.json'
-    if not file.is_file(): pytest.skip('the golden numbers are not here')
+    file = PARITY / 'manifest.json'
+    if not file.is_file():
+        pytest.skip('the golden numbers are not here')
     return json.loads(file.read_text())
 
 
 @pytest.fixture(scope='session')
 def ffmpeg():
     "`ffmpeg(*args)` runs the ffmpeg that comes with imageio-ffmpeg; its log comes back."
+
     def run(*args, check=True):
-        done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), '-hide_banner', '-y', *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True)
+        done = subprocess.run(
+            [imageio_ffmpeg.get_ffmpeg_exe(), '-hide_banner', '-y', *map(str, args)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
         assert not check or done.returncode == 0, done.stderr.decode(errors='replace')[-800:]
         return done.stderr.decode(errors='replace')
+
     return run
 
 
@@ -48,20 +61,33 @@ def make_clip(ffmpeg, tmp_path_factory):
     The same arguments give the same file without making it again."""
     room, made = tmp_path_factory.mktemp('clips'), {}
 
-    def make(name='clip.mp4', size='64x48', rate='25', frames=10, audio=False, codec=('-c:v', 'libx264', '-pix_fmt', 'yuv420p'),
-             filters='', acodec=('-c:a', 'aac'), extra=()):
+    def make(
+        name='clip.mp4',
+        size='64x48',
+        rate='25',
+        frames=10,
+        audio=False,
+        codec=('-c:v', 'libx264', '-pix_fmt', 'yuv420p'),
+        filters='',
+        acodec=('-c:a', 'aac'),
+        extra=(),
+    ):
         key = (name, size, rate, frames, audio, tuple(codec), filters, tuple(acodec), tuple(extra))
-        if key in made: return made[key]
-        folder = room/str(len(made))
+        if key in made:
+            return made[key]
+        folder = room / str(len(made))
         folder.mkdir()
         args = ['-f', 'lavfi', '-i', f'testsrc2=size={size}:rate={rate}']
-        if audio: args += ['-f', 'lavfi', '-i', 'sine=frequency=440:sample_rate=44100']
-        if filters: args += ['-vf', filters]
+        if audio:
+            args += ['-f', 'lavfi', '-i', 'sine=frequency=440:sample_rate=44100']
+        if filters:
+            args += ['-vf', filters]
         args += ['-frames:v', frames, *codec]
         if audio:
             num, _, den = str(rate).partition('/')
             args += [*acodec, '-t', str(frames * int(den or 1) / float(num))]
-        ffmpeg(*args, *extra, folder/name)
-        made[key] = folder/name
+        ffmpeg(*args, *extra, folder / name)
+        made[key] = folder / name
         return made[key]
+
     return make

@@ -1,4 +1,5 @@
 "The arms of Figure 9 on a bundle of 32 pixels: what they share, what they write, what they say."
+
 import json
 
 import numpy as np
@@ -15,7 +16,12 @@ from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 
-CONFIG = RunConfig(mask="hull", pti=PTIConfig(passes=2, dtype="float32"), stitch=StitchConfig(steps=2, dtype="float32", workers=1), pivot=PivotConfig(steps=2))
+CONFIG = RunConfig(
+    mask="hull",
+    pti=PTIConfig(passes=2, dtype="float32"),
+    stitch=StitchConfig(steps=2, dtype="float32", workers=1),
+    pivot=PivotConfig(steps=2),
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,82 +29,154 @@ def room(tmp_path_factory):
     folder = tmp_path_factory.mktemp("arms")
     with pytest.MonkeyPatch.context() as patch:
         tiny.use_disc(patch)
-        clip, models = read_clip(tiny.face_clip(folder/"clip.mp4", T=4)), load_models(tiny.tiny_bundle(folder/"bundle"))
-        made = arms.write_figure_9(clip, ["smile=1"], folder/"out", models, CONFIG, rows=[0, 3], zoom=("hair",), truth=clip)
-        runs = pipeline.ablate(clip, "smile=1", folder/"out", models, CONFIG, truth=clip)
+        clip, models = (
+            read_clip(tiny.face_clip(folder / "clip.mp4", T=4)),
+            load_models(tiny.tiny_bundle(folder / "bundle")),
+        )
+        made = arms.write_figure_9(
+            clip,
+            ["smile=1"],
+            folder / "out",
+            models,
+            CONFIG,
+            rows=[0, 3],
+            zoom=("hair",),
+            truth=clip,
+        )
+        runs = pipeline.ablate(clip, "smile=1", folder / "out", models, CONFIG, truth=clip)
         yield dict(clip=clip, models=models, made=made, runs=runs, folder=folder)
 
 
 def test_arms_share_their_stages(room):
     runs = room["runs"]
-    assert tuple(runs) == pipeline.PAPER_ARMS and all(s.reused for run in runs.values() for s in run.stages.values())
+    assert tuple(runs) == pipeline.PAPER_ARMS and all(
+        s.reused for run in runs.values() for s in run.stages.values()
+    )
     path = lambda arm, stage: runs[arm].stages[stage].path
-    assert path("full", "crops") == path("optimised", "crops") and path("full", "generator") == path("no_stitching", "generator")
-    assert path("full", "pivots") == path("no_pti", "pivots") != path("optimised", "pivots") and "generator" not in runs["no_pti"].stages
+    assert path("full", "crops") == path("optimised", "crops") and path(
+        "full", "generator"
+    ) == path("no_stitching", "generator")
+    assert (
+        path("full", "pivots") == path("no_pti", "pivots") != path("optimised", "pivots")
+        and "generator" not in runs["no_pti"].stages
+    )
 
 
 def test_files(room):
     made = room["made"]
-    assert set(made) == {"png", "pdf", "numbers", "curves", "mp4"} and all(p.stat().st_size > 500 for p in made.values())
+    assert set(made) == {"png", "pdf", "numbers", "curves", "mp4"} and all(
+        p.stat().st_size > 500 for p in made.values()
+    )
     assert len(read_clip(made["mp4"])) == 4
     said = json.loads(made["numbers"].read_text())
-    assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(said["arms"]["gap"]) == set(pipeline.PAPER_ARMS)
+    assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(
+        said["arms"]["gap"]
+    ) == set(pipeline.PAPER_ARMS)
     picture = np.asarray(Image.open(made["png"]))
-    assert picture.std() > 10 and picture.shape[1] > 5*250
+    assert picture.std() > 10 and picture.shape[1] > 5 * 250
 
 
 def test_a_frame_of_each_measure(room):
     for run in room["runs"].values():
         values = arms.frame_values(run)
-        assert {"gap_stitched", "edit_flicker", "trembling", "identity_distance", "pti_psnr", "pti_ssim", "pti_perceptual", "true_edit_gain"} <= set(values)
-        assert all(len(v) == 4 for v in values.values()) and values["trembling"][0] is None and values["trembling"][1] is not None
-        assert np.nanmean(np.array(values["gap_stitched"], float)) == pytest.approx(run.metrics["gap"]["stitched"], abs=1e-5)
-        if run.out.name == "no_stitching": assert run.metrics["gap"]["stitched"] == run.metrics["gap"]["blended"]
+        assert {
+            "gap_stitched",
+            "edit_flicker",
+            "trembling",
+            "identity_distance",
+            "pti_psnr",
+            "pti_ssim",
+            "pti_perceptual",
+            "true_edit_gain",
+        } <= set(values)
+        assert (
+            all(len(v) == 4 for v in values.values())
+            and values["trembling"][0] is None
+            and values["trembling"][1] is not None
+        )
+        assert np.nanmean(np.array(values["gap_stitched"], float)) == pytest.approx(
+            run.metrics["gap"]["stitched"], abs=1e-5
+        )
+        if run.out.name == "no_stitching":
+            assert run.metrics["gap"]["stitched"] == run.metrics["gap"]["blended"]
 
 
 def test_every_arm_changes_something():
     changed = {a: change(CONFIG) for a, change in pipeline.ARMS.items()}
     assert changed["full"] == CONFIG and all(c != CONFIG for a, c in changed.items() if a != "full")
     assert len({repr(c) for c in changed.values()}) == len(changed)
-    assert len({(a.colour, a.dash) for a in arms.LEGEND.values()}) == len(changed) and all(a.colour in arms.OKABE_ITO for a in arms.LEGEND.values())
-    assert changed["warm"].stitch.chain > 1 and changed["l2"].stitch.norm == "l2" and changed["no_locality"].pti.lambda_r == 0 == changed["no_smoothing"].sigma_axes
+    assert len({(a.colour, a.dash) for a in arms.LEGEND.values()}) == len(changed) and all(
+        a.colour in arms.OKABE_ITO for a in arms.LEGEND.values()
+    )
+    assert (
+        changed["warm"].stitch.chain > 1
+        and changed["l2"].stitch.norm == "l2"
+        and changed["no_locality"].pti.lambda_r == 0 == changed["no_smoothing"].sigma_axes
+    )
 
 
 def test_claims_say_when_they_fail():
-    good = dict(edit_flicker=.2, identity_distance=.1, gap=dict(stitched=3.))
-    bad = dict(edit_flicker=.1, identity_distance=.2, gap=dict(stitched=2.))
-    runs = dict(full=dict(edit_flicker=.15, identity_distance=.05, gap=dict(stitched=2.5)), optimised=good, no_pti=good, no_stitching=bad)
+    good = dict(edit_flicker=0.2, identity_distance=0.1, gap=dict(stitched=3.0))
+    bad = dict(edit_flicker=0.1, identity_distance=0.2, gap=dict(stitched=2.0))
+    runs = dict(
+        full=dict(edit_flicker=0.15, identity_distance=0.05, gap=dict(stitched=2.5)),
+        optimised=good,
+        no_pti=good,
+        no_stitching=bad,
+    )
     found = arms.check_claims(runs)
-    assert [c["holds"] for c in found] == [True, True, False] and [bool(c["why"]) for c in found] == [False, False, True]
+    assert [c["holds"] for c in found] == [True, True, False] and [
+        bool(c["why"]) for c in found
+    ] == [False, False, True]
     page = arms.claims_html(found)
     assert page.count("<td>yes</td>") == 2 and "<b>no</b>" in page and found[2]["why"] in page
     assert arms.check_claims(dict(full=good)) == []
 
 
 def test_the_best_of_a_row_is_bold():
-    runs = {a: dict(gap=dict(stitched=g), tl_id=t) for a, g, t in (("full", 2., 1.01), ("no_pti", 3., .999))}
+    runs = {
+        a: dict(gap=dict(stitched=g), tl_id=t)
+        for a, g, t in (("full", 2.0, 1.01), ("no_pti", 3.0, 0.999))
+    }
     page = arms.table_html(runs)
     assert "<b>2.00</b>" in page and "<b>0.9990</b>" in page and "<b>3.00</b>" not in page
-    assert arms.best_arm("target", dict(full=1., no_pti=2.)) is None
+    assert arms.best_arm("target", dict(full=1.0, no_pti=2.0)) is None
 
 
 def test_refusals(room):
-    with pytest.raises(StitchError, match="no arm is called 'no_face'"): pipeline.check_arms(["no_face"])
-    with pytest.raises(StitchError, match="no arm is chosen"): pipeline.check_arms([])
-    with pytest.raises(StitchError, match="frame 9 is not in the clip"): arms.write_figure_9(room["clip"], ["smile=1"], room["folder"]/"o", room["models"], CONFIG, rows=[9])
-    assert not (room["folder"]/"o").exists()
-    with pytest.raises(StitchError, match="frame -1"): arms.figure_9(room["clip"], room["runs"], [-1])
+    with pytest.raises(StitchError, match="no arm is called 'no_face'"):
+        pipeline.check_arms(["no_face"])
+    with pytest.raises(StitchError, match="no arm is chosen"):
+        pipeline.check_arms([])
+    with pytest.raises(StitchError, match="frame 9 is not in the clip"):
+        arms.write_figure_9(
+            room["clip"], ["smile=1"], room["folder"] / "o", room["models"], CONFIG, rows=[9]
+        )
+    assert not (room["folder"] / "o").exists()
+    with pytest.raises(StitchError, match="frame -1"):
+        arms.figure_9(room["clip"], room["runs"], [-1])
 
 
 def test_the_app(room, monkeypatch):
     "Every control does something, and what is there already is not computed again."
     tiny.use_disc(monkeypatch)
-    clip = room["folder"]/"clip.mp4"
+    clip = room["folder"] / "clip.mp4"
     monkeypatch.setattr(arms, "sample_clips", lambda: [])
-    app = arms.Figure9App(str(clip), models=room["models"], config=CONFIG, folder=room["folder"]/"app", part=slice(0, 3), arms=("no_stitching", "full"))
+    app = arms.Figure9App(
+        str(clip),
+        models=room["models"],
+        config=CONFIG,
+        folder=room["folder"] / "app",
+        part=slice(0, 3),
+        arms=("no_stitching", "full"),
+    )
     try:
         assert app.wait(90) and app.error is None, app.status.value
-        assert set(app.runs) == {"no_stitching", "full"} and app.image.value.startswith("<img alt=") and "<table" in app.table.value
+        assert (
+            set(app.runs) == {"no_stitching", "full"}
+            and app.image.value.startswith("<img alt=")
+            and "<table" in app.table.value
+        )
         seen = app.image.value
         app.frame.value = 0
         assert app.image.value != seen and app.idle.is_set()
@@ -111,8 +189,11 @@ def test_the_app(room, monkeypatch):
         app.strength.value = -2
         assert app.wait(60) and app.error is None and app.image.value != seen
         app.toggles["full"].value = False
-        assert app.wait(60) and "no arm is chosen" in app.error and 'role="alert"' in app.status.value
-    finally: app.close()
+        assert (
+            app.wait(60) and "no arm is chosen" in app.error and 'role="alert"' in app.status.value
+        )
+    finally:
+        app.close()
     app.thread.join(10)
     assert not app.thread.is_alive()
 
@@ -120,15 +201,24 @@ def test_the_app(room, monkeypatch):
 def test_a_clip_that_changes_in_between(room, monkeypatch, tmp_path):
     "Arms of two different films are no comparison."
     tiny.use_disc(monkeypatch)
-    path = tiny.face_clip(tmp_path/"clip.mp4", T=2)
+    path = tiny.face_clip(tmp_path / "clip.mp4", T=2)
     honest = pipeline.edit_clip
 
     def and_then(*args, **kwargs):
         run = honest(*args, **kwargs)
         tiny.face_clip(path, T=2, at=(30, 22))
         return run
+
     monkeypatch.setattr(pipeline, "edit_clip", and_then)
-    with pytest.raises(StitchError, match="changed while its arms were run"): pipeline.ablate(read_clip(path), "smile=1", tmp_path/"out", room["models"], CONFIG, ("no_stitching", "full"))
+    with pytest.raises(StitchError, match="changed while its arms were run"):
+        pipeline.ablate(
+            read_clip(path),
+            "smile=1",
+            tmp_path / "out",
+            room["models"],
+            CONFIG,
+            ("no_stitching", "full"),
+        )
 
 
 def test_settings_follow_the_bundle(room, monkeypatch):
@@ -137,6 +227,11 @@ def test_settings_follow_the_bundle(room, monkeypatch):
     clip, passes = room["clip"].trim(0, 1), {}
     for recipe in ("people", "reference"):
         monkeypatch.setitem(room["models"].meta, "recipe", recipe)
-        run = pipeline.edit_clip(clip, "smile=1", room["folder"]/recipe, room["models"])
-        passes[recipe] = run.record["settings"]["pti"]["passes"], run.record["settings"]["stitch"]["norm"]
-    assert passes == dict(people=(PTIConfig().passes, "l1"), reference=(PTIConfig.reference().passes, "l2"))
+        run = pipeline.edit_clip(clip, "smile=1", room["folder"] / recipe, room["models"])
+        passes[recipe] = (
+            run.record["settings"]["pti"]["passes"],
+            run.record["settings"]["stitch"]["norm"],
+        )
+    assert passes == dict(
+        people=(PTIConfig().passes, "l1"), reference=(PTIConfig.reference().passes, "l2")
+    )

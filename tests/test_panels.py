@@ -1,4 +1,5 @@
 "Figure 3: its cells, its cache, how it is called off, its controls without a browser, its files."
+
 import json
 import re
 import threading
@@ -13,31 +14,55 @@ import tiny
 from stitch_nb import panels
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
-from stitch_nb.panels import (COLUMNS, PREVIEW, Figure3App, Stopped, figure_3, figure_3_video, grid_sheet, grids, lay_out_grid, open_clip, paint, paint_pdf,
-                              prepare, settings_for, stitch_figure, zoom_boxes)
+from stitch_nb.panels import (
+    COLUMNS,
+    PREVIEW,
+    Figure3App,
+    Stopped,
+    figure_3,
+    figure_3_video,
+    grid_sheet,
+    grids,
+    lay_out_grid,
+    open_clip,
+    paint,
+    paint_pdf,
+    prepare,
+    settings_for,
+    stitch_figure,
+    zoom_boxes,
+)
 from stitch_nb.paste import paste_mask
 from stitch_nb.pipeline import RunConfig
 from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 
-QUICK = RunConfig(mask="hull", pti=PTIConfig(passes=2, dtype="float32"), stitch=StitchConfig(steps=PREVIEW + 4, dtype="float32"))
+QUICK = RunConfig(
+    mask="hull",
+    pti=PTIConfig(passes=2, dtype="float32"),
+    stitch=StitchConfig(steps=PREVIEW + 4, dtype="float32"),
+)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory): return tiny.tiny_bundle(tmp_path_factory.mktemp("bundles")/"tiny")
+def bundle(tmp_path_factory):
+    return tiny.tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def models(bundle): return load_models(bundle)
+def models(bundle):
+    return load_models(bundle)
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory): return tiny.face_clip(tmp_path_factory.mktemp("clip")/"disc.mp4", T=7)
+def clip(tmp_path_factory):
+    return tiny.face_clip(tmp_path_factory.mktemp("clip") / "disc.mp4", T=7)
 
 
 @pytest.fixture(autouse=True)
-def discs(monkeypatch): tiny.use_disc(monkeypatch)
+def discs(monkeypatch):
+    tiny.use_disc(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +73,8 @@ def prepared(clip, models, tmp_path_factory):
 
 
 @pytest.fixture
-def state(prepared): return replace(prepared, cache=panels.Cache())   # nothing remembered from another test
+def state(prepared):
+    return replace(prepared, cache=panels.Cache())  # nothing remembered from another test
 
 
 @pytest.fixture
@@ -59,12 +85,13 @@ def stitched(monkeypatch):
     def counted(G, w, crop, edit, masks, config, **kwargs):
         done.append((config.steps, config.norm, config.lambda_m))
         return real(G, w, crop, edit, masks, config, **kwargs)
+
     monkeypatch.setattr(panels, "stitch_frame", counted)
     return done
 
 
 def test_cells(state, clip):
-    looks = list(grids(state, settings_for(state, (1, 3, 5), "smile", 2.)))
+    looks = list(grids(state, settings_for(state, (1, 3, 5), "smile", 2.0)))
     assert [g.quality for g in looks] == ["blended", "preview", "full"]
     assert looks[0].pictures["stitched"] is None and list(looks[0].pictures) == list(COLUMNS)
     grid, source = looks[-1], list(read_clip(clip).frames())
@@ -74,24 +101,32 @@ def test_cells(state, clip):
         assert all(p.shape == (48, 64, 3) and p.dtype == np.uint8 for p in cells.values())
         assert (cells["source"] == source[t]).all()
         outside = paste_mask(state.quads[t], masks[t].full, 48, 64) == 0
-        for c in ("blended", "stitched"): assert (cells[c] == source[t])[outside].all()        # pasted by the mask
-        assert (cells["inversion"] != source[t])[outside].any()                               # pasted as a square
-        for a, b in zip(COLUMNS, list(COLUMNS)[1:]): assert (cells[a] != cells[b]).any(), (a, b)
-    off = {q.quality: q.measured["stitched"]["border"] for q in looks[1:]} | dict(blended=grid.measured["blended"]["border"])
-    assert off["full"] < off["preview"] < off["blended"]                                      # what stitching is for
-    assert grid.measured["source"] == dict(seam=1., border=0., psnr=np.inf)
+        for c in ("blended", "stitched"):
+            assert (cells[c] == source[t])[outside].all()  # pasted by the mask
+        assert (cells["inversion"] != source[t])[outside].any()  # pasted as a square
+        for a, b in zip(COLUMNS, list(COLUMNS)[1:]):
+            assert (cells[a] != cells[b]).any(), (a, b)
+    off = {q.quality: q.measured["stitched"]["border"] for q in looks[1:]} | dict(
+        blended=grid.measured["blended"]["border"]
+    )
+    assert off["full"] < off["preview"] < off["blended"]  # what stitching is for
+    assert grid.measured["source"] == dict(seam=1.0, border=0.0, psnr=np.inf)
     assert grid.measured["pti"]["psnr"] > grid.measured["inversion"]["psnr"]
 
 
 def test_cache(state, stitched):
     figure_3(state, (1, 3, 5))
-    assert stitched.count((PREVIEW, "l1", .1)) == stitched.count((PREVIEW + 4, "l1", .1)) == 3
+    assert stitched.count((PREVIEW, "l1", 0.1)) == stitched.count((PREVIEW + 4, "l1", 0.1)) == 3
     misses = state.cache.misses
     again = list(grids(state, settings_for(state, (1, 3, 5))))
-    assert [g.quality for g in again] == ["full"] and len(stitched) == 6 and state.cache.misses == misses
+    assert (
+        [g.quality for g in again] == ["full"]
+        and len(stitched) == 6
+        and state.cache.misses == misses
+    )
     figure_3(state, (1, 3, 6))
-    assert len(stitched) == 8                        # one new frame, looked at quickly and then in full
-    figure_3(state, (1, 3, 5), strength=1.)
+    assert len(stitched) == 8  # one new frame, looked at quickly and then in full
+    figure_3(state, (1, 3, 5), strength=1.0)
     assert len(stitched) == 14
 
 
@@ -104,12 +139,23 @@ def test_kept_on_disk(prepared, stitched, tmp_path):
 
 def test_prepared_once(prepared, models, clip, monkeypatch):
     again = prepare(clip, models, QUICK, prepared.folder)
-    assert all(s.reused for s in again.stages.values()) and (again.key, again.tuned) == (prepared.key, prepared.tuned)
+    assert all(s.reused for s in again.stages.values()) and (again.key, again.tuned) == (
+        prepared.key,
+        prepared.tuned,
+    )
     other = prepare(clip, models, QUICK, prepared.folder, every=3)
-    assert not other.stages["generator"].reused and other.key == prepared.key and other.tuned != prepared.tuned
+    assert (
+        not other.stages["generator"].reused
+        and other.key == prepared.key
+        and other.tuned != prepared.tuned
+    )
     early = prepare(clip, models, QUICK, prepared.folder, tune=False)
-    assert early.generator is None and panels.grid_of(early, settings_for(early), "inverted").pictures["pti"] is None
-    with pytest.raises(StitchError, match="no tuned generator"): next(grids(early, settings_for(early)))
+    assert (
+        early.generator is None
+        and panels.grid_of(early, settings_for(early), "inverted").pictures["pti"] is None
+    )
+    with pytest.raises(StitchError, match="no tuned generator"):
+        next(grids(early, settings_for(early)))
 
 
 def test_called_off(state, stitched):
@@ -117,10 +163,15 @@ def test_called_off(state, stitched):
 
     def tick(done, total, text):
         updates.append(done)
-        if done == 5: halt.set()
+        if done == 5:
+            halt.set()
+
     with pytest.raises(Stopped):
-        for grid in grids(state, settings_for(state, (1, 3, 5)), tick, halt): seen.append(grid.quality)
-    assert seen == ["blended"] and max(updates) < 5 + 2*torch.get_num_threads() + 2         # each of the workers stops at its next update
+        for grid in grids(state, settings_for(state, (1, 3, 5)), tick, halt):
+            seen.append(grid.quality)
+    assert (
+        seen == ["blended"] and max(updates) < 5 + 2 * torch.get_num_threads() + 2
+    )  # each of the workers stops at its next update
     assert figure_3(state, (1, 3, 5)).quality == "full"
 
 
@@ -128,36 +179,58 @@ def test_called_off_while_tuning(models, clip, tmp_path):
     halt = threading.Event()
 
     def progress(stage):
-        if stage == "generator": halt.set()
+        if stage == "generator":
+            halt.set()
         return panels.nullcontext(lambda *_: None)
-    with pytest.raises(Stopped): prepare(clip, models, QUICK, tmp_path, progress=progress, halt=halt)
-    assert not list(tmp_path.glob("generator-*.safetensors")) and list(tmp_path.glob("pivots-*.npz"))
+
+    with pytest.raises(Stopped):
+        prepare(clip, models, QUICK, tmp_path, progress=progress, halt=halt)
+    assert not list(tmp_path.glob("generator-*.safetensors")) and list(
+        tmp_path.glob("pivots-*.npz")
+    )
 
 
 def test_sheet(state, tmp_path):
     settings = settings_for(state, (1, 3, 5))
     boxes = zoom_boxes(state, settings, ("hair", "neck", "mouth"))
-    assert all(0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 48 for b in boxes.values() for x0, y0, x1, y1 in b)
-    assert all(h[1] + h[3] < n[1] + n[3] for h, n in zip(boxes["hair"], boxes["neck"]))        # hair is above the neck
-    assert zoom_boxes(state, settings_for(state, (1, 3, 5), strength=-3.), ("hair",))["hair"] == boxes["hair"]   # stays while the slider moves
+    assert all(
+        0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 48 for b in boxes.values() for x0, y0, x1, y1 in b
+    )
+    assert all(
+        h[1] + h[3] < n[1] + n[3] for h, n in zip(boxes["hair"], boxes["neck"])
+    )  # hair is above the neck
+    assert (
+        zoom_boxes(state, settings_for(state, (1, 3, 5), strength=-3.0), ("hair",))["hair"]
+        == boxes["hair"]
+    )  # stays while the slider moves
     grid = next(grids(state, settings))
     sheet, plain = grid_sheet(grid, boxes), grid_sheet(grid)
     assert paint(sheet).shape == (sheet.height, sheet.width, 3) and sheet.height > plain.height
-    assert len(plain.pictures) == 15 and len(sheet.pictures) == 15*4
-    for p, x, y, w, h in sheet.pictures: assert 0 <= x and x + w <= sheet.width and 0 <= y and y + h <= sheet.height
-    written = [paint_pdf(sheet, tmp_path/name).read_bytes() for name in ("a.pdf", "b.pdf")]
+    assert len(plain.pictures) == 15 and len(sheet.pictures) == 15 * 4
+    for p, x, y, w, h in sheet.pictures:
+        assert 0 <= x and x + w <= sheet.width and 0 <= y and y + h <= sheet.height
+    written = [paint_pdf(sheet, tmp_path / name).read_bytes() for name in ("a.pdf", "b.pdf")]
     assert written[0] == written[1] and b"/FontFile2" in written[0] and b"/Image" in written[0]
-    svg = paint_pdf(plain, tmp_path/"a.svg").read_text()
+    svg = paint_pdf(plain, tmp_path / "a.svg").read_text()
     assert all(re.search(f">{re.escape(title)}<", svg) for title in [*COLUMNS.values(), "frame 3"])
-    with pytest.raises(StitchError, match="neither"): paint_pdf(sheet, tmp_path/"a.gif")
-    with pytest.raises(StitchError, match="each needs as many"): lay_out_grid(dict(a=[np.zeros((4, 4, 3), np.uint8)], b=[]))
+    with pytest.raises(StitchError, match="neither"):
+        paint_pdf(sheet, tmp_path / "a.gif")
+    with pytest.raises(StitchError, match="each needs as many"):
+        lay_out_grid(dict(a=[np.zeros((4, 4, 3), np.uint8)], b=[]))
 
 
 def test_video(state, stitched, tmp_path):
-    path = figure_3_video(state, settings_for(state, (1,)), tmp_path/"a.mp4", slice(1, 4), "preview", height=40)
+    path = figure_3_video(
+        state, settings_for(state, (1,)), tmp_path / "a.mp4", slice(1, 4), "preview", height=40
+    )
     video = read_clip(path)
-    assert len(video) == 3 and video.fps == state.clip.fps and video.width//5 in range(50, 58) and video.height%2 == 0
-    assert stitched == [(PREVIEW, "l1", .1)]*3
+    assert (
+        len(video) == 3
+        and video.fps == state.clip.fps
+        and video.width // 5 in range(50, 58)
+        and video.height % 2 == 0
+    )
+    assert stitched == [(PREVIEW, "l1", 0.1)] * 3
     row = video[1][-40:].astype(int)
     assert np.abs(row[:, :50] - row[:, 53:103]).mean() > 1
 
@@ -176,10 +249,17 @@ def shown(app):
 
 def test_controls(app, stitched):
     first = shown(app)
-    assert app.error is None and app.grid.quality == "full" and 'alt="Figure 3 on disc.mp4' in first and "ready" in app.status.value
-    assert [s.max for s in app.frames] == [6]*3 and app.part.max == 7
+    assert (
+        app.error is None
+        and app.grid.quality == "full"
+        and 'alt="Figure 3 on disc.mp4' in first
+        and "ready" in app.status.value
+    )
+    assert [s.max for s in app.frames] == [6] * 3 and app.part.max == 7
     seen = {first}
-    moves = dict(strength=-1.5, edit="age", norm="l2", lambda_m=1., dilation=3, zoom="off", passes=1)
+    moves = dict(
+        strength=-1.5, edit="age", norm="l2", lambda_m=1.0, dilation=3, zoom="off", passes=1
+    )
     for name, value in moves.items():
         getattr(app, name).value = value
         picture = shown(app)
@@ -187,11 +267,11 @@ def test_controls(app, stitched):
         seen.add(picture)
     app.frames[0].value = 0
     assert shown(app) not in seen and app.grid.numbers_of[0] == 0
-    assert str(app.grid.settings.edits[0]) == "age=-1.5" and stitched[-1][1:] == ("l2", 1.)
+    assert str(app.grid.settings.edits[0]) == "age=-1.5" and stitched[-1][1:] == ("l2", 1.0)
     count = len(stitched)
     app.zoom.value = "mouth"
     shown(app)
-    assert len(stitched) == count                    # drawn again, not computed again
+    assert len(stitched) == count  # drawn again, not computed again
     app.part.value = (0, 2)
     app.video_button.click()
     shown(app)
@@ -202,9 +282,10 @@ def test_controls(app, stitched):
 def test_latest_wins(app, stitched):
     shown(app)
     before = len(stitched)
-    for strength in (.5, 1., 1.5, 2., 2.5, 3., -3.): app.strength.value = strength
+    for strength in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, -3.0):
+        app.strength.value = strength
     shown(app)
-    assert str(app.grid.settings.edits[0]) == "smile=-3" and len(stitched) - before < 7*6
+    assert str(app.grid.settings.edits[0]) == "smile=-3" and len(stitched) - before < 7 * 6
 
 
 def test_cancel(app, monkeypatch):
@@ -214,14 +295,20 @@ def test_cancel(app, monkeypatch):
     def told(*args, **kwargs):
         begun.set()
         return real(*args, **kwargs)
+
     monkeypatch.setattr(panels, "stitch_frame", told)
     app.config = replace(app.config, stitch=replace(QUICK.stitch, steps=100000))
     app.strength.value = 1.25
     assert begun.wait(60)
     app.cancel.click()
-    assert app.wait(60) and app.error is None and "cancelled" in app.status.value and app.cancel.disabled
+    assert (
+        app.wait(60)
+        and app.error is None
+        and "cancelled" in app.status.value
+        and app.cancel.disabled
+    )
     app.config = QUICK
-    app.strength.value = .75
+    app.strength.value = 0.75
     shown(app)
     assert app.grid.quality == "full"
 
@@ -230,47 +317,84 @@ def test_says_what_is_wrong(app):
     good = shown(app)
     app.path.value = "/no/such/film.mp4"
     shown(app)
-    assert "no such file" in app.error and 'role="alert"' in app.status.value and app.image.value == good
-    app.strength.value = 1.
+    assert (
+        "no such file" in app.error
+        and 'role="alert"' in app.status.value
+        and app.image.value == good
+    )
+    app.strength.value = 1.0
     shown(app)
     assert "no such file" in app.error
 
 
 def test_classes(app):
     "Names that tests in a browser and style sheets rely on."
+
     def walk(widget):
         yield from widget._dom_classes
-        for child in getattr(widget, "children", ()): yield from walk(child)
-    expected = {f"stitch-{n}" for n in "figure3 clip path upload film frame-1 frame-2 frame-3 edit strength passes dilation norm lambda zoom progress cancel status picture numbers part video-button video".split()}
+        for child in getattr(widget, "children", ()):
+            yield from walk(child)
+
+    expected = {
+        f"stitch-{n}"
+        for n in "figure3 clip path upload film frame-1 frame-2 frame-3 edit strength passes dilation norm lambda zoom progress cancel status picture numbers part video-button video".split()
+    }
     assert expected <= set(walk(app.root))
     data = app._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in data and "run this cell" in data["text/plain"]
+    assert (
+        "application/vnd.jupyter.widget-view+json" in data and "run this cell" in data["text/plain"]
+    )
     shown(app)
 
 
 @pytest.fixture
 def call(bundle, tmp_path, capsys):
     "`call(clip, **options)` runs stitch_figure on discs; (status, last line of stderr, everything on stdout)."
+
     def run(clip, figure="3", **options):
-        return tiny.outcome(stitch_figure, capsys, figure, str(clip), **dict(out=str(tmp_path/"out"), models=str(bundle), mask="hull", pti_steps=2, stitch_steps=2) | options)
+        return tiny.outcome(
+            stitch_figure,
+            capsys,
+            figure,
+            str(clip),
+            **dict(
+                out=str(tmp_path / "out"),
+                models=str(bundle),
+                mask="hull",
+                pti_steps=2,
+                stitch_steps=2,
+            )
+            | options,
+        )
+
     return run
 
 
 def test_command(call, clip, tmp_path, stitched):
     status, _, said = call(clip, edit=["age=1"], rows="1,3", video="0:3")
     assert status == 0
-    files = {n: tmp_path/"out"/f"figure_3.{n}" for n in ("png", "pdf", "mp4")}
+    files = {n: tmp_path / "out" / f"figure_3.{n}" for n in ("png", "pdf", "mp4")}
     assert all(f.is_file() and str(f) in said for f in files.values())
-    assert len(read_clip(files["mp4"])) == 3 and len(stitched) == 4      # frames 1 and 3, then 0 and 2
+    assert len(read_clip(files["mp4"])) == 3 and len(stitched) == 4  # frames 1 and 3, then 0 and 2
     before = {n: f.read_bytes() for n, f in files.items()}
     assert call(clip, edit=["age=1"], rows="1,3", video="0:3")[0] == 0
     assert len(stitched) == 4 and before == {n: f.read_bytes() for n, f in files.items()}
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(figure="4"), "choose 3"), (dict(edit=["smiel=2"]), "did you mean 'smile'"), (dict(rows="1,x"), "12,36,60"), (dict(rows="70"), "frames 0 to 6"),
-    (dict(zoom="ear"), "hair, neck, mouth"), (dict(video="3"), "A:B"), (dict(frames="9:12"), "empty"), (dict(models="none"), "not installed"),
-    (dict(norm="l3"), "'l1' or 'l2'")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(figure="4"), "choose 3"),
+        (dict(edit=["smiel=2"]), "did you mean 'smile'"),
+        (dict(rows="1,x"), "12,36,60"),
+        (dict(rows="70"), "frames 0 to 6"),
+        (dict(zoom="ear"), "hair, neck, mouth"),
+        (dict(video="3"), "A:B"),
+        (dict(frames="9:12"), "empty"),
+        (dict(models="none"), "not installed"),
+        (dict(norm="l3"), "'l1' or 'l2'"),
+    ],
+)
 def test_command_refuses(call, clip, options, words):
     status, line, _ = call(clip, **options)
     assert status == 2 and line.startswith("stitch_figure: ") and words in line
@@ -279,15 +403,20 @@ def test_command_refuses(call, clip, options, words):
 def test_clip_names(tmp_path):
     assert open_clip("talk").path.name == "talk.mp4"
     for name, words in (("", "no clip is named"), ("talkk", "no such file")):
-        with pytest.raises(StitchError, match=words): open_clip(name)
+        with pytest.raises(StitchError, match=words):
+            open_clip(name)
 
 
 def test_page_without_a_kernel():
     "The committed notebook shows the figure, says it in words, and holds no widget that would need a kernel."
-    page = Path(__file__).resolve().parents[1]/"nbs"/"figures"/"90_figure_3.ipynb"
+    page = Path(__file__).resolve().parents[1] / "nbs" / "figures" / "90_figure_3.ipynb"
     assert page.stat().st_size < 600_000
     outputs = [o for c in json.loads(page.read_text())["cells"] for o in c.get("outputs", [])]
-    pictures = [o["metadata"]["image/jpeg"]["alt"] for o in outputs if "alt" in o.get("metadata", {}).get("image/jpeg", {})]
+    pictures = [
+        o["metadata"]["image/jpeg"]["alt"]
+        for o in outputs
+        if "alt" in o.get("metadata", {}).get("image/jpeg", {})
+    ]
     assert pictures and pictures[0].startswith("Figure 3 on ")
     assert not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
     assert not any(o["output_type"] == "error" for o in outputs)

@@ -1,89 +1,127 @@
 "Alignment and pasting against the golden numbers of the authors' code."
+
 import numpy as np, pytest, torch
-from stitch_nb.align import crop_frame, face_axes, inverse_coefficients, quads_from_landmarks, smooth_quads
+from stitch_nb.align import (
+    crop_frame,
+    face_axes,
+    inverse_coefficients,
+    quads_from_landmarks,
+    smooth_quads,
+)
 from stitch_nb.masks import erode
 from stitch_nb.paste import feather_mask, paste, paste_mask
 
 
 @pytest.fixture
-def gold(parity): return parity('e_alignment')
+def gold(parity):
+    return parity('e_alignment')
 
 
-def levels(a, b): return np.abs(a.astype(int)-b.astype(int))
+def levels(a, b):
+    return np.abs(a.astype(int) - b.astype(int))
 
 
-@pytest.mark.parametrize('scale,tag', [(1., 's10'), (1.2, 's12')])
+@pytest.mark.parametrize('scale,tag', [(1.0, 's10'), (1.2, 's12')])
 def test_axes_and_quads(gold, scale, tag):
     for found, name in zip(face_axes(gold['landmarks'], scale), 'cxy'):
-        assert np.abs(found-gold[f'transform_{name}_{tag}']).max() < 1e-9
+        assert np.abs(found - gold[f'transform_{name}_{tag}']).max() < 1e-9
     raw = quads_from_landmarks(gold['landmarks'], scale)
-    assert np.abs(raw-gold[f'quads_c0x0_{tag}']).max() < 1e-9
+    assert np.abs(raw - gold[f'quads_c0x0_{tag}']).max() < 1e-9
     for smooth in (quads_from_landmarks(gold['landmarks'], scale, 1, 3), smooth_quads(raw, 1, 3)):
-        assert np.abs(smooth-gold[f'quads_c1x3_{tag}']).max() < 1e-9
+        assert np.abs(smooth - gold[f'quads_c1x3_{tag}']).max() < 1e-9
 
 
 @pytest.mark.parametrize('tag', ['s10', 's12'])
 def test_crops_256(gold, tag):
-    for frame, t, want in zip(gold['frames_u8'], gold['frame_index'], gold[f'crops256_c1x3_{tag}_u8']):
+    for frame, t, want in zip(
+        gold['frames_u8'], gold['frame_index'], gold[f'crops256_c1x3_{tag}_u8']
+    ):
         quad = gold[f'quads_c1x3_{tag}'][t]
         assert np.array_equal(crop_frame(frame, quad, 256, reference=True), want)
-        if tag=='s10':  # no shrinking here: our own crop is the same numbers, rounded
+        if tag == 's10':  # no shrinking here: our own crop is the same numbers, rounded
             assert levels(crop_frame(frame, quad, 256, border='black'), want).max() <= 1
             floored = levels(crop_frame(frame, quad, 256, border='black', rounding='floor'), want)
-            assert floored.max() <= 1 and (floored>0).mean() < 5e-4
+            assert floored.max() <= 1 and (floored > 0).mean() < 5e-4
 
 
 def test_crops_where_the_frame_shrinks(gold):
     for frame, t, want in zip(gold['frames_u8'], gold['frame_index'], gold['crop64_shrink_u8']):
-        assert np.array_equal(crop_frame(frame, gold['quads_c1x3_s12'][t], 64, reference=True), want)
+        assert np.array_equal(
+            crop_frame(frame, gold['quads_c1x3_s12'][t], 64, reference=True), want
+        )
 
 
 def test_crops_1024(gold):
     for i, t in enumerate(gold['frame_index']):
         crop = crop_frame(gold['frames_u8'][i], gold['quads_c1x3_s10'][t], 1024, reference=True)
-        assert np.array_equal(crop[480:544,480:544], gold['crop1024_patch_y480_x480_u8'][i])
-        assert np.array_equal(crop[:64,:64], gold['crop1024_patch_y0_x0_u8'][i])
-        assert np.abs(crop.reshape(64,16,64,16,3).mean((1,3))-gold['crop1024_area64'][i]).max() < 1e-4
+        assert np.array_equal(crop[480:544, 480:544], gold['crop1024_patch_y480_x480_u8'][i])
+        assert np.array_equal(crop[:64, :64], gold['crop1024_patch_y0_x0_u8'][i])
+        assert (
+            np.abs(crop.reshape(64, 16, 64, 16, 3).mean((1, 3)) - gold['crop1024_area64'][i]).max()
+            < 1e-4
+        )
 
 
 @pytest.mark.parametrize('R', [256, 1024])
 def test_inverse_coefficients(gold, R):
     found = np.stack([inverse_coefficients(q, R) for q in gold['quads_c1x3_s10']])
-    assert np.abs(found-gold[f'inverse_coeffs_{R}']).max() < 1e-8
+    assert np.abs(found - gold[f'inverse_coeffs_{R}']).max() < 1e-8
 
 
 def test_feather(gold):
-    mask = torch.from_numpy(gold['paste_mask256_u8']).float()/255
-    assert np.array_equal((erode(mask, 25, outside=0.)*255).round().byte().numpy(), gold['feather_eroded256_u8'])
-    assert levels((feather_mask(mask, 25)*255).round().byte().numpy(), gold['feather_blurred256_u8']).max() <= 1
+    mask = torch.from_numpy(gold['paste_mask256_u8']).float() / 255
+    assert np.array_equal(
+        (erode(mask, 25, outside=0.0) * 255).round().byte().numpy(), gold['feather_eroded256_u8']
+    )
+    assert (
+        levels(
+            (feather_mask(mask, 25) * 255).round().byte().numpy(), gold['feather_blurred256_u8']
+        ).max()
+        <= 1
+    )
 
 
-@pytest.mark.parametrize('name,masked,feather,exact', [('paste_rgba_u8', False, 0, True), ('paste_mask_r0_rgba_u8', True, 0, True),
-                                                       ('paste_mask_r25_rgba_u8', True, 25, False)])
+@pytest.mark.parametrize(
+    'name,masked,feather,exact',
+    [
+        ('paste_rgba_u8', False, 0, True),
+        ('paste_mask_r0_rgba_u8', True, 0, True),
+        ('paste_mask_r25_rgba_u8', True, 25, False),
+    ],
+)
 def test_paste(gold, name, masked, feather, exact):
-    mask = torch.from_numpy(gold['paste_mask256_u8']).float()/255 if masked else None
+    mask = torch.from_numpy(gold['paste_mask256_u8']).float() / 255 if masked else None
     for i, t in enumerate(gold['frame_index']):
-        frame, crop, quad = gold['frames_u8'][i], 255-gold['crops256_c1x3_s10_u8'][i], gold['quads_c1x3_s10'][t]
-        want = gold[name][i][...,:3]
+        frame, crop, quad = (
+            gold['frames_u8'][i],
+            255 - gold['crops256_c1x3_s10_u8'][i],
+            gold['quads_c1x3_s10'][t],
+        )
+        want = gold[name][i][..., :3]
         ours = levels(paste(frame, crop, quad, mask, feather, reference=True), want)
-        assert ours.max() <= (0 if exact else 2) and (ours>1).mean() < 1e-3
+        assert ours.max() <= (0 if exact else 2) and (ours > 1).mean() < 1e-3
         better = paste(frame, crop, quad, mask, feather)
-        assert (levels(better, want)>2).mean() < 1e-3
+        assert (levels(better, want) > 2).mean() < 1e-3
         if masked:
             weight = paste_mask(quad, mask, *frame.shape[:2], feather)
-            assert np.array_equal(better[weight==0], frame[weight==0])
+            assert np.array_equal(better[weight == 0], frame[weight == 0])
 
 
 @pytest.mark.parametrize('feather', [0, 25])
 def test_paste_1024(gold, parity, manifest, feather):
     mask = torch.from_numpy(parity('f_masks')['full_1024_i0_w0'])
-    assert int((mask*255).round().long().sum())==int(gold['paste1024_fullmask_used_u8_sum'][0])
-    y, x = np.mgrid[:1024,:1024]
-    waves = [(a*x+b*y+((x*y)>>s))%512 for a,b,s in manifest['fixtures']['c_e4e']['meta']['integer_texture']['coeffs']]
-    crop = np.stack([np.where(t<=255, t, 511-t) for t in waves], -1).astype(np.uint8)
-    found = paste(gold['frames_u8'][0], crop, gold['quads_c1x3_s10'][4], mask, feather, reference=True)
-    off = levels(found, gold[f'paste1024_mask_r{feather}_rgba_u8'][...,:3])
-    assert off.max() <= 2 and (off>1).mean() < 1e-3
+    assert int((mask * 255).round().long().sum()) == int(gold['paste1024_fullmask_used_u8_sum'][0])
+    y, x = np.mgrid[:1024, :1024]
+    waves = [
+        (a * x + b * y + ((x * y) >> s)) % 512
+        for a, b, s in manifest['fixtures']['c_e4e']['meta']['integer_texture']['coeffs']
+    ]
+    crop = np.stack([np.where(t <= 255, t, 511 - t) for t in waves], -1).astype(np.uint8)
+    found = paste(
+        gold['frames_u8'][0], crop, gold['quads_c1x3_s10'][4], mask, feather, reference=True
+    )
+    off = levels(found, gold[f'paste1024_mask_r{feather}_rgba_u8'][..., :3])
+    assert off.max() <= 2 and (off > 1).mean() < 1e-3
 
 
 def test_inputs_stay_as_they_were(gold):

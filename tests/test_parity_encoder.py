@@ -1,4 +1,5 @@
 "The encoder against golden codes, official size. One forward pass takes about 20 s on two cores."
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,8 @@ FIXTURE = 'c_e4e'
 
 
 def meta_encoder():
-    with torch.device('meta'): return Encoder()
+    with torch.device('meta'):
+        return Encoder()
 
 
 def test_keys_and_shapes(manifest):
@@ -26,9 +28,9 @@ def texture(manifest):
     x, y = np.meshgrid(np.arange(1024), np.arange(1024))
     planes = []
     for a, b, s in manifest['fixtures'][FIXTURE]['meta']['integer_texture']['coeffs']:
-        t = (a*x+b*y+(x*y >> s)) % 512
-        planes.append(np.where(t <= 255, t, 511-t))
-    return (torch.from_numpy(np.stack(planes)).float()/255-0.5)[None]/0.5
+        t = (a * x + b * y + (x * y >> s)) % 512
+        planes.append(np.where(t <= 255, t, 511 - t))
+    return (torch.from_numpy(np.stack(planes)).float() / 255 - 0.5)[None] / 0.5
 
 
 def test_resize(parity, manifest):
@@ -41,7 +43,8 @@ def test_resize(parity, manifest):
 
 def test_missing_average():
     E = Encoder(64, 10, 8, width=4, blocks=(1, 1, 1, 1))
-    with pytest.raises(StitchError, match='no latent_avg'): E.load_e4e(E.state_dict(), None)
+    with pytest.raises(StitchError, match='no latent_avg'):
+        E.load_e4e(E.state_dict(), None)
 
 
 @pytest.fixture(scope='module')
@@ -49,12 +52,18 @@ def official(parity, manifest):
     npz, table = parity(FIXTURE), manifest['models'][f'{FIXTURE}/state_dict_encoder']
     E = meta_encoder().to_empty(device='cpu')
     for m in E.modules():
-        if hasattr(m, 'num_batches_tracked'): m.num_batches_tracked.zero_()
+        if hasattr(m, 'num_batches_tracked'):
+            m.num_batches_tracked.zero_()
 
     class Bare(torch.nn.Module):
-        def state_dict(self): return {k: v for k, v in E.state_dict().items() if k != 'w_avg'}
+        def state_dict(self):
+            return {k: v for k, v in E.state_dict().items() if k != 'w_avg'}
+
         def load_state_dict(self, s):
-            E.load_e4e({f'encoder.{k}': v for k, v in s.items()}, torch.from_numpy(npz['latent_avg']))
+            E.load_e4e(
+                {f'encoder.{k}': v for k, v in s.items()}, torch.from_numpy(npz['latent_avg'])
+            )
+
     fill(Bare(), table)
     return E.eval(), npz, Checker(npz, manifest['fixtures'][FIXTURE]['arrays'])
 
@@ -63,11 +72,12 @@ def official(parity, manifest):
 @torch.no_grad()
 def test_codes(official):
     E, npz, check = official
-    crop = torch.from_numpy(npz['input_u8']).permute(2, 0, 1)[None]/127.5-1
+    crop = torch.from_numpy(npz['input_u8']).permute(2, 0, 1)[None] / 127.5 - 1
     check('codes_encoder_raw', E.offsets(crop))
     check('codes_with_avg', E(crop))
     check('codes_batch2_with_avg', E(torch.cat([crop, crop.flip(3)])))
-    for stage in 0, 3, 8: check(f'codes_raw_stage{stage}', E.offsets(crop, stage))
+    for stage in 0, 3, 8:
+        check(f'codes_raw_stage{stage}', E.offsets(crop, stage))
 
 
 @pytest.mark.slow
@@ -77,5 +87,7 @@ def test_codes_from_large_crops(official, manifest):
     crop = texture(manifest)
     check('codes_from_1024_default_resize', E(crop))
     E.antialias = False
-    try: check('codes_from_1024_no_antialias', E(crop))
-    finally: E.antialias = True
+    try:
+        check('codes_from_1024_no_antialias', E(crop))
+    finally:
+        E.antialias = True

@@ -1,4 +1,5 @@
 "What holds for the project as a whole: modules stand alone, settings say what the code needs (test_safety: nothing executable is loaded)."
+
 import ast
 import json
 import os
@@ -17,27 +18,40 @@ from fastcore.script import anno_parser
 import stitch_nb
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT/"stitch_nb"
+PACKAGE = ROOT / "stitch_nb"
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
-NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+)
 
 
 @pytest.fixture(scope="session")
 def settings():
     config = ConfigParser(delimiters=["="])
-    config.read(ROOT/"settings.ini", encoding="utf-8")
+    config.read(ROOT / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]
 
 
 def code_of(path: Path):
     "The Python of a file, or of a notebook's cells, parsed; cells with magics are left out."
-    if path.suffix == ".py": return [ast.parse(path.read_text(encoding="utf-8"))]
-    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    if path.suffix == ".py":
+        return [ast.parse(path.read_text(encoding="utf-8"))]
+    cells = [
+        "".join(c["source"])
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "code"
+    ]
     return [ast.parse(c) for c in cells if not re.search(r"^[%!]", c, re.M)]
 
 
 def test_no_star_imports():
-    assert not [f"{p.name}: {ast.unparse(n)}" for p in SOURCES for t in code_of(p) for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"]
+    assert not [
+        f"{p.name}: {ast.unparse(n)}"
+        for p in SOURCES
+        for t in code_of(p)
+        for n in ast.walk(t)
+        if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"
+    ]
 
 
 def test_nothing_is_written_twice():
@@ -46,18 +60,33 @@ def test_nothing_is_written_twice():
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and "people" not in path.parts: names[node.name].append(path.stem)
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and "people" not in path.parts
+            ):
+                names[node.name].append(path.stem)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                body = [b for b in node.body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]
-                if len(ast.unparse(body)) > 150: bodies[ast.dump(ast.Module(body, []))].append(f"{path.stem}.{node.name}")
+                body = [
+                    b
+                    for b in node.body
+                    if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))
+                ]
+                if len(ast.unparse(body)) > 150:
+                    bodies[ast.dump(ast.Module(body, []))].append(f"{path.stem}.{node.name}")
     assert not {n: where for n, where in names.items() if len(where) > 1}
     assert not [where for where in bodies.values() if len(where) > 1]
 
 
 def test_every_module_imports_alone():
     "Each in a process of its own, in which nothing of the package was imported before (forked, so that torch is loaded once)."
-    modules = [".".join(("stitch_nb", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__") for p in SOURCES]
+    modules = [
+        ".".join(("stitch_nb", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        )
+        for p in SOURCES
+    ]
     script = f"""
 import os, sys, traceback, numpy, scipy.ndimage, torch
 failed = []
@@ -69,7 +98,13 @@ for name in {modules!r}:
         os._exit(0)
     if os.waitpid(child, 0)[1]: failed.append(name)
 sys.exit(' '.join(failed) or 0)"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -84,58 +119,92 @@ def test_console_scripts_exist(settings):
         assert name == function and callable(getattr(import_module(module), function))
 
 
-NAMES = {"PIL": "pillow", "skimage": "scikit-image", "dlib": "dlib-bin", "IPython": "ipython", "warp": "warp-lang"}
-BROUGHT = {"ipython": "jupyterlab", "traitlets": "ipywidgets"}     # comes with what is required
+NAMES = {
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "dlib": "dlib-bin",
+    "IPython": "ipython",
+    "warp": "warp-lang",
+}
+BROUGHT = {"ipython": "jupyterlab", "traitlets": "ipywidgets"}  # comes with what is required
 
 
 def test_requirements_cover_the_imports(settings):
     "Whatever the package imports is in settings.ini; what it imports at the top of a module outside of people/ is in the plain requirements."
-    clean = lambda text: {re.split(r"[<>=!~]", r)[0].lower().replace("_", "-") for r in text.split()}
+    clean = lambda text: {
+        re.split(r"[<>=!~]", r)[0].lower().replace("_", "-") for r in text.split()
+    }
     plain = clean(settings["requirements"])
     every = plain.union(*(clean(settings[k]) for k in settings if k.endswith("_requirements")))
     lacking = []
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.level: continue
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
-            for name in (NAMES.get(m.split(".")[0], m.split(".")[0]).lower().replace("_", "-") for m in modules):
-                if name in sys.stdlib_module_names or name == "stitch-nb" or name in map(str.lower, sys.stdlib_module_names): continue
+            if isinstance(node, ast.ImportFrom) and node.level:
+                continue
+            modules = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for name in (
+                NAMES.get(m.split(".")[0], m.split(".")[0]).lower().replace("_", "-")
+                for m in modules
+            ):
+                if (
+                    name in sys.stdlib_module_names
+                    or name == "stitch-nb"
+                    or name in map(str.lower, sys.stdlib_module_names)
+                ):
+                    continue
                 name = BROUGHT.get(name, name)
                 needed = plain if node in tree.body and "people" not in path.parts else every
-                if name not in needed: lacking.append(f"{path.relative_to(ROOT)} imports {name}")
+                if name not in needed:
+                    lacking.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not lacking
 
 
 def test_environment_names_the_python_of_the_settings(settings):
-    said = (ROOT/"environment.yml").read_text(encoding="utf-8")
+    said = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert f"python>={settings['min_python']}" in said and "-e .[dev]" in said
-    assert settings["min_python"] in (ROOT/".github"/"workflows"/"test.yml").read_text(encoding="utf-8")
+    assert settings["min_python"] in (ROOT / ".github" / "workflows" / "test.yml").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_readme_is_the_index():
-    sys.path.insert(0, str(ROOT/"tools"))
-    try: assert import_module("readme").differing() == []
-    finally: sys.path.remove(str(ROOT/"tools"))
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        assert import_module("readme").differing() == []
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
 
 
 def test_readme_has_the_two_commands():
-    said = (ROOT/"README.md").read_text(encoding="utf-8")
+    said = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "pip install -e . && stitch_demo" in said
     assert "pip install -e '.[dev]' && nbdev_test && pytest tests" in said
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/"nbs")))
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
 def test_notebook(path):
     "Small, without warnings and error outputs, and without what differs between two machines."
-    limit = 600_000 if {"figures", "people"} & set(path.parts) or path.stem in ("walkthrough", "index") else 200_000
+    limit = (
+        600_000
+        if {"figures", "people"} & set(path.parts) or path.stem in ("walkthrough", "index")
+        else 200_000
+    )
     assert path.stat().st_size < limit
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error", "".join(cell["source"])[:200]
             assert output.get("name") != "stderr", "".join(cell["source"])[:200]
-            text = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+            text = "".join(output.get("text", "")) + "".join(
+                output.get("data", {}).get("text/plain", "")
+            )
             found = re.search(r"/tmp/|/home/|/root/|/work/| at 0x[0-9a-f]{6,}|\d+it/s|s/it\b", text)
             assert not found, f"{found[0]!r} in an output of: {''.join(cell['source'])[:200]}"
 
@@ -144,17 +213,31 @@ def test_links_between_notebooks_lead_somewhere():
     broken = []
     for path in NOTEBOOKS:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] != "markdown": continue
-            for target in re.findall(r"\]\((?!https?://|#|mailto:|attachment:)([^)#\s]+)", "".join(cell["source"])):
-                if not (path.parent/target).exists(): broken.append(f"{path.name}: {target}")
+            if cell["cell_type"] != "markdown":
+                continue
+            for target in re.findall(
+                r"\]\((?!https?://|#|mailto:|attachment:)([^)#\s]+)", "".join(cell["source"])
+            ):
+                if not (path.parent / target).exists():
+                    broken.append(f"{path.name}: {target}")
     assert not broken
 
 
 def commands_said():
     "Every `stitch_...` command line in the README and in the notebooks' prose."
-    texts = [(ROOT/"README.md").read_text(encoding="utf-8")]
-    texts += ["".join(c["source"]) for path in NOTEBOOKS for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
-    lines = {m for text in texts for m in re.findall(r"`(stitch_[a-z]+ [^`\n]+)`", text) + re.findall(r"^(stitch_[a-z]+ .+)$", text, re.M)}
+    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    texts += [
+        "".join(c["source"])
+        for path in NOTEBOOKS
+        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == "markdown"
+    ]
+    lines = {
+        m
+        for text in texts
+        for m in re.findall(r"`(stitch_[a-z]+ [^`\n]+)`", text)
+        + re.findall(r"^(stitch_[a-z]+ .+)$", text, re.M)
+    }
     return sorted(line.split("  #")[0].strip() for line in lines)
 
 
@@ -164,12 +247,25 @@ def test_commands_are_understood(line, settings):
     name, *words = shlex.split(line)
     places = dict(re.findall(r"(\w+)=(stitch_nb\.\w+:\w+)", settings["console_scripts"]))
     module, _, function = places[name].partition(":")
-    if name == "stitch_weights": parser = import_module(module).weights_parser()
-    elif name == "stitch_doctor": parser = import_module(module).doctor_parser()
-    else: parser = anno_parser(getattr(import_module(module), function).__wrapped__, name)
-    parser.parse_args(words)      # exits where it does not understand
+    if name == "stitch_weights":
+        parser = import_module(module).weights_parser()
+    elif name == "stitch_doctor":
+        parser = import_module(module).doctor_parser()
+    else:
+        parser = anno_parser(getattr(import_module(module), function).__wrapped__, name)
+    parser.parse_args(words)  # exits where it does not understand
 
 
 def test_commands_were_found():
     said = " ".join(commands_said())
-    assert all(f"{name} " in said for name in ("stitch_edit", "stitch_figure", "stitch_report", "stitch_weights", "stitch_app", "stitch_docs"))
+    assert all(
+        f"{name} " in said
+        for name in (
+            "stitch_edit",
+            "stitch_figure",
+            "stitch_report",
+            "stitch_weights",
+            "stitch_app",
+            "stitch_docs",
+        )
+    )

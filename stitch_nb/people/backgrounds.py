@@ -15,223 +15,458 @@ from PIL import Image, ImageDraw, ImageFilter
 # %% ../../nbs/people/12_backgrounds.ipynb #ac3478d6
 GRID = 96  # pixels of the drawing before it is enlarged
 
+
 class Canvas:
     "A small picture on which scenes are drawn in coordinates from 0 to 1, y downwards."
+
     def __init__(
         self,
-        top,         # (3,) 0..255, colour above
-        bottom=None, # (3,) colour below; None is `top`
+        top,  # (3,) 0..255, colour above
+        bottom=None,  # (3,) colour below; None is `top`
     ):
         top, bottom = np.asarray(top, float), np.asarray(top if bottom is None else bottom, float)
         ramp = top + (bottom - top) * np.linspace(0, 1, GRID)[:, None]
         self.set(np.broadcast_to(ramp[:, None], (GRID, GRID, 3)))
 
-    def set(self, values:np.ndarray):
+    def set(self, values: np.ndarray):
         "Take over an array (GRID,GRID,3)."
-        self.image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)); self.pen = ImageDraw.Draw(self.image, "RGBA")
+        self.image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+        self.pen = ImageDraw.Draw(self.image, "RGBA")
 
     def shape(
         self,
-        kind:str,   # box, oval or path
-        points,     # x0, y0, x1, y1 for a box or an oval; (n,2) for a path
-        colour,     # (3,) 0..255
+        kind: str,  # box, oval or path
+        points,  # x0, y0, x1, y1 for a box or an oval; (n,2) for a path
+        colour,  # (3,) 0..255
         alpha=255,  # opacity
     ):
         "Draw one filled shape."
-        xy = (np.asarray(points, float) * GRID).ravel().tolist(); fill = (*(int(c) for c in np.clip(colour, 0, 255)), int(alpha))
-        if kind != "path": xy = [min(xy[0], xy[2]), min(xy[1], xy[3]), max(xy[0], xy[2]), max(xy[1], xy[3])]
-        getattr(self.pen, dict(box="rectangle", oval="ellipse", path="polygon")[kind])(xy, fill=fill)
+        xy = (np.asarray(points, float) * GRID).ravel().tolist()
+        fill = (*(int(c) for c in np.clip(colour, 0, 255)), int(alpha))
+        if kind != "path":
+            xy = [min(xy[0], xy[2]), min(xy[1], xy[3]), max(xy[0], xy[2]), max(xy[1], xy[3])]
+        getattr(self.pen, dict(box="rectangle", oval="ellipse", path="polygon")[kind])(
+            xy, fill=fill
+        )
 
-    def blur(self, radius:float):
+    def blur(self, radius: float):
         "Soften what has been drawn so far; `radius` is in pixels of the grid."
-        self.image = self.image.filter(ImageFilter.GaussianBlur(radius)); self.pen = ImageDraw.Draw(self.image, "RGBA")
+        self.image = self.image.filter(ImageFilter.GaussianBlur(radius))
+        self.pen = ImageDraw.Draw(self.image, "RGBA")
 
-    def glow(self, x:float, y:float, radius:float, colour):
+    def glow(self, x: float, y: float, radius: float, colour):
         "Add light that falls off around a point."
-        v, u = (np.mgrid[:GRID, :GRID] + .5) / GRID
-        self.set(np.asarray(self.image, float) + np.exp(-((u - x) ** 2 + (v - y) ** 2) / (2 * radius ** 2))[..., None] * np.asarray(colour, float))
+        v, u = (np.mgrid[:GRID, :GRID] + 0.5) / GRID
+        self.set(
+            np.asarray(self.image, float)
+            + np.exp(-((u - x) ** 2 + (v - y) ** 2) / (2 * radius**2))[..., None]
+            * np.asarray(colour, float)
+        )
 
 # %% ../../nbs/people/12_backgrounds.ipynb #fe5dbbce
-PAINT = ((214, 210, 202), (196, 196, 194), (178, 186, 184), (190, 180, 164), (160, 172, 160), (150, 162, 174), (172, 152, 138), (128, 134, 138), (104, 104, 108), (84, 92, 98), (112, 98, 88), (70, 68, 70)) # walls, sRGB
-WOOD = ((120, 86, 58), (92, 66, 48), (150, 116, 84), (70, 54, 44)) # furniture and doors
+PAINT = (
+    (214, 210, 202),
+    (196, 196, 194),
+    (178, 186, 184),
+    (190, 180, 164),
+    (160, 172, 160),
+    (150, 162, 174),
+    (172, 152, 138),
+    (128, 134, 138),
+    (104, 104, 108),
+    (84, 92, 98),
+    (112, 98, 88),
+    (70, 68, 70),
+)  # walls, sRGB
+WOOD = ((120, 86, 58), (92, 66, 48), (150, 116, 84), (70, 54, 44))  # furniture and doors
 
-def vary(rng, colour, light:float=12., tint:float=4.)->np.ndarray:
+
+def vary(rng, colour, light: float = 12.0, tint: float = 4.0) -> np.ndarray:
     "(3,) a colour like `colour`: lighter or darker, warmer or colder, hardly ever purple."
-    return np.clip(np.asarray(colour, float) + rng.normal(0, light) + rng.normal(0, tint) * np.array([1.3, .2, -1.4]) + rng.normal(0, tint * .35, 3), 4, 250)
+    return np.clip(
+        np.asarray(colour, float)
+        + rng.normal(0, light)
+        + rng.normal(0, tint) * np.array([1.3, 0.2, -1.4])
+        + rng.normal(0, tint * 0.35, 3),
+        4,
+        250,
+    )
 
-def pick(rng, colours)->np.ndarray:
+
+def pick(rng, colours) -> np.ndarray:
     "(3,) one of the colours, varied."
     return vary(rng, colours[int(rng.integers(len(colours)))])
 
 # %% ../../nbs/people/12_backgrounds.ipynb #0ade7c2c
-def wall(rng, detail:float)->tuple:
+def wall(rng, detail: float) -> tuple:
     "A wall with perhaps a picture, a door or a lamp; (canvas, side of the light)."
-    paint, side = pick(rng, PAINT), float(rng.uniform(-1, 1)); c = Canvas(paint * rng.uniform(.9, 1.05), paint * rng.uniform(.75, .95))
-    shade = 1 + rng.uniform(.05, .22) * side * np.linspace(-1, 1, GRID)[None, :, None]; c.set(np.asarray(c.image) * shade)
-    if rng.random() < .45 * detail:
-        x, w, h = rng.uniform(-.1, .9), rng.uniform(.12, .3), rng.uniform(.14, .34); y = rng.uniform(.02, .3)
-        c.shape("box", (x, y, x + w, y + h), vary(rng, paint * rng.choice((.45, 1.15)))); c.shape("box", (x + .02, y + .02, x + w - .02, y + h - .02), pick(rng, PAINT))
-        c.shape("box", (x + .04, y + h * rng.uniform(.4, .7), x + w - .04, y + h - .04), pick(rng, WOOD + PAINT), 180)
-    if rng.random() < .30 * detail:
-        x, w = float(rng.choice((rng.uniform(-.15, .1), rng.uniform(.72, .95)))), rng.uniform(.22, .32); door = rng.choice((0, 1)) * pick(rng, WOOD)
-        door = pick(rng, WOOD) if door.sum() == 0 and rng.random() < .5 else vary(rng, paint * 1.12)
-        c.shape("box", (x - .03, .02, x + w + .03, 1.1), door * .8); c.shape("box", (x, .05, x + w, 1.1), door)
-        for y in (.12, .55): c.shape("box", (x + .05, y, x + w - .05, y + .34), door * .88)
-    if rng.random() < .4 * detail:
-        y = rng.uniform(.62, .85); c.shape("box", (-.1, y, rng.uniform(.2, 1.1), 1.1), pick(rng, WOOD + PAINT[4:]))
-    if rng.random() < .25 * detail:
-        x, y = rng.uniform(.05, .95), rng.uniform(.25, .5); c.shape("path", ((x - .05, y), (x + .05, y), (x + .09, y + .15), (x - .09, y + .15)), (246, 222, 190)); c.glow(x, y + .08, .16, (50, 40, 26)); side = x * 2 - 1
+    paint, side = pick(rng, PAINT), float(rng.uniform(-1, 1))
+    c = Canvas(paint * rng.uniform(0.9, 1.05), paint * rng.uniform(0.75, 0.95))
+    shade = 1 + rng.uniform(0.05, 0.22) * side * np.linspace(-1, 1, GRID)[None, :, None]
+    c.set(np.asarray(c.image) * shade)
+    if rng.random() < 0.45 * detail:
+        x, w, h = rng.uniform(-0.1, 0.9), rng.uniform(0.12, 0.3), rng.uniform(0.14, 0.34)
+        y = rng.uniform(0.02, 0.3)
+        c.shape("box", (x, y, x + w, y + h), vary(rng, paint * rng.choice((0.45, 1.15))))
+        c.shape("box", (x + 0.02, y + 0.02, x + w - 0.02, y + h - 0.02), pick(rng, PAINT))
+        c.shape(
+            "box",
+            (x + 0.04, y + h * rng.uniform(0.4, 0.7), x + w - 0.04, y + h - 0.04),
+            pick(rng, WOOD + PAINT),
+            180,
+        )
+    if rng.random() < 0.30 * detail:
+        x, w = (
+            float(rng.choice((rng.uniform(-0.15, 0.1), rng.uniform(0.72, 0.95)))),
+            rng.uniform(0.22, 0.32),
+        )
+        door = rng.choice((0, 1)) * pick(rng, WOOD)
+        door = (
+            pick(rng, WOOD) if door.sum() == 0 and rng.random() < 0.5 else vary(rng, paint * 1.12)
+        )
+        c.shape("box", (x - 0.03, 0.02, x + w + 0.03, 1.1), door * 0.8)
+        c.shape("box", (x, 0.05, x + w, 1.1), door)
+        for y in (0.12, 0.55):
+            c.shape("box", (x + 0.05, y, x + w - 0.05, y + 0.34), door * 0.88)
+    if rng.random() < 0.4 * detail:
+        y = rng.uniform(0.62, 0.85)
+        c.shape("box", (-0.1, y, rng.uniform(0.2, 1.1), 1.1), pick(rng, WOOD + PAINT[4:]))
+    if rng.random() < 0.25 * detail:
+        x, y = rng.uniform(0.05, 0.95), rng.uniform(0.25, 0.5)
+        c.shape(
+            "path",
+            ((x - 0.05, y), (x + 0.05, y), (x + 0.09, y + 0.15), (x - 0.09, y + 0.15)),
+            (246, 222, 190),
+        )
+        c.glow(x, y + 0.08, 0.16, (50, 40, 26))
+        side = x * 2 - 1
     return c, side
 
 # %% ../../nbs/people/12_backgrounds.ipynb #b1d57811
-def window(rng, detail:float)->tuple:
+def window(rng, detail: float) -> tuple:
     "A bright window with a sash and curtains."
-    paint = pick(rng, PAINT[:9]) * rng.uniform(.7, .95); c = Canvas(paint, paint * .85); x, w = rng.uniform(-.25, .8), rng.uniform(.3, .6); y, h = rng.uniform(-.1, .12), rng.uniform(.5, .8)
-    sky = vary(rng, (222, 230, 238), 8); ground = pick(rng, ((120, 136, 104), (150, 150, 146), (136, 142, 120)))
-    c.shape("box", (x, y, x + w, y + h), sky); c.shape("box", (x, y + h * rng.uniform(.5, .8), x + w, y + h), ground)
-    for k in range(int(4 * detail)): r = rng.uniform(.05, .13); u, v = x + rng.uniform(0, w), y + h * rng.uniform(.4, .7); c.shape("oval", (u - r, v - r, u + r, v + r), vary(rng, ground * .8), 170)
-    c.shape("box", (-.1, y + h, 1.1, 1.1), paint * .85); c.shape("box", (-.1, -.2, x, 1.1), paint); c.shape("box", (x + w, -.2, 1.1, 1.1), paint * .95)
-    frame = vary(rng, (226, 222, 214) if rng.random() < .7 else WOOD[1]); n = int(rng.integers(1, 4))
-    for u in np.linspace(x, x + w, n + 1): c.shape("box", (u - .012, y, u + .012, y + h), frame)
-    for v in (y, y + h * .45, y + h): c.shape("box", (x, v - .012, x + w, v + .012), frame)
-    c.shape("box", (x - .04, y + h, x + w + .04, y + h + .04), frame * .9)
-    if rng.random() < .6 * detail:
+    paint = pick(rng, PAINT[:9]) * rng.uniform(0.7, 0.95)
+    c = Canvas(paint, paint * 0.85)
+    x, w = rng.uniform(-0.25, 0.8), rng.uniform(0.3, 0.6)
+    y, h = rng.uniform(-0.1, 0.12), rng.uniform(0.5, 0.8)
+    sky = vary(rng, (222, 230, 238), 8)
+    ground = pick(rng, ((120, 136, 104), (150, 150, 146), (136, 142, 120)))
+    c.shape("box", (x, y, x + w, y + h), sky)
+    c.shape("box", (x, y + h * rng.uniform(0.5, 0.8), x + w, y + h), ground)
+    for k in range(int(4 * detail)):
+        r = rng.uniform(0.05, 0.13)
+        u, v = x + rng.uniform(0, w), y + h * rng.uniform(0.4, 0.7)
+        c.shape("oval", (u - r, v - r, u + r, v + r), vary(rng, ground * 0.8), 170)
+    c.shape("box", (-0.1, y + h, 1.1, 1.1), paint * 0.85)
+    c.shape("box", (-0.1, -0.2, x, 1.1), paint)
+    c.shape("box", (x + w, -0.2, 1.1, 1.1), paint * 0.95)
+    frame = vary(rng, (226, 222, 214) if rng.random() < 0.7 else WOOD[1])
+    n = int(rng.integers(1, 4))
+    for u in np.linspace(x, x + w, n + 1):
+        c.shape("box", (u - 0.012, y, u + 0.012, y + h), frame)
+    for v in (y, y + h * 0.45, y + h):
+        c.shape("box", (x, v - 0.012, x + w, v + 0.012), frame)
+    c.shape("box", (x - 0.04, y + h, x + w + 0.04, y + h + 0.04), frame * 0.9)
+    if rng.random() < 0.6 * detail:
         cloth = pick(rng, PAINT)
         for left in (True, False):
-            a = x - .08 if left else x + w - rng.uniform(.02, .08)
-            for k in range(4): c.shape("box", (a + .03 * k, -.1, a + .03 * k + .03, 1.1), cloth * (1 - .14 * (k % 2)), 235)
-    c.glow(x + w / 2, y + h / 2, .35, (22, 22, 24)); return c, float(np.clip((x + w / 2) * 2 - 1, -1, 1))
+            a = x - 0.08 if left else x + w - rng.uniform(0.02, 0.08)
+            for k in range(4):
+                c.shape(
+                    "box",
+                    (a + 0.03 * k, -0.1, a + 0.03 * k + 0.03, 1.1),
+                    cloth * (1 - 0.14 * (k % 2)),
+                    235,
+                )
+    c.glow(x + w / 2, y + h / 2, 0.35, (22, 22, 24))
+    return c, float(np.clip((x + w / 2) * 2 - 1, -1, 1))
 
 # %% ../../nbs/people/12_backgrounds.ipynb #17ba0791
-def shelves(rng, detail:float)->tuple:
+def shelves(rng, detail: float) -> tuple:
     "Rows of books."
-    wood = pick(rng, WOOD + PAINT[:3]); c = Canvas(wood * .5, wood * .4); rows = int(rng.integers(3, 6)); tone = rng.uniform(.55, 1.)
+    wood = pick(rng, WOOD + PAINT[:3])
+    c = Canvas(wood * 0.5, wood * 0.4)
+    rows = int(rng.integers(3, 6))
+    tone = rng.uniform(0.55, 1.0)
     for k in range(rows):
-        top, bottom = k / rows, (k + 1) / rows - .025; x = rng.uniform(-.1, .1)
+        top, bottom = k / rows, (k + 1) / rows - 0.025
+        x = rng.uniform(-0.1, 0.1)
         while x < 1:
-            w = rng.uniform(.02, .07)
-            if rng.random() < .85: c.shape("box", (x, top + (bottom - top) * rng.uniform(.08, .4), x + w, bottom), pick(rng, PAINT + WOOD + ((112, 58, 52), (58, 78, 94), (70, 92, 76), (150, 128, 84))) * tone)
-            x += w + .003
-        c.shape("box", (-.1, bottom, 1.1, bottom + .025), wood)
-    for u in np.arange(rng.uniform(-.2, .3), 1.2, rng.uniform(.4, .7)): c.shape("box", (u - .015, -.1, u + .015, 1.1), wood * .95)
+            w = rng.uniform(0.02, 0.07)
+            if rng.random() < 0.85:
+                c.shape(
+                    "box",
+                    (x, top + (bottom - top) * rng.uniform(0.08, 0.4), x + w, bottom),
+                    pick(
+                        rng,
+                        PAINT + WOOD + ((112, 58, 52), (58, 78, 94), (70, 92, 76), (150, 128, 84)),
+                    )
+                    * tone,
+                )
+            x += w + 0.003
+        c.shape("box", (-0.1, bottom, 1.1, bottom + 0.025), wood)
+    for u in np.arange(rng.uniform(-0.2, 0.3), 1.2, rng.uniform(0.4, 0.7)):
+        c.shape("box", (u - 0.015, -0.1, u + 0.015, 1.1), wood * 0.95)
     return c, float(rng.uniform(-1, 1))
 
 # %% ../../nbs/people/12_backgrounds.ipynb #7b52009b
-def studio_backdrop(rng, detail:float)->tuple:
+def studio_backdrop(rng, detail: float) -> tuple:
     "A photographer's paper roll with a soft pool of light."
-    paint = pick(rng, PAINT) * rng.uniform(.6, 1.1); c = Canvas(paint, paint * .92); x = rng.uniform(.2, .8)
-    c.glow(x, rng.uniform(.3, .7), rng.uniform(.25, .5), paint * rng.uniform(.1, .4)); return c, x * 2 - 1
+    paint = pick(rng, PAINT) * rng.uniform(0.6, 1.1)
+    c = Canvas(paint, paint * 0.92)
+    x = rng.uniform(0.2, 0.8)
+    c.glow(x, rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.5), paint * rng.uniform(0.1, 0.4))
+    return c, x * 2 - 1
 
-def evening(rng, detail:float)->tuple:
+
+def evening(rng, detail: float) -> tuple:
     "A dim room or street with lamps far away, each a disc."
-    base = vary(rng, (46, 44, 48), 10, 4); c = Canvas(base * rng.uniform(.7, 1.3), base * rng.uniform(.6, 1.1))
-    for _ in range(5): x, w = rng.uniform(-.1, 1), rng.uniform(.1, .4); c.shape("box", (x, rng.uniform(-.1, .5), x + w, rng.uniform(.5, 1.1)), vary(rng, base * rng.uniform(.7, 1.5)), 200)
+    base = vary(rng, (46, 44, 48), 10, 4)
+    c = Canvas(base * rng.uniform(0.7, 1.3), base * rng.uniform(0.6, 1.1))
+    for _ in range(5):
+        x, w = rng.uniform(-0.1, 1), rng.uniform(0.1, 0.4)
+        c.shape(
+            "box",
+            (x, rng.uniform(-0.1, 0.5), x + w, rng.uniform(0.5, 1.1)),
+            vary(rng, base * rng.uniform(0.7, 1.5)),
+            200,
+        )
     c.blur(4)
     for _ in range(int(rng.integers(6, 22) * detail)):
-        x, y, r = rng.uniform(0, 1), rng.beta(2, 2.5), rng.uniform(.015, .055); warm = rng.uniform(0, 1)
-        c.shape("oval", (x - r, y - r, x + r, y + r), (235, 190 + 35 * warm, 130 + 90 * warm), rng.uniform(50, 170))
-    return c, float(rng.uniform(-.7, .7))
+        x, y, r = rng.uniform(0, 1), rng.beta(2, 2.5), rng.uniform(0.015, 0.055)
+        warm = rng.uniform(0, 1)
+        c.shape(
+            "oval",
+            (x - r, y - r, x + r, y + r),
+            (235, 190 + 35 * warm, 130 + 90 * warm),
+            rng.uniform(50, 170),
+        )
+    return c, float(rng.uniform(-0.7, 0.7))
 
 # %% ../../nbs/people/12_backgrounds.ipynb #fa35e192
-def _sky(rng)->tuple:
+def _sky(rng) -> tuple:
     "Colours of the sky above and at the horizon, and its brightness: clear, overcast or low sun."
-    kind = rng.choice(3, p=(.45, .38, .17)); gain = rng.uniform(.85, 1.05)
-    top, low = (((128, 160, 196), (196, 208, 216)), ((184, 188, 192), (206, 206, 204)), ((150, 152, 172), (226, 200, 172)))[kind]
+    kind = rng.choice(3, p=(0.45, 0.38, 0.17))
+    gain = rng.uniform(0.85, 1.05)
+    top, low = (
+        ((128, 160, 196), (196, 208, 216)),
+        ((184, 188, 192), (206, 206, 204)),
+        ((150, 152, 172), (226, 200, 172)),
+    )[kind]
     return vary(rng, top, 8) * gain, vary(rng, low, 8) * gain
 
-def _leaves(rng, c:Canvas, n:int, y:tuple, r:tuple, base):
+
+def _leaves(rng, c: Canvas, n: int, y: tuple, r: tuple, base):
     "Blobs of foliage."
     for _ in range(n):
-        x, v, q = rng.uniform(-.05, 1.05), rng.uniform(*y), rng.uniform(*r); c.shape("oval", (x - q, v - q * .9, x + q, v + q * .9), vary(rng, np.asarray(base) * rng.uniform(.6, 1.3), 6, 5), 225)
+        x, v, q = rng.uniform(-0.05, 1.05), rng.uniform(*y), rng.uniform(*r)
+        c.shape(
+            "oval",
+            (x - q, v - q * 0.9, x + q, v + q * 0.9),
+            vary(rng, np.asarray(base) * rng.uniform(0.6, 1.3), 6, 5),
+            225,
+        )
 
-def park(rng, detail:float)->tuple:
+
+def park(rng, detail: float) -> tuple:
     "Trees before the sky, grass below."
-    top, low = _sky(rng); c = Canvas(top, low); y = rng.uniform(.5, .75); grass = vary(rng, (112, 122, 88), 12, 7); tree = vary(rng, ((84, 98, 72), (98, 96, 66), (122, 100, 70))[int(rng.choice(3, p=(.6, .25, .15)))], 12, 5)
-    c.shape("box", (-.1, y, 1.1, 1.1), grass); c.shape("box", (-.1, y, 1.1, y + rng.uniform(.02, .15)), grass * .85)
-    for _ in range(int(3 * detail)): x = rng.uniform(0, 1); c.shape("box", (x, y - .3, x + rng.uniform(.015, .05), y + .08), (74, 64, 56))
-    _leaves(rng, c, int(26 * detail), (rng.uniform(.0, .35), y), (.04, .14), tree)
-    if rng.random() < .3: c.shape("path", ((rng.uniform(.2, .8), y), (rng.uniform(.0, .4), 1.1), (rng.uniform(.6, 1.), 1.1)), (178, 170, 156))
+    top, low = _sky(rng)
+    c = Canvas(top, low)
+    y = rng.uniform(0.5, 0.75)
+    grass = vary(rng, (112, 122, 88), 12, 7)
+    tree = vary(
+        rng,
+        ((84, 98, 72), (98, 96, 66), (122, 100, 70))[int(rng.choice(3, p=(0.6, 0.25, 0.15)))],
+        12,
+        5,
+    )
+    c.shape("box", (-0.1, y, 1.1, 1.1), grass)
+    c.shape("box", (-0.1, y, 1.1, y + rng.uniform(0.02, 0.15)), grass * 0.85)
+    for _ in range(int(3 * detail)):
+        x = rng.uniform(0, 1)
+        c.shape("box", (x, y - 0.3, x + rng.uniform(0.015, 0.05), y + 0.08), (74, 64, 56))
+    _leaves(rng, c, int(26 * detail), (rng.uniform(0.0, 0.35), y), (0.04, 0.14), tree)
+    if rng.random() < 0.3:
+        c.shape(
+            "path",
+            (
+                (rng.uniform(0.2, 0.8), y),
+                (rng.uniform(0.0, 0.4), 1.1),
+                (rng.uniform(0.6, 1.0), 1.1),
+            ),
+            (178, 170, 156),
+        )
     return c, float(rng.uniform(-1, 1))
 
-def foliage(rng, detail:float)->tuple:
+
+def foliage(rng, detail: float) -> tuple:
     "Leaves close behind, with discs of light through them."
-    base = vary(rng, ((78, 92, 66), (66, 80, 64), (104, 98, 68))[int(rng.integers(3))], 12, 5); c = Canvas(base * 1.1, base * .7)
-    _leaves(rng, c, int(40 * detail), (-.05, 1.05), (.04, .13), base); c.blur(3)
-    for _ in range(int(rng.integers(4, 18) * detail)): x, y, r = rng.uniform(0, 1), rng.uniform(-.05, .8), rng.uniform(.015, .045); c.shape("oval", (x - r, y - r, x + r, y + r), (214, 218, 190), rng.uniform(30, 120))
+    base = vary(rng, ((78, 92, 66), (66, 80, 64), (104, 98, 68))[int(rng.integers(3))], 12, 5)
+    c = Canvas(base * 1.1, base * 0.7)
+    _leaves(rng, c, int(40 * detail), (-0.05, 1.05), (0.04, 0.13), base)
+    c.blur(3)
+    for _ in range(int(rng.integers(4, 18) * detail)):
+        x, y, r = rng.uniform(0, 1), rng.uniform(-0.05, 0.8), rng.uniform(0.015, 0.045)
+        c.shape("oval", (x - r, y - r, x + r, y + r), (214, 218, 190), rng.uniform(30, 120))
     return c, float(rng.uniform(-1, 1))
 
 # %% ../../nbs/people/12_backgrounds.ipynb #f1abd670
-def street(rng, detail:float)->tuple:
+def street(rng, detail: float) -> tuple:
     "Houses on both sides, pavement, parked cars."
-    top, low = _sky(rng); c = Canvas(top, low); end, horizon = rng.uniform(.25, .75), rng.uniform(.52, .68); c.shape("box", (-.1, horizon, 1.1, 1.1), vary(rng, (136, 134, 130)))
+    top, low = _sky(rng)
+    c = Canvas(top, low)
+    end, horizon = rng.uniform(0.25, 0.75), rng.uniform(0.52, 0.68)
+    c.shape("box", (-0.1, horizon, 1.1, 1.1), vary(rng, (136, 134, 130)))
     for left in (True, False):
-        x, depth = (-.05, end) if left else (1.05, end); n = int(rng.integers(2, 5)); edges = np.linspace(0, .85, n + 1)
+        x, depth = (-0.05, end) if left else (1.05, end)
+        n = int(rng.integers(2, 5))
+        edges = np.linspace(0, 0.85, n + 1)
         for k in range(n):
-            a, b = x + (depth - x) * edges[k], x + (depth - x) * edges[k + 1]; house = pick(rng, PAINT[:11] + ((150, 110, 92), (164, 140, 112))); roof = horizon - rng.uniform(.35, .7) * (1 - .6 * edges[k])
-            c.shape("box", (a, roof, b, horizon + .16 * (1 - edges[k])), house)
-            for v in np.arange(roof + .04, horizon, .11):
-                for u in np.linspace(a, b, 4)[1:]: c.shape("box", (u - (b - a) * .22, v, u - (b - a) * .08, v + .06), house * rng.uniform(.45, .7))
-    for _ in range(int(rng.integers(0, 4) * detail)): x, s = rng.uniform(0, 1), rng.uniform(.05, .13); c.shape("oval", (x - s, horizon - s * .5, x + s, horizon + s * .6), vary(rng, PAINT[int(rng.integers(len(PAINT)))], 20) * .8)
-    return c, float(np.clip(end * 2 - 1 + rng.normal(0, .4), -1, 1))
+            a, b = x + (depth - x) * edges[k], x + (depth - x) * edges[k + 1]
+            house = pick(rng, PAINT[:11] + ((150, 110, 92), (164, 140, 112)))
+            roof = horizon - rng.uniform(0.35, 0.7) * (1 - 0.6 * edges[k])
+            c.shape("box", (a, roof, b, horizon + 0.16 * (1 - edges[k])), house)
+            for v in np.arange(roof + 0.04, horizon, 0.11):
+                for u in np.linspace(a, b, 4)[1:]:
+                    c.shape(
+                        "box",
+                        (u - (b - a) * 0.22, v, u - (b - a) * 0.08, v + 0.06),
+                        house * rng.uniform(0.45, 0.7),
+                    )
+    for _ in range(int(rng.integers(0, 4) * detail)):
+        x, s = rng.uniform(0, 1), rng.uniform(0.05, 0.13)
+        c.shape(
+            "oval",
+            (x - s, horizon - s * 0.5, x + s, horizon + s * 0.6),
+            vary(rng, PAINT[int(rng.integers(len(PAINT)))], 20) * 0.8,
+        )
+    return c, float(np.clip(end * 2 - 1 + rng.normal(0, 0.4), -1, 1))
 
-def skyline(rng, detail:float)->tuple:
+
+def skyline(rng, detail: float) -> tuple:
     "Towers in the haze."
-    top, low = _sky(rng); c = Canvas(top, low); horizon = rng.uniform(.6, .85)
-    for k, haze in enumerate((.62, .35, .1)):
-        x = -.1
+    top, low = _sky(rng)
+    c = Canvas(top, low)
+    horizon = rng.uniform(0.6, 0.85)
+    for k, haze in enumerate((0.62, 0.35, 0.1)):
+        x = -0.1
         while x < 1.05:
-            w = rng.uniform(.05, .16); tone = vary(rng, (104, 110, 118)) * (1 - haze) + low * haze; y = horizon - rng.uniform(.02, .42 - .08 * k)
-            c.shape("box", (x, y, x + w, 1.1), tone); x += w * rng.uniform(.8, 1.4)
-    c.shape("box", (-.1, horizon, 1.1, 1.1), vary(rng, (124, 128, 128)) if rng.random() < .6 else low * .8); return c, float(rng.uniform(-1, 1))
+            w = rng.uniform(0.05, 0.16)
+            tone = vary(rng, (104, 110, 118)) * (1 - haze) + low * haze
+            y = horizon - rng.uniform(0.02, 0.42 - 0.08 * k)
+            c.shape("box", (x, y, x + w, 1.1), tone)
+            x += w * rng.uniform(0.8, 1.4)
+    c.shape(
+        "box",
+        (-0.1, horizon, 1.1, 1.1),
+        vary(rng, (124, 128, 128)) if rng.random() < 0.6 else low * 0.8,
+    )
+    return c, float(rng.uniform(-1, 1))
 
-def sea(rng, detail:float)->tuple:
+
+def sea(rng, detail: float) -> tuple:
     "Water, a horizon, sand or hills."
-    top, low = _sky(rng); c = Canvas(top, low); y = rng.uniform(.35, .6); water = vary(rng, (112, 138, 150), 12, 5)
-    if rng.random() < .5: x, r = rng.uniform(0, 1), rng.uniform(.2, .5); c.shape("oval", (x - r, y - r * .25, x + r, y + r * .3), vary(rng, (120, 130, 136)))
-    c.shape("box", (-.1, y, 1.1, 1.1), water); c.shape("box", (-.1, y, 1.1, y + .06), water * .9 + 18)
-    if rng.random() < .6: v = rng.uniform(.62, .9); c.shape("path", ((-.1, v + rng.normal(0, .04)), (1.1, v + rng.normal(0, .04)), (1.1, 1.1), (-.1, 1.1)), vary(rng, (196, 180, 152)))
+    top, low = _sky(rng)
+    c = Canvas(top, low)
+    y = rng.uniform(0.35, 0.6)
+    water = vary(rng, (112, 138, 150), 12, 5)
+    if rng.random() < 0.5:
+        x, r = rng.uniform(0, 1), rng.uniform(0.2, 0.5)
+        c.shape("oval", (x - r, y - r * 0.25, x + r, y + r * 0.3), vary(rng, (120, 130, 136)))
+    c.shape("box", (-0.1, y, 1.1, 1.1), water)
+    c.shape("box", (-0.1, y, 1.1, y + 0.06), water * 0.9 + 18)
+    if rng.random() < 0.6:
+        v = rng.uniform(0.62, 0.9)
+        c.shape(
+            "path",
+            (
+                (-0.1, v + rng.normal(0, 0.04)),
+                (1.1, v + rng.normal(0, 0.04)),
+                (1.1, 1.1),
+                (-0.1, 1.1),
+            ),
+            vary(rng, (196, 180, 152)),
+        )
     return c, float(rng.uniform(-1, 1))
 
 # %% ../../nbs/people/12_backgrounds.ipynb #1574bddb
-SCENES = {wall: .24, studio_backdrop: .15, window: .14, shelves: .08, evening: .06, park: .10, foliage: .06, street: .08, skyline: .05, sea: .04} # share of each
+SCENES = {
+    wall: 0.24,
+    studio_backdrop: 0.15,
+    window: 0.14,
+    shelves: 0.08,
+    evening: 0.06,
+    park: 0.10,
+    foliage: 0.06,
+    street: 0.08,
+    skyline: 0.05,
+    sea: 0.04,
+}  # share of each
+
 
 @dataclass(frozen=True)
 class Scene:
     "A place behind somebody."
-    name:str
-    image:np.ndarray  # (GRID,GRID,3) uint8, blurred
-    above:tuple       # (3,) linear RGB, mean of the upper half
-    below:tuple       # (3,) linear RGB, mean of the lower half
-    side:float        # where its light comes from, -1 left to 1 right
+
+    name: str
+    image: np.ndarray  # (GRID,GRID,3) uint8, blurred
+    above: tuple  # (3,) linear RGB, mean of the upper half
+    below: tuple  # (3,) linear RGB, mean of the lower half
+    side: float  # where its light comes from, -1 left to 1 right
 
     def draw(
         self,
-        rng:np.random.Generator, # of the sensor's noise
-        size:int,                # pixels
-    )->np.ndarray:               # (size,size,3) uint8
+        rng: np.random.Generator,  # of the sensor's noise
+        size: int,  # pixels
+    ) -> np.ndarray:  # (size,size,3) uint8
         "Enlarge to a picture."
-        image = np.asarray(self.image if size == GRID else Image.fromarray(self.image).resize((size, size), Image.BICUBIC), np.float32)
-        return np.clip(image + 1.2 * rng.standard_normal((size, size, 1), np.float32), 0, 255).astype(np.uint8)
+        image = np.asarray(
+            self.image
+            if size == GRID
+            else Image.fromarray(self.image).resize((size, size), Image.BICUBIC),
+            np.float32,
+        )
+        return np.clip(
+            image + 1.2 * rng.standard_normal((size, size, 1), np.float32), 0, 255
+        ).astype(np.uint8)
 
 # %% ../../nbs/people/12_backgrounds.ipynb #9e6a55b6
 def sample_scene(
-    rng:np.random.Generator,
-    detail:float=1.,     # 0 plain, 1 as much as there is
-    name:str="",         # one of the scenes; "" draws one
-)->Scene:
+    rng: np.random.Generator,
+    detail: float = 1.0,  # 0 plain, 1 as much as there is
+    name: str = "",  # one of the scenes; "" draws one
+) -> Scene:
     "Some place, out of focus."
-    kinds = list(SCENES); draw = next((s for s in kinds if s.__name__ == name), None) if name else kinds[rng.choice(len(kinds), p=list(SCENES.values()))]
-    if draw is None: raise LookupError(f"scene {name!r} is none of {', '.join(s.__name__ for s in kinds)}")
-    canvas, side = draw(rng, detail); canvas.blur(float(rng.uniform(1.6, 5.) if draw is not evening else rng.uniform(.8, 2)))
-    a = np.asarray(canvas.image, np.float32); grey = a @ np.float32((.3, .59, .11)); keep = min(.72, 16 / max(float(np.abs(a - grey[..., None]).max(-1).mean()), 1.)); a = grey[..., None] + keep * (a - grey[..., None])
-    a = np.clip((a - a.mean((0, 1))) * .85 + a.mean((0, 1)) * rng.uniform(.8, 1.08), 3, 250)
-    linear = (a / 255) ** 2.2; half = GRID // 2
-    return Scene(draw.__name__, a.astype(np.uint8), tuple(map(float, linear[:half].mean((0, 1)))), tuple(map(float, linear[half:].mean((0, 1)))), float(np.clip(side, -1, 1)))
+    kinds = list(SCENES)
+    draw = (
+        next((s for s in kinds if s.__name__ == name), None)
+        if name
+        else kinds[rng.choice(len(kinds), p=list(SCENES.values()))]
+    )
+    if draw is None:
+        raise LookupError(f"scene {name!r} is none of {', '.join(s.__name__ for s in kinds)}")
+    canvas, side = draw(rng, detail)
+    canvas.blur(float(rng.uniform(1.6, 5.0) if draw is not evening else rng.uniform(0.8, 2)))
+    a = np.asarray(canvas.image, np.float32)
+    grey = a @ np.float32((0.3, 0.59, 0.11))
+    keep = min(0.72, 16 / max(float(np.abs(a - grey[..., None]).max(-1).mean()), 1.0))
+    a = grey[..., None] + keep * (a - grey[..., None])
+    a = np.clip((a - a.mean((0, 1))) * 0.85 + a.mean((0, 1)) * rng.uniform(0.8, 1.08), 3, 250)
+    linear = (a / 255) ** 2.2
+    half = GRID // 2
+    return Scene(
+        draw.__name__,
+        a.astype(np.uint8),
+        tuple(map(float, linear[:half].mean((0, 1)))),
+        tuple(map(float, linear[half:].mean((0, 1)))),
+        float(np.clip(side, -1, 1)),
+    )
+
 
 def background(
-    rng:np.random.Generator,
-    size:int,           # pixels
-    detail:float=1.,    # 0 plain, 1 as much as there is
-)->np.ndarray:          # (size,size,3) uint8
+    rng: np.random.Generator,
+    size: int,  # pixels
+    detail: float = 1.0,  # 0 plain, 1 as much as there is
+) -> np.ndarray:  # (size,size,3) uint8
     "A calm place, out of focus."
     return sample_scene(rng, detail).draw(rng, size)

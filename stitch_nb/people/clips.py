@@ -24,520 +24,995 @@ import numpy as np
 from fastcore.script import Param, call_parse
 
 from .backgrounds import sample_scene
-from .dataset import (ATTRIBUTES, attribute_vector, changed, make_pose, over, sample_light,
-                                      sample_person)
-from .renderer import (LIGHTING, NOISE, Camera, Light, Studio, _coefficients, _obj_groups,
-                                       anny_model, load_head, look_at, perspective, skin_colour, vertex_normals)
+from stitch_nb.people.dataset import (
+    ATTRIBUTES,
+    attribute_vector,
+    changed,
+    make_pose,
+    over,
+    sample_light,
+    sample_person,
+)
+from stitch_nb.people.renderer import (
+    LIGHTING,
+    NOISE,
+    Camera,
+    Light,
+    Studio,
+    _coefficients,
+    _obj_groups,
+    anny_model,
+    load_head,
+    look_at,
+    perspective,
+    skin_colour,
+    vertex_normals,
+)
 from ..video import write_video
 
 # %% ../../nbs/people/18_clips.ipynb #1b645389
 @dataclass(frozen=True)
 class Phoneme:
     "One sound of speech."
-    name:str          # International Phonetic Alphabet; '' is silence
-    start:float       # seconds
-    end:float         # seconds
-    stress:float = 0. # 1 in a stressed syllable, .5 secondary stress
+
+    name: str  # International Phonetic Alphabet; '' is silence
+    start: float  # seconds
+    end: float  # seconds
+    stress: float = 0.0  # 1 in a stressed syllable, .5 secondary stress
+
 
 @dataclass(frozen=True)
 class Speech:
     "A spoken sentence."
-    sound:np.ndarray  # (N,) int16
-    rate:int          # samples a second
-    phonemes:tuple    # of Phoneme, in order
+
+    sound: np.ndarray  # (N,) int16
+    rate: int  # samples a second
+    phonemes: tuple  # of Phoneme, in order
 
 # %% ../../nbs/people/18_clips.ipynb #ac3478d6
 class _Id(ctypes.Union):
     _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
 
-class _Event(ctypes.Structure): # espeak_EVENT of speak_lib.h
-    _fields_ = [("type", ctypes.c_int), ("unique", ctypes.c_uint), ("position", ctypes.c_int), ("length", ctypes.c_int),
-                ("time", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("id", _Id)]
+
+class _Event(ctypes.Structure):  # espeak_EVENT of speak_lib.h
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique", ctypes.c_uint),
+        ("position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("time", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user", ctypes.c_void_p),
+        ("id", _Id),
+    ]
+
 
 def _espeak(
-    text:str,
-    voice:str,
-    speed:int, # words a minute
-    pitch:int, # 0 to 100
-)->tuple:      # sound (N,) int16, rate, [(name, sample where it begins)]
+    text: str,
+    voice: str,
+    speed: int,  # words a minute
+    pitch: int,  # 0 to 100
+) -> tuple:  # sound (N,) int16, rate, [(name, sample where it begins)]
     "Speech and its phonemes from espeak-ng's library."
-    lib, rate = _library(); sound, said = [], []
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+    lib, rate = _library()
+    sound, said = [], []
+
+    @ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+    )
     def heard(wav, n, events):
-        if wav and n > 0: sound.append(ctypes.string_at(wav, 2 * n))
+        if wav and n > 0:
+            sound.append(ctypes.string_at(wav, 2 * n))
         k = 0
-        while events[k].type: # 0 ends the list, 7 is a phoneme
-            if events[k].type == 7: said.append((events[k].id.string.decode(), events[k].sample))
+        while events[k].type:  # 0 ends the list, 7 is a phoneme
+            if events[k].type == 7:
+                said.append((events[k].id.string.decode(), events[k].sample))
             k += 1
         return 0
-    lib.espeak_SetSynthCallback(heard); lib.espeak_SetVoiceByName(voice.encode())
-    lib.espeak_SetParameter(1, speed, 0); lib.espeak_SetParameter(3, pitch, 0)
-    data = text.encode(); lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
+
+    lib.espeak_SetSynthCallback(heard)
+    lib.espeak_SetVoiceByName(voice.encode())
+    lib.espeak_SetParameter(1, speed, 0)
+    lib.espeak_SetParameter(3, pitch, 0)
+    data = text.encode()
+    lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
     return np.frombuffer(b"".join(sound), np.int16), rate, said
 
+
 @cache
-def _library()->tuple: # library, samples a second
+def _library() -> tuple:  # library, samples a second
     "espeak-ng, started once: it cannot be started twice."
     for name in ("libespeak-ng.so.1", "libespeak-ng.dylib", "libespeak-ng.dll"):
-        try: lib = ctypes.CDLL(name)
-        except OSError: continue
-        if shutil.which("espeak-ng"): return lib, lib.espeak_Initialize(2, 200, None, 1 | 2) # sound to the callback; phonemes, in IPA
-    raise RuntimeError("espeak-ng is not installed; the sample clips need it for their voice (Debian: apt install espeak-ng)")
+        try:
+            lib = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if shutil.which("espeak-ng"):
+            return lib, lib.espeak_Initialize(
+                2, 200, None, 1 | 2
+            )  # sound to the callback; phonemes, in IPA
+    raise RuntimeError(
+        "espeak-ng is not installed; the sample clips need it for their voice (Debian: apt install espeak-ng)"
+    )
 
 # %% ../../nbs/people/18_clips.ipynb #c1dfd96e
 def speak(
-    text:str,
-    voice:str="en-gb", # espeak-ng's name
-    speed:int=180,     # words a minute
-    pitch:int=45,      # 0 to 100
-    pause:float=.2,    # seconds of silence before
-)->Speech:
+    text: str,
+    voice: str = "en-gb",  # espeak-ng's name
+    speed: int = 180,  # words a minute
+    pitch: int = 45,  # 0 to 100
+    pause: float = 0.2,  # seconds of silence before
+) -> Speech:
     "Speech by espeak-ng (a program: Debian package espeak-ng), and when each of its sounds is spoken."
     sound, rate, said = _espeak(text, voice, speed, pitch)
-    ipa = subprocess.run(["espeak-ng", "-q", "--ipa", "-v", voice, text], capture_output=True, text=True, check=True).stdout
-    ipa = "".join(ipa.split()); at, stress = 0, []
-    for name, _ in said: # walk along the phonetic spelling, which has the marks
-        mark = 0.
-        while at < len(ipa) and ipa[at] in "ˈˌ": mark = {"ˈ": 1., "ˌ": .5}[ipa[at]]; at += 1
-        stress.append(mark if name else 0.); at += len(name) if ipa.startswith(name, at) else 0
+    ipa = subprocess.run(
+        ["espeak-ng", "-q", "--ipa", "-v", voice, text], capture_output=True, text=True, check=True
+    ).stdout
+    ipa = "".join(ipa.split())
+    at, stress = 0, []
+    for name, _ in said:  # walk along the phonetic spelling, which has the marks
+        mark = 0.0
+        while at < len(ipa) and ipa[at] in "ˈˌ":
+            mark = {"ˈ": 1.0, "ˌ": 0.5}[ipa[at]]
+            at += 1
+        stress.append(mark if name else 0.0)
+        at += len(name) if ipa.startswith(name, at) else 0
     ends = [s for _, s in said[1:]] + [len(sound)]
-    seq = [Phoneme("", 0., pause)] + [Phoneme(n, pause + a / rate, pause + b / rate, s)
-                                      for (n, a), b, s in zip(said, ends, stress) if b > a]
+    seq = [Phoneme("", 0.0, pause)] + [
+        Phoneme(n, pause + a / rate, pause + b / rate, s)
+        for (n, a), b, s in zip(said, ends, stress)
+        if b > a
+    ]
     return Speech(np.concatenate([np.zeros(int(pause * rate), np.int16), sound]), rate, tuple(seq))
 
 # %% ../../nbs/people/18_clips.ipynb #902ba3cd
 TEXT = "Every face you meet here is made of numbers."
 
 # %% ../../nbs/people/18_clips.ipynb #b1d57811
-def _pair(name, value): return {f"{name}Left": value, f"{name}Right": value}
+def _pair(name, value):
+    return {f"{name}Left": value, f"{name}Right": value}
+
 
 # name: (phonemes, mouth_open, weight, facial actions); a high weight does not give way to its neighbours
 VISEMES = dict(
-    rest=("", 0., 1., dict(mouthShrugLower=.25)),
-    PP=("p b m", 0., 9., dict(mouthShrugLower=.35, mouthRollUpper=.25, mouthRollLower=.20, **_pair("mouthPress", .25))),
-    FF=("f v", .06, 6., dict(mouthRollLower=.85, **_pair("mouthUpperUp", .60))),
-    TH=("θ ð", .24, 1.5, dict(tongueOut=.30)),
-    DD=("t d n l ɾ", .20, .8, dict(tongueOut=.10, **_pair("mouthLowerDown", .20), **_pair("mouthUpperUp", .10))),
-    SS=("s z", .05, 1.6, dict(**_pair("mouthStretch", .30), **_pair("mouthLowerDown", .40), **_pair("mouthUpperUp", .30))),
-    CH=("ʃ ʒ tʃ dʒ", .08, 3., dict(mouthFunnel=.75, **_pair("mouthUpperUp", .10), **_pair("mouthLowerDown", .20))),
-    kk=("k ɡ g ŋ h x ʔ", .25, .4, {}),
-    RR=("ɹ r", .16, 1., dict(mouthPucker=.35, mouthFunnel=.40)),
-    aa=("a ɑ ɑː ʌ æ ɐ", 1., 1., _pair("mouthLowerDown", .15)),
-    E=("ɛ e ɜ ɜː ə ɚ eː", .68, 1.1, dict(**_pair("mouthStretch", .25), **_pair("mouthUpperUp", .12))),
-    I=("ɪ i iː j", .28, 1., dict(**_pair("mouthStretch", .50), **_pair("mouthDimple", .30), **_pair("mouthLowerDown", .25))),
-    O=("ɒ ɔ ɔː o oː", .80, 1.2, dict(mouthFunnel=.60, mouthPucker=.15)),
-    U=("ʊ u uː w", .22, 1.5, dict(mouthPucker=.75, mouthFunnel=.35)))
+    rest=("", 0.0, 1.0, dict(mouthShrugLower=0.25)),
+    PP=(
+        "p b m",
+        0.0,
+        9.0,
+        dict(
+            mouthShrugLower=0.35,
+            mouthRollUpper=0.25,
+            mouthRollLower=0.20,
+            **_pair("mouthPress", 0.25),
+        ),
+    ),
+    FF=("f v", 0.06, 6.0, dict(mouthRollLower=0.85, **_pair("mouthUpperUp", 0.60))),
+    TH=("θ ð", 0.24, 1.5, dict(tongueOut=0.30)),
+    DD=(
+        "t d n l ɾ",
+        0.20,
+        0.8,
+        dict(tongueOut=0.10, **_pair("mouthLowerDown", 0.20), **_pair("mouthUpperUp", 0.10)),
+    ),
+    SS=(
+        "s z",
+        0.05,
+        1.6,
+        dict(
+            **_pair("mouthStretch", 0.30),
+            **_pair("mouthLowerDown", 0.40),
+            **_pair("mouthUpperUp", 0.30),
+        ),
+    ),
+    CH=(
+        "ʃ ʒ tʃ dʒ",
+        0.08,
+        3.0,
+        dict(mouthFunnel=0.75, **_pair("mouthUpperUp", 0.10), **_pair("mouthLowerDown", 0.20)),
+    ),
+    kk=("k ɡ g ŋ h x ʔ", 0.25, 0.4, {}),
+    RR=("ɹ r", 0.16, 1.0, dict(mouthPucker=0.35, mouthFunnel=0.40)),
+    aa=("a ɑ ɑː ʌ æ ɐ", 1.0, 1.0, _pair("mouthLowerDown", 0.15)),
+    E=(
+        "ɛ e ɜ ɜː ə ɚ eː",
+        0.68,
+        1.1,
+        dict(**_pair("mouthStretch", 0.25), **_pair("mouthUpperUp", 0.12)),
+    ),
+    I=(
+        "ɪ i iː j",
+        0.28,
+        1.0,
+        dict(
+            **_pair("mouthStretch", 0.50),
+            **_pair("mouthDimple", 0.30),
+            **_pair("mouthLowerDown", 0.25),
+        ),
+    ),
+    O=("ɒ ɔ ɔː o oː", 0.80, 1.2, dict(mouthFunnel=0.60, mouthPucker=0.15)),
+    U=("ʊ u uː w", 0.22, 1.5, dict(mouthPucker=0.75, mouthFunnel=0.35)),
+)
 _OF = {p: name for name, (sounds, *_) in VISEMES.items() for p in sounds.split()}
 
 # %% ../../nbs/people/18_clips.ipynb #17ba0791
-def visemes(name:str)->tuple:
+def visemes(name: str) -> tuple:
     "The viseme of a phoneme; a diphthong has two ('aɪ': aa, then I), silence is rest."
-    if not name: return ("rest",)
-    if name in _OF: return (_OF[name],)
+    if not name:
+        return ("rest",)
+    if name in _OF:
+        return (_OF[name],)
     out = [_OF[c] for c in name if c in _OF]
     return tuple(v for k, v in enumerate(out) if k == 0 or v != out[k - 1]) or ("kk",)
 
 # %% ../../nbs/people/18_clips.ipynb #fa35e192
 def mouth(
-    speech:Speech,
-    T:int,      # frames
-    fps:float,
-)->dict:        # facial action, or 'open' -> (T,) float64
+    speech: Speech,
+    T: int,  # frames
+    fps: float,
+) -> dict:  # facial action, or 'open' -> (T,) float64
     "The mouth of a speaker, frame by frame."
     units = []
     for p in speech.phonemes:
-        names = visemes(p.name); n = len(names)
+        names = visemes(p.name)
+        n = len(names)
         for k, name in enumerate(names):
             a, b = p.start + (p.end - p.start) * k / n, p.start + (p.end - p.start) * (k + 1) / n
             units.append((name, (a + b) / 2, b - a, p.stress))
     end = units[-1][1] + units[-1][2] / 2
-    if end < T / fps: units.append(("rest", (end + T / fps) / 2, T / fps - end, 0.))
+    if end < T / fps:
+        units.append(("rest", (end + T / fps) / 2, T / fps - end, 0.0))
     centre, length = np.array([u[1] for u in units]), np.array([u[2] for u in units])
-    firm = np.array([VISEMES[u[0]][2] > 5 for u in units]) # closures: onto the grid of frames
+    firm = np.array([VISEMES[u[0]][2] > 5 for u in units])  # closures: onto the grid of frames
     centre = np.where(firm, np.round(centre * fps) / fps, centre)
-    width = np.where([u[0] == "rest" for u in units], .62, .42) * length + .022
-    weight = np.array([VISEMES[u[0]][2] * (1 + .5 * u[3]) for u in units])
-    t = np.arange(T)[:, None] / fps; D = weight * np.exp(-((t - centre) / width) ** 2) + 1e-12 * weight
+    width = np.where([u[0] == "rest" for u in units], 0.62, 0.42) * length + 0.022
+    weight = np.array([VISEMES[u[0]][2] * (1 + 0.5 * u[3]) for u in units])
+    t = np.arange(T)[:, None] / fps
+    D = weight * np.exp(-(((t - centre) / width) ** 2)) + 1e-12 * weight
     D /= D.sum(1, keepdims=True)
     names = sorted({a for v in VISEMES.values() for a in v[3]})
-    out = {a: D @ np.array([VISEMES[u[0]][3].get(a, 0.) for u in units]) for a in names}
-    return out | dict(open=D @ np.array([VISEMES[u[0]][1] * (.85 + .3 * u[3]) for u in units]))
+    out = {a: D @ np.array([VISEMES[u[0]][3].get(a, 0.0) for u in units]) for a in names}
+    return out | dict(open=D @ np.array([VISEMES[u[0]][1] * (0.85 + 0.3 * u[3]) for u in units]))
 
 # %% ../../nbs/people/18_clips.ipynb #0716d970
 def slow(
-    rng:np.random.Generator,
-    T:int,
-    period:float, # frames
-    size:float,   # standard deviation
-)->np.ndarray:    # (T,)
+    rng: np.random.Generator,
+    T: int,
+    period: float,  # frames
+    size: float,  # standard deviation
+) -> np.ndarray:  # (T,)
     "A smooth random walk around 0: three sines."
     t = np.arange(T) / period * 2 * np.pi
-    return size * sum(rng.normal() * np.sin(t * k + rng.uniform(0, 6.3)) / k for k in (.6, 1., 1.9))
+    return size * sum(
+        rng.normal() * np.sin(t * k + rng.uniform(0, 6.3)) / k for k in (0.6, 1.0, 1.9)
+    )
 
 # %% ../../nbs/people/18_clips.ipynb #9e6a55b6
-def blinks(T:int, at:tuple)->np.ndarray:
+def blinks(T: int, at: tuple) -> np.ndarray:
     "(T,) openness of the eyes: closes over 2 frames, opens over 3, at each frame of `at`."
     out = np.ones(T)
     for f in at:
-        for k, v in zip(range(-2, 4), (.75, .25, .0, .25, .65, .9)):
-            if 0 <= f + k < T: out[f + k] = min(out[f + k], v)
+        for k, v in zip(range(-2, 4), (0.75, 0.25, 0.0, 0.25, 0.65, 0.9)):
+            if 0 <= f + k < T:
+                out[f + k] = min(out[f + k], v)
     return out
 
 # %% ../../nbs/people/18_clips.ipynb #b3f0c7f6
 def saccades(
-    rng:np.random.Generator,
-    T:int,
-    rate:float=.05, # jumps a frame
-)->np.ndarray:      # (T,2) radians, to the picture's right and up; 0 looks into the camera
+    rng: np.random.Generator,
+    T: int,
+    rate: float = 0.05,  # jumps a frame
+) -> np.ndarray:  # (T,2) radians, to the picture's right and up; 0 looks into the camera
     "Where the eyes rest, and how they jump to the next point within a frame."
     jump = np.cumsum(rng.random(T) < rate)
-    return np.c_[rng.normal(0, .05, jump[-1] + 1)[jump], rng.normal(0, .025, jump[-1] + 1)[jump]]
+    return np.c_[rng.normal(0, 0.05, jump[-1] + 1)[jump], rng.normal(0, 0.025, jump[-1] + 1)[jump]]
 
 # %% ../../nbs/people/18_clips.ipynb #91032ad7
-def emphasis(speech:Speech|None, T:int, fps:float)->np.ndarray:
+def emphasis(speech: Speech | None, T: int, fps: float) -> np.ndarray:
     "(T,) in [0,1]: a bump of a fifth of a second on every stressed syllable."
-    t = np.arange(T) / fps; out = np.zeros(T)
+    t = np.arange(T) / fps
+    out = np.zeros(T)
     for p in speech.phonemes if speech else ():
-        out = np.maximum(out, p.stress * np.exp(-((t - (p.start + p.end) / 2) / .10) ** 2))
+        out = np.maximum(out, p.stress * np.exp(-(((t - (p.start + p.end) / 2) / 0.10) ** 2)))
     return out
 
 # %% ../../nbs/people/18_clips.ipynb #472b07b9
-def breathing(rng:np.random.Generator, T:int, fps:float, size:float=.0011)->np.ndarray:
+def breathing(rng: np.random.Generator, T: int, fps: float, size: float = 0.0011) -> np.ndarray:
     "(T,3) metres: up and forward with each breath of four seconds."
     wave = np.sin(2 * np.pi * np.arange(T) / (4 * fps) + rng.uniform(0, 6.3))
-    return size * wave[:, None] * (0., -.4, 1.)
+    return size * wave[:, None] * (0.0, -0.4, 1.0)
 
 # %% ../../nbs/people/18_clips.ipynb #12c6fc06
 def talking(
-    rng:np.random.Generator,
-    T:int,                    # frames
-    fps:float,
-    speech:Speech|None=None,  # None is silent
-    mood:float=0.,            # smile all the while
-    blink:tuple=(),           # frames; () blinks every 1.6 seconds
-)->list:                      # of T states, as `dataset.sample_state`
+    rng: np.random.Generator,
+    T: int,  # frames
+    fps: float,
+    speech: Speech | None = None,  # None is silent
+    mood: float = 0.0,  # smile all the while
+    blink: tuple = (),  # frames; () blinks every 1.6 seconds
+) -> list:  # of T states, as `dataset.sample_state`
     "A person who speaks, or is silent."
-    lips = mouth(speech or Speech(np.zeros(1, np.int16), 1, (Phoneme("", 0., T / fps),)), T, fps)
+    lips = mouth(speech or Speech(np.zeros(1, np.int16), 1, (Phoneme("", 0.0, T / fps),)), T, fps)
     accent, look = emphasis(speech, T, fps), saccades(rng, T)
-    yaw, roll = slow(rng, T, 60, .05), slow(rng, T, 70, .018) + .012 * accent
-    pitch, brows = slow(rng, T, 45, .02) - .035 * accent, slow(rng, T, 50, .08) + .22 * accent
+    yaw, roll = slow(rng, T, 60, 0.05), slow(rng, T, 70, 0.018) + 0.012 * accent
+    pitch, brows = slow(rng, T, 45, 0.02) - 0.035 * accent, slow(rng, T, 50, 0.08) + 0.22 * accent
     eyes = blinks(T, blink or tuple(np.arange(int(rng.integers(12, 22)), T, 41)))
-    return [dict(smile=mood, mouth_open=float(lips["open"][t]), eyes_open=1.03 * float(eyes[t]), brows=float(brows[t]),
-                 yaw=float(yaw[t]), pitch=float(pitch[t]), roll=float(roll[t]), gaze=tuple(map(float, look[t])),
-                 extra={k: float(v[t]) for k, v in lips.items() if k != "open"}) for t in range(T)]
+    return [
+        dict(
+            smile=mood,
+            mouth_open=float(lips["open"][t]),
+            eyes_open=1.03 * float(eyes[t]),
+            brows=float(brows[t]),
+            yaw=float(yaw[t]),
+            pitch=float(pitch[t]),
+            roll=float(roll[t]),
+            gaze=tuple(map(float, look[t])),
+            extra={k: float(v[t]) for k, v in lips.items() if k != "open"},
+        )
+        for t in range(T)
+    ]
 
 # %% ../../nbs/people/18_clips.ipynb #0a57cb53
 def film(
-    studio:Studio,
-    cast:list,          # of (Person, [T states], [T shifts (3,)])
-    light:Light,
-    back,               # function of the frame -> (S,S,3) uint8
-    size:int,           # width, pixels
-    height:int,         # pixels; the square picture is cut above and below
-    camera:Camera,
-    draw=None,          # function (rgba, labels, landmarks) -> rgba, for a picture twice as large: draws instead of photographing
+    studio: Studio,
+    cast: list,  # of (Person, [T states], [T shifts (3,)])
+    light: Light,
+    back,  # function of the frame -> (S,S,3) uint8
+    size: int,  # width, pixels
+    height: int,  # pixels; the square picture is cut above and below
+    camera: Camera,
+    draw=None,  # function (rgba, labels, landmarks) -> rgba, for a picture twice as large: draws instead of photographing
     progress=None,
-)->tuple:               # frames (T,height,size,3), labels (T,height,size), landmarks (T,people,68,2)
+) -> tuple:  # frames (T,height,size,3), labels (T,height,size), landmarks (T,people,68,2)
     "Shoot a clip."
-    T = len(cast[0][1]); bodies = [studio.body(p) for p, _, _ in cast]; top = (size - height) // 2
+    T = len(cast[0][1])
+    bodies = [studio.body(p) for p, _, _ in cast]
+    top = (size - height) // 2
     frames, labels, marks = [], [], []
     for t in range(T):
-        image = back(t); lab = np.zeros((size, size), np.uint8); pts = []
+        image = back(t)
+        lab = np.zeros((size, size), np.uint8)
+        pts = []
         for (p, states, shifts), body in zip(cast, bodies):
-            if not draw: r = studio.render(body, make_pose(states[t], shifts[t]), light, camera)
+            if not draw:
+                r = studio.render(body, make_pose(states[t], shifts[t]), light, camera)
             else:
-                r = studio.render(body, make_pose(states[t], shifts[t]), light, replace(camera, size=2 * size), toon=True)
-                rgba = draw(r["rgba"], r["labels"], r["landmarks"]).reshape(size, 2, size, 2, 4).mean((1, 3))
-                r = dict(rgba=(rgba + .5).astype(np.uint8), labels=r["labels"][::2, ::2], landmarks=(r["landmarks"] - .5) / 2)
-            image = over(r["rgba"], image); lab = np.where(r["rgba"][..., 3] > 127, r["labels"], lab); pts.append(r["landmarks"] - (0, top))
-        frames.append(image[top:top + height]); labels.append(lab[top:top + height]); marks.append(pts)
-        if progress: progress(t + 1, T, "film")
+                r = studio.render(
+                    body,
+                    make_pose(states[t], shifts[t]),
+                    light,
+                    replace(camera, size=2 * size),
+                    toon=True,
+                )
+                rgba = (
+                    draw(r["rgba"], r["labels"], r["landmarks"])
+                    .reshape(size, 2, size, 2, 4)
+                    .mean((1, 3))
+                )
+                r = dict(
+                    rgba=(rgba + 0.5).astype(np.uint8),
+                    labels=r["labels"][::2, ::2],
+                    landmarks=(r["landmarks"] - 0.5) / 2,
+                )
+            image = over(r["rgba"], image)
+            lab = np.where(r["rgba"][..., 3] > 127, r["labels"], lab)
+            pts.append(r["landmarks"] - (0, top))
+        frames.append(image[top : top + height])
+        labels.append(lab[top : top + height])
+        marks.append(pts)
+        if progress:
+            progress(t + 1, T, "film")
     return np.array(frames), np.array(labels), np.array(marks)
 
 # %% ../../nbs/people/18_clips.ipynb #22d200f8
-REGIONS = dict( # CelebAMask classes, blur in pixels, steps of brightness relative to the region's middle
-    skin=((1, 7, 8, 10, 14), 3., (.55, .86)), brow=((2, 3), 2., ()), lip=((12, 13), 1.6, (.78,)),
-    cloth=((16,), 3., (.80,)), hair=((17, 18), 6., (.7, 1.15)))
-TOON_LIGHT = Light(key=(-.65, -.60, .65), key_colour=(2., 2., 1.95), fill_colour=(.12, .13, .16), rim_colour=(.8, .8, .8),
-                   sky=(.34, .35, .40), ground=(.20, .18, .17))
+REGIONS = (
+    dict(  # CelebAMask classes, blur in pixels, steps of brightness relative to the region's middle
+        skin=((1, 7, 8, 10, 14), 3.0, (0.55, 0.86)),
+        brow=((2, 3), 2.0, ()),
+        lip=((12, 13), 1.6, (0.78,)),
+        cloth=((16,), 3.0, (0.80,)),
+        hair=((17, 18), 6.0, (0.7, 1.15)),
+    )
+)
+TOON_LIGHT = Light(
+    key=(-0.65, -0.60, 0.65),
+    key_colour=(2.0, 2.0, 1.95),
+    fill_colour=(0.12, 0.13, 0.16),
+    rim_colour=(0.8, 0.8, 0.8),
+    sky=(0.34, 0.35, 0.40),
+    ground=(0.20, 0.18, 0.17),
+)
+
 
 def _level(grey, mask, blur):
     from scipy.ndimage import gaussian_filter
-    return gaussian_filter(grey * mask, blur) / (gaussian_filter(mask.astype(np.float32), blur) + 1e-3)
 
-def _vivid(colour, by=1.35): return np.clip(colour.mean(-1, keepdims=True) * (1 - by) + by * colour, 0, 255)
+    return gaussian_filter(grey * mask, blur) / (
+        gaussian_filter(mask.astype(np.float32), blur) + 1e-3
+    )
+
+
+def _vivid(colour, by=1.35):
+    return np.clip(colour.mean(-1, keepdims=True) * (1 - by) + by * colour, 0, 255)
+
 
 def choose_colours(
-    rgba:np.ndarray,   # (S,S,4) uint8, premultiplied
-    labels:np.ndarray, # (S,S) uint8
-)->dict:               # region -> (middle brightness, (steps + 1, 3) colours)
+    rgba: np.ndarray,  # (S,S,4) uint8, premultiplied
+    labels: np.ndarray,  # (S,S) uint8
+) -> dict:  # region -> (middle brightness, (steps + 1, 3) colours)
     "The pencils for a cartoon of this picture."
-    rgb = rgba[..., :3].astype(np.float32); grey = rgb @ (.3, .59, .11); out = {}
+    rgb = rgba[..., :3].astype(np.float32)
+    grey = rgb @ (0.3, 0.59, 0.11)
+    out = {}
     for name, (ids, blur, cuts) in REGIONS.items():
         m = np.isin(labels, ids) & (rgba[..., 3] > 127)
-        if m.sum() < 50: continue
-        y = _level(grey, m, blur); middle = float(np.median(y[m])); step = np.digitize(y / middle, cuts)
+        if m.sum() < 50:
+            continue
+        y = _level(grey, m, blur)
+        middle = float(np.median(y[m]))
+        step = np.digitize(y / middle, cuts)
         one = [rgb[m & (step == k)] for k in range(len(cuts) + 1)]
         out[name] = middle, np.array([_vivid((c if len(c) > 30 else rgb[m]).mean(0)) for c in one])
     return out
 
 # %% ../../nbs/people/18_clips.ipynb #63266754
 def cartoon(
-    rgba:np.ndarray,      # (S,S,4) uint8, premultiplied
-    labels:np.ndarray,    # (S,S) uint8
-    landmarks:np.ndarray, # (68,2) pixels
-    colours:dict,         # as from `choose_colours`
-)->np.ndarray:            # (S,S,4) float32, premultiplied
+    rgba: np.ndarray,  # (S,S,4) uint8, premultiplied
+    labels: np.ndarray,  # (S,S) uint8
+    landmarks: np.ndarray,  # (68,2) pixels
+    colours: dict,  # as from `choose_colours`
+) -> np.ndarray:  # (S,S,4) float32, premultiplied
     "The same picture, cel-shaded and outlined; lines are three pixels wide."
     from PIL import Image, ImageDraw
     from scipy.ndimage import gaussian_filter, maximum_filter, median_filter, minimum_filter
-    rgb = rgba[..., :3].astype(np.float32); grey = rgb @ (.3, .59, .11); solid = rgba[..., 3] > 127
-    labels = np.where(solid, labels, 0); out = _vivid(rgb, 1.5) * solid[..., None]; region = np.where(solid, 9, 0).astype(np.uint8)
+
+    rgb = rgba[..., :3].astype(np.float32)
+    grey = rgb @ (0.3, 0.59, 0.11)
+    solid = rgba[..., 3] > 127
+    labels = np.where(solid, labels, 0)
+    out = _vivid(rgb, 1.5) * solid[..., None]
+    region = np.where(solid, 9, 0).astype(np.uint8)
     for k, (name, (ids, blur, cuts)) in enumerate(REGIONS.items(), 1):
-        m = np.isin(labels, ids); region[m] = k
-        if name not in colours or not m.any(): continue
-        middle, flat = colours[name]; y = _level(grey, m, blur)[m] / middle; c = np.broadcast_to(flat[0], (len(y), 3))
-        for q, cut in enumerate(cuts): s = np.clip((y - cut) / .02 + .5, 0, 1)[:, None]; c = c * (1 - s) + flat[q + 1] * s
+        m = np.isin(labels, ids)
+        region[m] = k
+        if name not in colours or not m.any():
+            continue
+        middle, flat = colours[name]
+        y = _level(grey, m, blur)[m] / middle
+        c = np.broadcast_to(flat[0], (len(y), 3))
+        for q, cut in enumerate(cuts):
+            s = np.clip((y - cut) / 0.02 + 0.5, 0, 1)[:, None]
+            c = c * (1 - s) + flat[q + 1] * s
         out[m] = c
-    region = median_filter(region, 9); line = maximum_filter(region, 3) != minimum_filter(region, 3)
-    line |= maximum_filter(labels == 12, 3) & maximum_filter(labels == 13, 3) # lip against lip
-    pen = Image.fromarray(line.astype(np.uint8) * 255); draw = ImageDraw.Draw(pen)
-    for part, width in ((slice(31, 36), 3), (slice(36, 40), 5), (slice(42, 46), 5)): # under the nose, the upper lids
+    region = median_filter(region, 9)
+    line = maximum_filter(region, 3) != minimum_filter(region, 3)
+    line |= maximum_filter(labels == 12, 3) & maximum_filter(labels == 13, 3)  # lip against lip
+    pen = Image.fromarray(line.astype(np.uint8) * 255)
+    draw = ImageDraw.Draw(pen)
+    for part, width in (
+        (slice(31, 36), 3),
+        (slice(36, 40), 5),
+        (slice(42, 46), 5),
+    ):  # under the nose, the upper lids
         draw.line([tuple(p) for p in landmarks[part]], fill=255, width=width, joint="curve")
-    ink = np.clip(gaussian_filter(np.asarray(pen, np.float32) / 255, .9) * 1.9 - .15, 0, 1)[..., None]
-    alpha = np.maximum(solid[..., None], ink) * 255.
+    ink = np.clip(gaussian_filter(np.asarray(pen, np.float32) / 255, 0.9) * 1.9 - 0.15, 0, 1)[
+        ..., None
+    ]
+    alpha = np.maximum(solid[..., None], ink) * 255.0
     return np.concatenate([out * (1 - ink) + np.float32([30, 20, 20]) * ink, alpha], -1)
 
 # %% ../../nbs/people/18_clips.ipynb #b6692ea5
 @dataclass(frozen=True)
 class Hand:
     "A right forearm and hand, relaxed; metres from the elbow: towards the little finger, out of the palm, up along the arm."
-    vertices:np.ndarray # (V,3) float32
-    faces:np.ndarray    # (F,3) int32
-    tips:np.ndarray     # (V,) float32 in [0,1]: redder skin at the finger tips
+
+    vertices: np.ndarray  # (V,3) float32
+    faces: np.ndarray  # (F,3) int32
+    tips: np.ndarray  # (V,) float32 in [0,1]: redder skin at the finger tips
 
 # %% ../../nbs/people/18_clips.ipynb #f1f836cb
 def load_hand(
-    cache:Path|None=None, # .npz to keep it in; None asks anny each time (half a minute)
-)->Hand:
+    cache: Path | None = None,  # .npz to keep it in; None asks anny each time (half a minute)
+) -> Hand:
     "Forearm and hand of anny's person."
     if cache is not None and Path(cache).exists():
-        with np.load(cache, allow_pickle=False) as f: return Hand(**{k: f[k] for k in f.files})
+        with np.load(cache, allow_pickle=False) as f:
+            return Hand(**{k: f[k] for k in f.files})
     import anny
-    model = anny_model(); names = [str(b) for b in model.bone_labels]
+
+    model = anny_model()
+    names = [str(b) for b in model.bone_labels]
     weights, bones = model.vertex_bone_weights.numpy(), model.vertex_bone_indices.numpy()
-    arm = np.array([n.endswith(".R") and n.startswith(("lowerarm", "wrist", "finger", "metacarpal")) for n in names])
-    share = (weights * arm[bones]).sum(1); rest = ~np.array([str(n).startswith("facial_action") for n in model.blendshape_labels])
-    grown = _coefficients(model, dict(gender=.5, age=.72, african=1 / 3, asian=1 / 3, caucasian=1 / 3), {})[rest]
+    arm = np.array(
+        [
+            n.endswith(".R") and n.startswith(("lowerarm", "wrist", "finger", "metacarpal"))
+            for n in names
+        ]
+    )
+    share = (weights * arm[bones]).sum(1)
+    rest = ~np.array([str(n).startswith("facial_action") for n in model.blendshape_labels])
+    grown = _coefficients(
+        model, dict(gender=0.5, age=0.72, african=1 / 3, asian=1 / 3, caucasian=1 / 3), {}
+    )[rest]
     v = model.template_vertices.numpy() + np.tensordot(grown, model.blendshapes.numpy()[rest], 1)
     body = _obj_groups(Path(anny.__file__).parent / "data/mpfb2/3dobjs/base.obj")["body"]
-    tris = np.array([[f[0], f[i], f[i + 1]] for f in body for i in range(1, len(f) - 1) if share[f].min() > .5])
-    ids = np.unique(tris); new = np.zeros(len(v), int); new[ids] = np.arange(len(ids)); v = v[ids]
-    bone = np.array(names)[bones[ids, weights[ids].argmax(1)]]; at = lambda *n: v[np.isin(bone, n)].mean(0)
-    first = v[bone == "lowerarm01.R"]; elbow = first[first[:, 2].argsort()[-20:]].mean(0)
-    up = at("metacarpal2.R", "metacarpal3.R") - elbow; up /= np.linalg.norm(up)
-    side = at("finger5-1.R") - at("finger2-1.R"); side -= up * (side @ up); side /= np.linalg.norm(side)
-    hand = Hand(((v - elbow) @ np.c_[side, np.cross(up, side), up]).astype(np.float32), new[tris].astype(np.int32),
-                np.isin(bone, [f"finger{k}-3.R" for k in range(1, 6)]).astype(np.float32))
-    if cache is not None: np.savez(cache, **hand.__dict__)
+    tris = np.array(
+        [[f[0], f[i], f[i + 1]] for f in body for i in range(1, len(f) - 1) if share[f].min() > 0.5]
+    )
+    ids = np.unique(tris)
+    new = np.zeros(len(v), int)
+    new[ids] = np.arange(len(ids))
+    v = v[ids]
+    bone = np.array(names)[bones[ids, weights[ids].argmax(1)]]
+    at = lambda *n: v[np.isin(bone, n)].mean(0)
+    first = v[bone == "lowerarm01.R"]
+    elbow = first[first[:, 2].argsort()[-20:]].mean(0)
+    up = at("metacarpal2.R", "metacarpal3.R") - elbow
+    up /= np.linalg.norm(up)
+    side = at("finger5-1.R") - at("finger2-1.R")
+    side -= up * (side @ up)
+    side /= np.linalg.norm(side)
+    hand = Hand(
+        ((v - elbow) @ np.c_[side, np.cross(up, side), up]).astype(np.float32),
+        new[tris].astype(np.int32),
+        np.isin(bone, [f"finger{k}-3.R" for k in range(1, 6)]).astype(np.float32),
+    )
+    if cache is not None:
+        np.savez(cache, **hand.__dict__)
     return hand
 
 # %% ../../nbs/people/18_clips.ipynb #972a67c4
 HAND_VERTEX = """#version 330
 in vec3 position; in vec3 normal; in float tip; uniform mat4 camera; out vec3 p, n; out float red;
 void main() { p = position; n = normal; red = tip; gl_Position = camera * vec4(position, 1.); }"""
-HAND_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + """
+HAND_FRAGMENT = (
+    "#version 330\n"
+    + NOISE
+    + LIGHTING
+    + """
 in vec3 p, n; in float red; uniform vec3 skin; layout(location = 0) out vec4 colour;
 void main() {
   vec3 a = skin * (.94 + .12 * fbm(p * 60.)) * mix(vec3(1.), vec3(1.04, .90, .87), red);
   vec3 nn = normalize(n); colour = vec4(tone(shade(a, nn, nn, p, .85, vec3(.34, .16, .11), .72, .028, 1.)), 1.); }"""
+)
 
 # %% ../../nbs/people/18_clips.ipynb #fc074d50
 def render_hand(
-    studio:Studio,
-    hand:Hand,
-    place:np.ndarray,  # (3,) of the elbow, metres from between the eyes
-    angles:tuple,      # radians: about the line of sight (positive tips to the picture's right), about the arm, towards the camera
-    skin:np.ndarray,   # (3,) linear RGB
-    light:Light,
-    camera:Camera,
-)->np.ndarray:         # (S,S,4) uint8, premultiplied
+    studio: Studio,
+    hand: Hand,
+    place: np.ndarray,  # (3,) of the elbow, metres from between the eyes
+    angles: tuple,  # radians: about the line of sight (positive tips to the picture's right), about the arm, towards the camera
+    skin: np.ndarray,  # (3,) linear RGB
+    light: Light,
+    camera: Camera,
+) -> np.ndarray:  # (S,S,4) uint8, premultiplied
     "A picture of the hand alone, by the same lamps and camera as the face."
     from scipy.spatial.transform import Rotation
-    S = camera.size * 2; ctx = studio.ctx; unit = lambda a: np.array(a) / np.linalg.norm(a)
-    R = Rotation.from_euler("y", angles[0]) * Rotation.from_euler("x", angles[2]) * Rotation.from_euler("z", angles[1])
-    v = hand.vertices @ R.as_matrix().T + place; n = vertex_normals(v, hand.faces)
-    target = np.array(camera.target); eye = target + (0, -camera.distance, 0)
+
+    S = camera.size * 2
+    ctx = studio.ctx
+    unit = lambda a: np.array(a) / np.linalg.norm(a)
+    R = (
+        Rotation.from_euler("y", angles[0])
+        * Rotation.from_euler("x", angles[2])
+        * Rotation.from_euler("z", angles[1])
+    )
+    v = hand.vertices @ R.as_matrix().T + place
+    n = vertex_normals(v, hand.faces)
+    target = np.array(camera.target)
+    eye = target + (0, -camera.distance, 0)
     program = ctx.program(vertex_shader=HAND_VERTEX, fragment_shader=HAND_FRAGMENT)
-    colour, depth = ctx.texture((S, S), 4), ctx.depth_renderbuffer((S, S)); fbo = ctx.framebuffer([colour], depth)
-    values = dict(camera=(perspective(camera.fov) @ look_at(eye, target)).T, eye=eye, skin=skin, sky=light.sky, ground=light.ground, side_left=light.left, side_right=light.right,
-                  **{k: unit(getattr(light, k)) for k in ("key", "fill", "rim")}, **{f"{k}_colour": getattr(light, f"{k}_colour") for k in ("key", "fill", "rim")})
+    colour, depth = ctx.texture((S, S), 4), ctx.depth_renderbuffer((S, S))
+    fbo = ctx.framebuffer([colour], depth)
+    values = dict(
+        camera=(perspective(camera.fov) @ look_at(eye, target)).T,
+        eye=eye,
+        skin=skin,
+        sky=light.sky,
+        ground=light.ground,
+        side_left=light.left,
+        side_right=light.right,
+        **{k: unit(getattr(light, k)) for k in ("key", "fill", "rim")},
+        **{f"{k}_colour": getattr(light, f"{k}_colour") for k in ("key", "fill", "rim")},
+    )
     for name, value in values.items():
-        if name in program: program[name].write(np.asarray(value, "f4").tobytes())
-    vertices, index = ctx.buffer(np.c_[v, n, hand.tips].astype("f4").tobytes()), ctx.buffer(hand.faces.astype("i4").tobytes())
+        if name in program:
+            program[name].write(np.asarray(value, "f4").tobytes())
+    vertices, index = (
+        ctx.buffer(np.c_[v, n, hand.tips].astype("f4").tobytes()),
+        ctx.buffer(hand.faces.astype("i4").tobytes()),
+    )
     vao = ctx.vertex_array(program, [(vertices, "3f 3f 1f", "position", "normal", "tip")], index)
-    fbo.use(); fbo.clear(0, 0, 0, 0, depth=1.); vao.render()
+    fbo.use()
+    fbo.clear(0, 0, 0, 0, depth=1.0)
+    vao.render()
     rgba = np.frombuffer(fbo.read(components=4), np.uint8).reshape(S, S, 4)[::-1]
-    for thing in (vao, vertices, index, fbo, colour, depth, program): thing.release()
-    return (rgba.reshape(S // 2, 2, S // 2, 2, 4).astype(np.float32).mean((1, 3)) + .5).astype(np.uint8)
+    for thing in (vao, vertices, index, fbo, colour, depth, program):
+        thing.release()
+    return (rgba.reshape(S // 2, 2, S // 2, 2, 4).astype(np.float32).mean((1, 3)) + 0.5).astype(
+        np.uint8
+    )
 
 # %% ../../nbs/people/18_clips.ipynb #cb7a1d77
 def pass_hand(
-    frames:np.ndarray,  # (T,H,W,3) uint8
-    labels:np.ndarray,  # (T,H,W) uint8
-    shots:list,         # T pictures of the hand alone, (H,W,4) uint8 premultiplied
-    light:Light,
-)->tuple:               # frames, labels with 0 where the hand is, occluded (T,) float32: share of the face that is hidden
+    frames: np.ndarray,  # (T,H,W,3) uint8
+    labels: np.ndarray,  # (T,H,W) uint8
+    shots: list,  # T pictures of the hand alone, (H,W,4) uint8 premultiplied
+    light: Light,
+) -> tuple:  # frames, labels with 0 where the hand is, occluded (T,) float32: share of the face that is hidden
     "Put a hand before the person, with its soft shadow."
     from scipy.ndimage import gaussian_filter, shift
+
     out, lab, hidden = frames.copy(), labels.copy(), np.zeros(len(frames), np.float32)
-    away = 26 * np.array([light.key[2], -light.key[0]]) # pixels down, right
+    away = 26 * np.array([light.key[2], -light.key[0]])  # pixels down, right
     for t, shot in enumerate(shots):
-        a = shot[..., 3] / 255.; before = a > .5; face = (labels[t] > 0) & (labels[t] < 14)
-        if not before.any(): continue
-        dark = gaussian_filter(shift(a, away, order=1), 6.) * .45 * (labels[t] > 0)
-        out[t] = over(shot, (frames[t] * (1 - dark[..., None]) + .5).astype(np.uint8))
-        hidden[t] = (before & face).sum() / max(face.sum(), 1); lab[t][before] = 0
+        a = shot[..., 3] / 255.0
+        before = a > 0.5
+        face = (labels[t] > 0) & (labels[t] < 14)
+        if not before.any():
+            continue
+        dark = gaussian_filter(shift(a, away, order=1), 6.0) * 0.45 * (labels[t] > 0)
+        out[t] = over(shot, (frames[t] * (1 - dark[..., None]) + 0.5).astype(np.uint8))
+        hidden[t] = (before & face).sum() / max(face.sum(), 1)
+        lab[t][before] = 0
     return out, lab, hidden
 
 # %% ../../nbs/people/18_clips.ipynb #5b384ce3
-def wipe(T:int, first:int, last:int)->list:
+def wipe(T: int, first: int, last: int) -> list:
     "T angles of the hand about the line of sight: out of the picture, across the face between two frames, out again."
     t = np.clip((np.arange(T) - first) / (last - first), 0, 1)
-    return list(map(float, 1.25 - 2.5 * (t + .11 * np.sin(2 * np.pi * t)))) # slower in the middle
+    return list(map(float, 1.25 - 2.5 * (t + 0.11 * np.sin(2 * np.pi * t))))  # slower in the middle
 
 # %% ../../nbs/people/18_clips.ipynb #af3e1334
 def save_clip(
-    out:Path,
-    name:str,
-    frames:np.ndarray,
-    fps:Fraction,
-    truth:dict|None=None,     # arrays beside labels and landmarks
-    speech:Speech|None=None,  # its sound
-)->None:
+    out: Path,
+    name: str,
+    frames: np.ndarray,
+    fps: Fraction,
+    truth: dict | None = None,  # arrays beside labels and landmarks
+    speech: Speech | None = None,  # its sound
+) -> None:
     "Write NAME.mp4, with its voice, and NAME.truth.npz."
     with tempfile.TemporaryDirectory() as tmp:
         silent, sound, extra = Path(tmp) / "silent.mp4", Path(tmp) / "voice.wav", []
         write_video(iter(frames), silent, fps, crf=15)
         if speech:
-            with wave.open(str(sound), "wb") as w: w.setnchannels(1); w.setsampwidth(2); w.setframerate(speech.rate); w.writeframes(speech.sound.tobytes())
-            extra = ["-i", str(sound), "-map", "0:v", "-map", "1:a", "-c:a", "aac", "-b:a", "80k", "-af", "apad", "-t", f"{float(len(frames) / fps):.6f}"]
-        done = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-i", str(silent), *extra, "-c:v", "copy", "-movflags", "+faststart", str(out / f"{name}.mp4")], capture_output=True, text=True)
-        if done.returncode: raise RuntimeError(f"ffmpeg could not write {name}.mp4: {done.stderr.strip().splitlines()[-1]}")
-    if truth: np.savez_compressed(out / f"{name}.truth.npz", **truth)
+            with wave.open(str(sound), "wb") as w:
+                w.setnchannels(1)
+                w.setsampwidth(2)
+                w.setframerate(speech.rate)
+                w.writeframes(speech.sound.tobytes())
+            extra = [
+                "-i",
+                str(sound),
+                "-map",
+                "0:v",
+                "-map",
+                "1:a",
+                "-c:a",
+                "aac",
+                "-b:a",
+                "80k",
+                "-af",
+                "apad",
+                "-t",
+                f"{float(len(frames) / fps):.6f}",
+            ]
+        done = subprocess.run(
+            [
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                "-v",
+                "error",
+                "-y",
+                "-i",
+                str(silent),
+                *extra,
+                "-c:v",
+                "copy",
+                "-movflags",
+                "+faststart",
+                str(out / f"{name}.mp4"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"ffmpeg could not write {name}.mp4: {done.stderr.strip().splitlines()[-1]}"
+            )
+    if truth:
+        np.savez_compressed(out / f"{name}.truth.npz", **truth)
 
 # %% ../../nbs/people/18_clips.ipynb #761f22b2
-def _truth(labels, marks, cast, **more)->dict:
+def _truth(labels, marks, cast, **more) -> dict:
     "Arrays of NAME.truth.npz for the first person of the cast."
-    p, states, _ = cast[0]; a = np.array([attribute_vector(p, s) for s in states], np.float32)
-    return dict(labels=labels, landmarks=(marks[:, 0] if marks.shape[1] == 1 else marks).astype(np.float32),
-                **{f"attribute_{k}": a[:, i] for i, k in enumerate(ATTRIBUTES)}, **more)
+    p, states, _ = cast[0]
+    a = np.array([attribute_vector(p, s) for s in states], np.float32)
+    return dict(
+        labels=labels,
+        landmarks=(marks[:, 0] if marks.shape[1] == 1 else marks).astype(np.float32),
+        **{f"attribute_{k}": a[:, i] for i, k in enumerate(ATTRIBUTES)},
+        **more,
+    )
 
 # %% ../../nbs/people/18_clips.ipynb #0286dd55
-CAST = dict( # seed of `sample_person`, what is changed in that person, seed of the place and its light
-    talk=(174, dict(years=51., grey_years=62., freckles=0., hair_style="side", collar="collar", glasses=""), 440),
-    turn=(231, dict(hair_style="curly", glasses=""), 231), pan=(38, dict(glasses="round"), 95), two=((106, 61), dict(glasses=""), 106),
-    hand=(440, dict(hair_style="bald", glasses=""), 3), hair=(279, dict(hair_style="long", glasses=""), 279))
-LINES = dict(talk=TEXT, toon="Now I am only a drawing.", hand="One moment, please!", hair="My hair fills more than the frame.")
-VOICES = dict(talk=("en-gb", 45), toon=("en-gb", 45), hand=("en-us", 45), hair=("en-gb+f3", 55)) # espeak-ng's voice, pitch
-EDITS = dict(talk=dict(smile=("smile", 2.), age=("age", 2.), young=("age", -2.)), toon=dict(smile=("smile", 2.)), hand=dict(smile=("smile", 2.)),
-             hair=dict(smile=("smile", 2.)))
+CAST = dict(  # seed of `sample_person`, what is changed in that person, seed of the place and its light
+    talk=(
+        174,
+        dict(
+            years=51.0,
+            grey_years=62.0,
+            freckles=0.0,
+            hair_style="side",
+            collar="collar",
+            glasses="",
+        ),
+        440,
+    ),
+    turn=(231, dict(hair_style="curly", glasses=""), 231),
+    pan=(38, dict(glasses="round"), 95),
+    two=((106, 61), dict(glasses=""), 106),
+    hand=(440, dict(hair_style="bald", glasses=""), 3),
+    hair=(279, dict(hair_style="long", glasses=""), 279),
+)
+LINES = dict(
+    talk=TEXT,
+    toon="Now I am only a drawing.",
+    hand="One moment, please!",
+    hair="My hair fills more than the frame.",
+)
+VOICES = dict(
+    talk=("en-gb", 45), toon=("en-gb", 45), hand=("en-us", 45), hair=("en-gb+f3", 55)
+)  # espeak-ng's voice, pitch
+EDITS = dict(
+    talk=dict(smile=("smile", 2.0), age=("age", 2.0), young=("age", -2.0)),
+    toon=dict(smile=("smile", 2.0)),
+    hand=dict(smile=("smile", 2.0)),
+    hair=dict(smile=("smile", 2.0)),
+)
 
 # %% ../../nbs/people/18_clips.ipynb #98fbc42f
 class _Set:
     "What all clips share: studio, camera, size."
+
     def __init__(self, out, cache, size, hand=True):
-        self.out, self.size, self.height = Path(out), size, size * 4 // 5; self.out.mkdir(exist_ok=True, parents=True)
-        self.cache = Path(cache) if cache else None # the hand first: anny does not start beside an OpenGL context
+        self.out, self.size, self.height = Path(out), size, size * 4 // 5
+        self.out.mkdir(exist_ok=True, parents=True)
+        self.cache = (
+            Path(cache) if cache else None
+        )  # the hand first: anny does not start beside an OpenGL context
         self.hand = load_hand(self.cache.with_name("hand.npz") if cache else None) if hand else None
         self.studio = Studio(load_head(self.cache), supersample=2)
-        self.camera = Camera(size=size, distance=1.1, fov=.40, target=(0., 0., -.02))
+        self.camera = Camera(size=size, distance=1.1, fov=0.40, target=(0.0, 0.0, -0.02))
 
     def who(self, name, k=None):
         seed, more, _ = CAST[name]
-        return replace(sample_person(np.random.default_rng(seed if k is None else seed[k]), self.studio.local_names), **more)
+        return replace(
+            sample_person(
+                np.random.default_rng(seed if k is None else seed[k]), self.studio.local_names
+            ),
+            **more,
+        )
 
     def place(self, name, size=None):
         "What is behind (S,S,3) uint8, and the light that falls there."
-        rng = np.random.default_rng(CAST[name][2]); scene = sample_scene(rng); light = sample_light(rng, scene)
+        rng = np.random.default_rng(CAST[name][2])
+        scene = sample_scene(rng)
+        light = sample_light(rng, scene)
         return scene.draw(rng, size or self.size), light
 
-    def speech(self, name): return speak(LINES[name], VOICES[name][0], pitch=VOICES[name][1])
+    def speech(self, name):
+        return speak(LINES[name], VOICES[name][0], pitch=VOICES[name][1])
 
     def shoot(self, name, cast, back, light, fps, speech=None, draw=None, finish=None, camera=None):
         "Film a clip, then its true edits."
         from tqdm.auto import tqdm
+
         (person, states, shifts), *rest = cast
-        for edit, (attribute, delta) in {"": ("", 0.), **EDITS.get(name, {})}.items():
+        for edit, (attribute, delta) in {"": ("", 0.0), **EDITS.get(name, {})}.items():
             moved = [changed(person, s, attribute, delta) if edit else (person, s) for s in states]
-            actors = [(moved[0][0], [s for _, s in moved], shifts), *rest]; full = f"{name}_{edit}" if edit else name
+            actors = [(moved[0][0], [s for _, s in moved], shifts), *rest]
+            full = f"{name}_{edit}" if edit else name
             with tqdm(total=len(states), desc=full) as bar:
-                frames, labels, marks = film(self.studio, actors, light, back, self.size, self.height, camera or self.camera, draw, lambda d, n, s: bar.update())
+                frames, labels, marks = film(
+                    self.studio,
+                    actors,
+                    light,
+                    back,
+                    self.size,
+                    self.height,
+                    camera or self.camera,
+                    draw,
+                    lambda d, n, s: bar.update(),
+                )
             more = {}
-            if finish: frames, labels, more["occluded"] = finish(frames, labels)
-            save_clip(self.out, full, frames, fps, None if edit else _truth(labels, marks, actors, **more), speech)
+            if finish:
+                frames, labels, more["occluded"] = finish(frames, labels)
+            save_clip(
+                self.out,
+                full,
+                frames,
+                fps,
+                None if edit else _truth(labels, marks, actors, **more),
+                speech,
+            )
 
 # %% ../../nbs/people/18_clips.ipynb #fb644351
 def _talk(on):
-    T, fps, speech = 72, Fraction(25), on.speech("talk"); rng = np.random.default_rng(1); room, light = on.place("talk")
-    on.shoot("talk", [(on.who("talk"), talking(rng, T, float(fps), speech, mood=.02), breathing(rng, T, float(fps)))], lambda t: room, light, fps, speech)
+    T, fps, speech = 72, Fraction(25), on.speech("talk")
+    rng = np.random.default_rng(1)
+    room, light = on.place("talk")
+    on.shoot(
+        "talk",
+        [
+            (
+                on.who("talk"),
+                talking(rng, T, float(fps), speech, mood=0.02),
+                breathing(rng, T, float(fps)),
+            )
+        ],
+        lambda t: room,
+        light,
+        fps,
+        speech,
+    )
+
 
 def _turn(on):
-    T, fps = 60, Fraction(30000, 1001); rng = np.random.default_rng(2); room, light = on.place("turn")
-    states = [dict(s, yaw=float(.55 * np.sin(2 * np.pi * t / T)), smile=.05) for t, s in enumerate(talking(rng, T, float(fps)))]
-    on.shoot("turn", [(on.who("turn"), states, breathing(rng, T, float(fps)))], lambda t: room, light, fps)
+    T, fps = 60, Fraction(30000, 1001)
+    rng = np.random.default_rng(2)
+    room, light = on.place("turn")
+    states = [
+        dict(s, yaw=float(0.55 * np.sin(2 * np.pi * t / T)), smile=0.05)
+        for t, s in enumerate(talking(rng, T, float(fps)))
+    ]
+    on.shoot(
+        "turn",
+        [(on.who("turn"), states, breathing(rng, T, float(fps)))],
+        lambda t: room,
+        light,
+        fps,
+    )
+
 
 def _pan(on):
-    T, fps, size = 60, Fraction(24), on.size; rng = np.random.default_rng(3); wide, light = on.place("pan", 2 * size)
-    move = np.c_[.075 * np.cos(np.pi * np.arange(T) / T), np.zeros(T), .01 * np.sin(np.arange(T) / 9)]
+    T, fps, size = 60, Fraction(24), on.size
+    rng = np.random.default_rng(3)
+    wide, light = on.place("pan", 2 * size)
+    move = np.c_[
+        0.075 * np.cos(np.pi * np.arange(T) / T), np.zeros(T), 0.01 * np.sin(np.arange(T) / 9)
+    ]
     at = [(int(size / 2 + 2.2 * size * m[0]), int(size / 2 - 2.2 * size * m[2])) for m in -move]
-    back = lambda t: np.ascontiguousarray(wide[at[t][1]:at[t][1] + size, at[t][0]:at[t][0] + size])
-    on.shoot("pan", [(on.who("pan"), talking(rng, T, float(fps), mood=.2), move + breathing(rng, T, float(fps)))], back, light, fps)
+    back = lambda t: np.ascontiguousarray(
+        wide[at[t][1] : at[t][1] + size, at[t][0] : at[t][0] + size]
+    )
+    on.shoot(
+        "pan",
+        [
+            (
+                on.who("pan"),
+                talking(rng, T, float(fps), mood=0.2),
+                move + breathing(rng, T, float(fps)),
+            )
+        ],
+        back,
+        light,
+        fps,
+    )
+
 
 def _two(on):
-    T, fps = 50, Fraction(25); rng = np.random.default_rng(4); room, light = on.place("two"); cast = []
-    for k, (x, y, z, turn) in enumerate(((-.15, .05, .015, .18), (.14, 0., -.015, -.18))):
+    T, fps = 50, Fraction(25)
+    rng = np.random.default_rng(4)
+    room, light = on.place("two")
+    cast = []
+    for k, (x, y, z, turn) in enumerate(((-0.15, 0.05, 0.015, 0.18), (0.14, 0.0, -0.015, -0.18))):
         states = [dict(q, yaw=q["yaw"] + turn) for q in talking(rng, T, float(fps))]
         cast.append((on.who("two", k), states, breathing(rng, T, float(fps)) + (x, y, z)))
     on.shoot("two", cast, lambda t: room, light, fps, camera=replace(on.camera, distance=1.5))
 
 # %% ../../nbs/people/18_clips.ipynb #fe2ef495
 def _toon(on):
-    T, fps, speech = 48, Fraction(25), on.speech("toon"); rng = np.random.default_rng(5)
-    on.studio.ss = 1 # the drawing is twice as large already
-    person = replace(on.who("talk"), freckles=0., stubble=0., melanin=.32, pattern="") # no grain in a drawing
-    states = talking(rng, T, float(fps), speech, mood=.1)
-    first = on.studio.render(on.studio.body(person), make_pose(states[0]), TOON_LIGHT, replace(on.camera, size=2 * on.size), toon=True)
-    colours = choose_colours(first["rgba"], first["labels"]); S = on.size
-    y, x = np.mgrid[:S, :S] / S; wall = np.where((x * .8 + y > .85)[..., None], (120, 170, 190), (150, 195, 210)).astype(np.uint8)
-    on.shoot("toon", [(person, states, breathing(rng, T, float(fps)))], lambda t: wall, TOON_LIGHT, fps, speech, lambda *r: cartoon(*r, colours))
+    T, fps, speech = 48, Fraction(25), on.speech("toon")
+    rng = np.random.default_rng(5)
+    on.studio.ss = 1  # the drawing is twice as large already
+    person = replace(
+        on.who("talk"), freckles=0.0, stubble=0.0, melanin=0.32, pattern=""
+    )  # no grain in a drawing
+    states = talking(rng, T, float(fps), speech, mood=0.1)
+    first = on.studio.render(
+        on.studio.body(person),
+        make_pose(states[0]),
+        TOON_LIGHT,
+        replace(on.camera, size=2 * on.size),
+        toon=True,
+    )
+    colours = choose_colours(first["rgba"], first["labels"])
+    S = on.size
+    y, x = np.mgrid[:S, :S] / S
+    wall = np.where((x * 0.8 + y > 0.85)[..., None], (120, 170, 190), (150, 195, 210)).astype(
+        np.uint8
+    )
+    on.shoot(
+        "toon",
+        [(person, states, breathing(rng, T, float(fps)))],
+        lambda t: wall,
+        TOON_LIGHT,
+        fps,
+        speech,
+        lambda *r: cartoon(*r, colours),
+    )
     on.studio.ss = 2
 
+
 def _hand(on):
-    T, fps, speech = 48, Fraction(25), on.speech("hand"); rng = np.random.default_rng(6); room, light = on.place("hand"); person = on.who("hand")
+    T, fps, speech = 48, Fraction(25), on.speech("hand")
+    rng = np.random.default_rng(6)
+    room, light = on.place("hand")
+    person = on.who("hand")
     skin = skin_colour(person.melanin, person.redness)
-    top = (on.size - on.height) // 2; rows = slice(top, top + on.height)
-    shots = [render_hand(on.studio, on.hand, np.array([.02, -.15, -.46]), (a, .5 * a, .1), skin, light, on.camera)[rows] for a in wipe(T, 14, 33)]
-    on.shoot("hand", [(person, talking(rng, T, float(fps), speech, mood=.05), breathing(rng, T, float(fps)))], lambda t: room, light, fps, speech,
-             finish=lambda frames, labels: pass_hand(frames, labels, shots, light))
+    top = (on.size - on.height) // 2
+    rows = slice(top, top + on.height)
+    shots = [
+        render_hand(
+            on.studio,
+            on.hand,
+            np.array([0.02, -0.15, -0.46]),
+            (a, 0.5 * a, 0.1),
+            skin,
+            light,
+            on.camera,
+        )[rows]
+        for a in wipe(T, 14, 33)
+    ]
+    on.shoot(
+        "hand",
+        [(person, talking(rng, T, float(fps), speech, mood=0.05), breathing(rng, T, float(fps)))],
+        lambda t: room,
+        light,
+        fps,
+        speech,
+        finish=lambda frames, labels: pass_hand(frames, labels, shots, light),
+    )
+
 
 def _hair(on):
-    T, fps, speech = 48, Fraction(25), on.speech("hair"); rng = np.random.default_rng(7); room, light = on.place("hair")
-    states = [dict(s, yaw=s["yaw"] + float(.16 * np.sin(2 * np.pi * t / T)), roll=s["roll"] + float(.05 * np.sin(2 * np.pi * t / T + 1))) for t, s in enumerate(talking(rng, T, float(fps), speech, mood=.05))]
-    on.shoot("hair", [(on.who("hair"), states, breathing(rng, T, float(fps)))], lambda t: room, light, fps, speech)
+    T, fps, speech = 48, Fraction(25), on.speech("hair")
+    rng = np.random.default_rng(7)
+    room, light = on.place("hair")
+    states = [
+        dict(
+            s,
+            yaw=s["yaw"] + float(0.16 * np.sin(2 * np.pi * t / T)),
+            roll=s["roll"] + float(0.05 * np.sin(2 * np.pi * t / T + 1)),
+        )
+        for t, s in enumerate(talking(rng, T, float(fps), speech, mood=0.05))
+    ]
+    on.shoot(
+        "hair",
+        [(on.who("hair"), states, breathing(rng, T, float(fps)))],
+        lambda t: room,
+        light,
+        fps,
+        speech,
+    )
+
 
 CLIPS = dict(talk=_talk, turn=_turn, pan=_pan, two=_two, toon=_toon, hand=_hand, hair=_hair)
 
 # %% ../../nbs/people/18_clips.ipynb #827bfc45
 @call_parse
 def make_clips(
-    out:Param("Folder to write to", str)="data_samples",
-    only:Param("Names, separated by commas", str)=",".join(CLIPS),
-    cache:Param("Where to keep the extracted mesh", str)="",
-    size:Param("Width in pixels", int)=240,
+    out: Param("Folder to write to", str) = "data_samples",
+    only: Param("Names, separated by commas", str) = ",".join(CLIPS),
+    cache: Param("Where to keep the extracted mesh", str) = "",
+    size: Param("Width in pixels", int) = 240,
 ):
     "Film the sample clips and their true edits."
-    wanted = only.split(","); unknown = [n for n in wanted if n not in CLIPS]
-    if unknown: raise ValueError(f"no clip is called {unknown[0]!r}; there are: {', '.join(CLIPS)}")
+    wanted = only.split(",")
+    unknown = [n for n in wanted if n not in CLIPS]
+    if unknown:
+        raise ValueError(f"no clip is called {unknown[0]!r}; there are: {', '.join(CLIPS)}")
     on = _Set(out, cache, size, "hand" in wanted)
-    for name in wanted: CLIPS[name](on)
+    for name in wanted:
+        CLIPS[name](on)

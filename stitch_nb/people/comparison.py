@@ -23,110 +23,170 @@ from ..pti import PTIConfig, tune_generator
 from ..show import strip
 
 # %% ../../nbs/people/70_comparison.ipynb #c1dfd96e
-GROUPS = dict(expression=("smile", "mouth_open", "eyes_open"), person=("age", "gender"), pose=("yaw", "pitch", "roll"),
-              proportions=("eye_distance", "eye_eyebrow_distance", "eye_ratio", "lip_ratio", "mouth_ratio", "nose_mouth_distance", "nose_ratio", "nose_tip"))
+GROUPS = dict(
+    expression=("smile", "mouth_open", "eyes_open"),
+    person=("age", "gender"),
+    pose=("yaw", "pitch", "roll"),
+    proportions=(
+        "eye_distance",
+        "eye_eyebrow_distance",
+        "eye_ratio",
+        "lip_ratio",
+        "mouth_ratio",
+        "nose_mouth_distance",
+        "nose_ratio",
+        "nose_tip",
+    ),
+)
 SHORTER = dict(eye_eyebrow_distance="eye to brow", nose_mouth_distance="nose to mouth")
 
+
 def groups_of(
-    names,           # of the directions there are
-)->dict:             # group -> names; what belongs to none is under 'more'
+    names,  # of the directions there are
+) -> dict:  # group -> names; what belongs to none is under 'more'
     "The pages that this bundle needs."
     known = {n for g in GROUPS.values() for n in g}
     groups = GROUPS | dict(more=tuple(n for n in names if n not in known))
     return {k: some for k, g in groups.items() if (some := tuple(n for n in g if n in names))}
 
+
 @torch.no_grad()
 def direction_page(
-    G,               # generator
-    pivot:torch.Tensor,  # (L,D) of the person shown
-    directions:dict, # name -> (L,D)
-    names:tuple,     # rows
-    strengths=range(-3, 4), # columns
-    size:int|None=None,     # pixels of a picture; None: as drawn
-)->np.ndarray:       # uint8 picture
+    G,  # generator
+    pivot: torch.Tensor,  # (L,D) of the person shown
+    directions: dict,  # name -> (L,D)
+    names: tuple,  # rows
+    strengths=range(-3, 4),  # columns
+    size: int | None = None,  # pixels of a picture; None: as drawn
+) -> np.ndarray:  # uint8 picture
     "A person along some directions."
-    rows = [list(to_image(drawn(G, torch.stack([pivot + float(s)*directions[n] for s in strengths])))) for n in names]
-    return strip(rows, titles=[f"{s:+d}" if s else "0" for s in strengths], size=size, row_titles=[SHORTER.get(n, n.replace("_", " ")) for n in names])
+    rows = [
+        list(to_image(drawn(G, torch.stack([pivot + float(s) * directions[n] for s in strengths]))))
+        for n in names
+    ]
+    return strip(
+        rows,
+        titles=[f"{s:+d}" if s else "0" for s in strengths],
+        size=size,
+        row_titles=[SHORTER.get(n, n.replace("_", " ")) for n in names],
+    )
 
 # %% ../../nbs/people/70_comparison.ipynb #0ade7c2c
 def calm_people(
-    attributes:np.ndarray, # (N,A) standard deviations
-    names:list,            # of the attributes
-    identity:np.ndarray,   # (N,)
-    n:int,                 # how many
-)->np.ndarray:             # (n,) positions, one of each person, calmest first
+    attributes: np.ndarray,  # (N,A) standard deviations
+    names: list,  # of the attributes
+    identity: np.ndarray,  # (N,)
+    n: int,  # how many
+) -> np.ndarray:  # (n,) positions, one of each person, calmest first
     "Renders near the mean of pose and expression."
-    moving = [names.index(k) for k in ("smile", "yaw", "pitch", "roll", "mouth_open", "eyes_open") if k in names]
+    moving = [
+        names.index(k)
+        for k in ("smile", "yaw", "pitch", "roll", "mouth_open", "eyes_open")
+        if k in names
+    ]
     order = np.argsort(np.square(attributes[:, moving]).sum(1), kind="stable")
-    first = [order[np.flatnonzero(identity[order] == who)[0]] for who in dict.fromkeys(identity[order].tolist())]
+    first = [
+        order[np.flatnonzero(identity[order] == who)[0]]
+        for who in dict.fromkeys(identity[order].tolist())
+    ]
     return np.array(first[:n])
 
 # %% ../../nbs/people/70_comparison.ipynb #7b52009b
 def inversion_page(
-    models,          # a bundle
-    crops,           # (N,R,R,3) uint8
-    passes:int=80,   # of pivotal tuning
-    progress=None,   # called with (done, total, text)
-)->np.ndarray:       # uint8 picture
+    models,  # a bundle
+    crops,  # (N,R,R,3) uint8
+    passes: int = 80,  # of pivotal tuning
+    progress=None,  # called with (done, total, text)
+) -> np.ndarray:  # uint8 picture
     "Render, inversion, PTI."
     w = encode_in_batches(models.encoder, to_tensor(crops))
-    G_pti, _ = tune_generator(models.generator, w, crops, choose_perceptual(models)[0], PTIConfig(passes=passes), progress)
-    rows = [list(crops)] + [list(np.concatenate([to_image(drawn(G, v)) for v in w.split(16)])) for G in (models.generator, G_pti)]
+    G_pti, _ = tune_generator(
+        models.generator, w, crops, choose_perceptual(models)[0], PTIConfig(passes=passes), progress
+    )
+    rows = [list(crops)] + [
+        list(np.concatenate([to_image(drawn(G, v)) for v in w.split(16)]))
+        for G in (models.generator, G_pti)
+    ]
     return strip(rows, row_titles=("render", "inversion", "PTI"))
 
+
 def save_pages(
-    pages:dict,      # name -> uint8 picture
-    out,             # folder
-    limit:int=590_000,  # bytes of all together
-)->dict:             # name -> path
+    pages: dict,  # name -> uint8 picture
+    out,  # folder
+    limit: int = 590_000,  # bytes of all together
+) -> dict:  # name -> path
     "JPEGs of the best quality for which all together stay below the limit."
     for quality in range(92, 30, -2):
         files = {}
         for name, page in pages.items():
             buffer = io.BytesIO()
-            Image.fromarray(page).save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+            Image.fromarray(page).save(
+                buffer, "JPEG", quality=quality, optimize=True, progressive=True
+            )
             files[name] = buffer.getvalue()
-        if sum(map(len, files.values())) <= limit: break
-    else: raise StitchError(f"{len(pages)} pages do not fit into {limit} bytes: make smaller pages")
-    paths = {name: Path(out)/f"comparison_{name}.jpg" for name in files}
+        if sum(map(len, files.values())) <= limit:
+            break
+    else:
+        raise StitchError(f"{len(pages)} pages do not fit into {limit} bytes: make smaller pages")
+    paths = {name: Path(out) / f"comparison_{name}.jpg" for name in files}
     for name, data in files.items():
-        with atomic_path(paths[name]) as part: Path(part).write_bytes(data)
+        with atomic_path(paths[name]) as part:
+            Path(part).write_bytes(data)
     return paths
 
 # %% ../../nbs/people/70_comparison.ipynb #f1abd670
 def reached(
-    row:dict,        # of judges.json
-)->str:
+    row: dict,  # of judges.json
+) -> str:
     "yes, no, or not measured."
     return {True: "yes", False: "**no**"}.get(row["ok"], "not measured" if "error" in row else "-")
 
+
 def table_markdown(
-    rows:dict,       # of `read_table`
-    asked:dict=ROWS, # name -> (what is asked, ...): rows that stand in the table also when they were not measured
-)->str:              # two Markdown tables
+    rows: dict,  # of `read_table`
+    asked: dict = ROWS,  # name -> (what is asked, ...): rows that stand in the table also when they were not measured
+) -> str:  # two Markdown tables
     "What was asked, measured and reached."
-    rows = {k: rows.get(k) or dict(name=k, asked=v[0], said="", ok=None, error="") for k, v in asked.items()} | {k: r for k, r in rows.items() if k not in asked}
+    rows = {
+        k: rows.get(k) or dict(name=k, asked=v[0], said="", ok=None, error="")
+        for k, v in asked.items()
+    } | {k: r for k, r in rows.items() if k not in asked}
     plain = [r for k, r in rows.items() if not k.startswith("direction_")]
-    lines = ["| asked | measured | reached |", "|---|---|---|"] + [f"| {r['asked']} | {r['said']} | {reached(r)} |" for r in plain]
+    lines = ["| asked | measured | reached |", "|---|---|---|"] + [
+        f"| {r['asked']} | {r['said']} | {reached(r)} |" for r in plain
+    ]
     edits = [r for k, r in rows.items() if k.startswith("direction_")]
-    if edits: lines += ["", "| direction | monotonic | correlation | off target (true edits) | most moved other | ruler | reached |", "|---|---|---|---|---|---|---|"]
+    if edits:
+        lines += [
+            "",
+            "| direction | monotonic | correlation | off target (true edits) | most moved other | ruler | reached |",
+            "|---|---|---|---|---|---|---|",
+        ]
     for r in edits:
         m, name = r["measured"], r["name"].removeprefix("direction_")
-        if not m: lines.append(f"| {name} | | | | | | {reached(r)} |"); continue
-        true = f" ({short(m['off_target_of_true_edits'])})" if m.get("off_target_of_true_edits") is not None else ""
-        lines.append(f"| {name} | {'yes' if m['monotonic'] else 'no'} | {short(m['correlation'])} | {short(m['off_target'])}{true} | {m['off_target_attribute']} | "
-                     f"{short(m['ruler_correlation']) if m.get('ruler_correlation') is not None else ''} | {reached(r)} |")
+        if not m:
+            lines.append(f"| {name} | | | | | | {reached(r)} |")
+            continue
+        true = (
+            f" ({short(m['off_target_of_true_edits'])})"
+            if m.get("off_target_of_true_edits") is not None
+            else ""
+        )
+        lines.append(
+            f"| {name} | {'yes' if m['monotonic'] else 'no'} | {short(m['correlation'])} | {short(m['off_target'])}{true} | {m['off_target_attribute']} | "
+            f"{short(m['ruler_correlation']) if m.get('ruler_correlation') is not None else ''} | {reached(r)} |"
+        )
     return "\n".join(lines) + "\n"
 
 # %% ../../nbs/people/70_comparison.ipynb #0716d970
 @call_parse
 def main(
-    bundle:str="people",  # name or folder of the bundle
-    data:str="data",      # folder of shards with a holdout
-    out:str="nbs/people/history", # folder for the pictures and the table; judges.json is read there
-    people:int=10,        # columns of the first page
-    passes:int=80,        # of pivotal tuning on them
-    threads:int=2,        # of the CPU
+    bundle: str = "people",  # name or folder of the bundle
+    data: str = "data",  # folder of shards with a holdout
+    out: str = "nbs/people/history",  # folder for the pictures and the table; judges.json is read there
+    people: int = 10,  # columns of the first page
+    passes: int = 80,  # of pivotal tuning on them
+    threads: int = 2,  # of the CPU
 ):
     "Draw the comparison page of a people bundle."
     torch.set_num_threads(threads)
@@ -137,12 +197,22 @@ def main(
     groups = groups_of(models.directions)
     first = np.sort(np.unique(identity, return_index=True)[1])
     with bar("pages") as tick:
-        pages = dict(inversion=inversion_page(models, held.take("crops", first[room.some(first, people)]), passes, tick))
-    calm = calm_people(held.take("attributes", every), held.attribute_names, identity, 4*len(groups))
+        pages = dict(
+            inversion=inversion_page(
+                models, held.take("crops", first[room.some(first, people)]), passes, tick
+            )
+        )
+    calm = calm_people(
+        held.take("attributes", every), held.attribute_names, identity, 4 * len(groups)
+    )
     pivots = encode_in_batches(models.encoder, to_tensor(held.take("crops", calm)))
-    for k, (group, names) in enumerate(groups.items()): pages[group] = direction_page(models.generator, pivots[k], models.directions, names)
+    for k, (group, names) in enumerate(groups.items()):
+        pages[group] = direction_page(models.generator, pivots[k], models.directions, names)
     paths = save_pages(pages, out)
-    rows = read_table(Path(out)/"judges.json")
+    rows = read_table(Path(out) / "judges.json")
     if rows:
-        with atomic_path(Path(out)/"judges.md") as part: Path(part).write_text(table_markdown(rows), encoding="utf-8")
-    print(f"{', '.join(p.name for p in paths.values())}: {sum(p.stat().st_size for p in paths.values())/1e3:.0f} kB in {out}")
+        with atomic_path(Path(out) / "judges.md") as part:
+            Path(part).write_text(table_markdown(rows), encoding="utf-8")
+    print(
+        f"{', '.join(p.name for p in paths.values())}: {sum(p.stat().st_size for p in paths.values()) / 1e3:.0f} kB in {out}"
+    )

@@ -17,365 +17,818 @@ from fastcore.script import Param, call_parse
 
 from ..align import crop_frame, quads_from_landmarks
 from .backgrounds import Scene, background, sample_scene
-from .renderer import (COLLARS, FACE_WORDS, GLASSES, PATTERNS, SKIP_WORDS, Camera, Light, Person, Pose, Studio, load_head)
+from stitch_nb.people.renderer import (
+    COLLARS,
+    FACE_WORDS,
+    GLASSES,
+    PATTERNS,
+    SKIP_WORDS,
+    Camera,
+    Light,
+    Person,
+    Pose,
+    Studio,
+    load_head,
+)
 
 # %% ../../nbs/people/15_dataset.ipynb #ac3478d6
-PROPORTIONS = ("eye_distance", "eye_eyebrow_distance", "eye_ratio", "lip_ratio", "mouth_ratio", "nose_mouth_distance", "nose_ratio", "nose_tip")
-ATTRIBUTES = ("smile", "age", "gender", "yaw", "pitch", "roll", "mouth_open", "eyes_open") + PROPORTIONS
-MEAN = dict(smile=.27, age=50., gender=.5, yaw=0., pitch=0., roll=0., mouth_open=.20, eyes_open=.95) | dict.fromkeys(PROPORTIONS, 0.) # of the raw attribute
-STD = dict(smile=.37, age=18., gender=.38, yaw=.22, pitch=.12, roll=.08, mouth_open=.25, eyes_open=.26) | dict.fromkeys(PROPORTIONS, 1.) # raw units of one unit of strength
-RANGE = dict(smile=(-.6, 1.25), age=(15., 92.), gender=(0., 1.), mouth_open=(0., 1.2), eyes_open=(0., 1.45), yaw=(-1.2, 1.2), pitch=(-1.2, 1.2), roll=(-1.2, 1.2)) | dict.fromkeys(PROPORTIONS, (-3.2, 3.2))
+PROPORTIONS = (
+    "eye_distance",
+    "eye_eyebrow_distance",
+    "eye_ratio",
+    "lip_ratio",
+    "mouth_ratio",
+    "nose_mouth_distance",
+    "nose_ratio",
+    "nose_tip",
+)
+ATTRIBUTES = (
+    "smile",
+    "age",
+    "gender",
+    "yaw",
+    "pitch",
+    "roll",
+    "mouth_open",
+    "eyes_open",
+) + PROPORTIONS
+MEAN = dict(
+    smile=0.27, age=50.0, gender=0.5, yaw=0.0, pitch=0.0, roll=0.0, mouth_open=0.20, eyes_open=0.95
+) | dict.fromkeys(PROPORTIONS, 0.0)  # of the raw attribute
+STD = dict(
+    smile=0.37,
+    age=18.0,
+    gender=0.38,
+    yaw=0.22,
+    pitch=0.12,
+    roll=0.08,
+    mouth_open=0.25,
+    eyes_open=0.26,
+) | dict.fromkeys(PROPORTIONS, 1.0)  # raw units of one unit of strength
+RANGE = dict(
+    smile=(-0.6, 1.25),
+    age=(15.0, 92.0),
+    gender=(0.0, 1.0),
+    mouth_open=(0.0, 1.2),
+    eyes_open=(0.0, 1.45),
+    yaw=(-1.2, 1.2),
+    pitch=(-1.2, 1.2),
+    roll=(-1.2, 1.2),
+) | dict.fromkeys(PROPORTIONS, (-3.2, 3.2))
 SCALE = 1.05  # of the aligned crop, see `stitch_nb.align`
 RESOLUTION = 128
 
 # %% ../../nbs/people/15_dataset.ipynb #902ba3cd
 def measure_proportions(
-    landmarks:np.ndarray, # (68,2) pixels, y downwards, of a frontal face
-)->dict:                  # proportion -> ratio
+    landmarks: np.ndarray,  # (68,2) pixels, y downwards, of a frontal face
+) -> dict:  # proportion -> ratio
     "The eight ratios of a face."
-    x, y = np.asarray(landmarks, float).T; D = lambda a, b: np.hypot(x[a] - x[b], y[a] - y[b])
+    x, y = np.asarray(landmarks, float).T
+    D = lambda a, b: np.hypot(x[a] - x[b], y[a] - y[b])
     width, height, nose = x[15] - x[1], y[8] - y[27], y[33] - y[27]
     lids = [(D(k + 1, k + 5) + D(k + 2, k + 4)) / 2 / D(k, k + 3) for k in (36, 42)]
-    return dict(eye_distance=(x[42:48].mean() - x[36:42].mean()) / width, eye_eyebrow_distance=(y[36:48].mean() - y[17:27].mean()) / height, eye_ratio=sum(lids) / 2,
-                lip_ratio=D(51, 57) / D(48, 54), mouth_ratio=D(48, 54) / width, nose_mouth_distance=(y[51] - y[33]) / height, nose_ratio=D(31, 35) / nose, nose_tip=(y[33] - y[30]) / nose)
+    return dict(
+        eye_distance=(x[42:48].mean() - x[36:42].mean()) / width,
+        eye_eyebrow_distance=(y[36:48].mean() - y[17:27].mean()) / height,
+        eye_ratio=sum(lids) / 2,
+        lip_ratio=D(51, 57) / D(48, 54),
+        mouth_ratio=D(48, 54) / width,
+        nose_mouth_distance=(y[51] - y[33]) / height,
+        nose_ratio=D(31, 35) / nose,
+        nose_tip=(y[33] - y[30]) / nose,
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #0ade7c2c
 KNOBS = dict(
-    eye_distance=(("eye-trans-out", .42, .52),),
-    eye_eyebrow_distance=(("eyebrows-trans-up", .60, .33),),
-    eye_ratio=(("eye-height1-incr", .16, .36), ("eye-height2-incr", .16, .36), ("eye-height3-incr", .16, .36)),
-    lip_ratio=(("mouth-lowerlip-height-incr", .34, .36), ("mouth-upperlip-height-incr", .34, .36), ("mouth-lowerlip-volume-incr", .30, .30), ("mouth-upperlip-volume-incr", .30, .30), ("mouth-trans-up", -.03, -.14)),
-    mouth_ratio=(("mouth-scale-horiz-incr", .42, .40), ("mouth-lowerlip-height-incr", .22, .34), ("mouth-upperlip-height-incr", .14, .16), ("mouth-trans-up", -.04, -.06), ("nose-width3-incr", -.16, -.10)),
-    nose_mouth_distance=(("mouth-trans-up", -.28, -.26), ("nose-trans-up", .18, .15)),
-    nose_ratio=(("nose-nostrils-width-incr", .18, .30), ("nose-width3-incr", .18, .34), ("nose-scale-horiz-incr", .18, .32), ("nose-width2-incr", .14, .14)),
-    nose_tip=(("nose-point-up", .40, .20), ("nose-septumangle-incr", -.18, -.16)),
-) # proportion -> ((local change, for +1, for -1), ...)
-SHY = ("mouth-scale-vert", "nose-scale-vert", "nose-base-up", "nose-hump", "nose-trans", "eyebrows-angle", "middle-up", "upperlip-width", "eye-push", "eye-trans-up", "septum", "nose-volume") # changes close to a knob: drawn smaller
+    eye_distance=(("eye-trans-out", 0.42, 0.52),),
+    eye_eyebrow_distance=(("eyebrows-trans-up", 0.60, 0.33),),
+    eye_ratio=(
+        ("eye-height1-incr", 0.16, 0.36),
+        ("eye-height2-incr", 0.16, 0.36),
+        ("eye-height3-incr", 0.16, 0.36),
+    ),
+    lip_ratio=(
+        ("mouth-lowerlip-height-incr", 0.34, 0.36),
+        ("mouth-upperlip-height-incr", 0.34, 0.36),
+        ("mouth-lowerlip-volume-incr", 0.30, 0.30),
+        ("mouth-upperlip-volume-incr", 0.30, 0.30),
+        ("mouth-trans-up", -0.03, -0.14),
+    ),
+    mouth_ratio=(
+        ("mouth-scale-horiz-incr", 0.42, 0.40),
+        ("mouth-lowerlip-height-incr", 0.22, 0.34),
+        ("mouth-upperlip-height-incr", 0.14, 0.16),
+        ("mouth-trans-up", -0.04, -0.06),
+        ("nose-width3-incr", -0.16, -0.10),
+    ),
+    nose_mouth_distance=(("mouth-trans-up", -0.28, -0.26), ("nose-trans-up", 0.18, 0.15)),
+    nose_ratio=(
+        ("nose-nostrils-width-incr", 0.18, 0.30),
+        ("nose-width3-incr", 0.18, 0.34),
+        ("nose-scale-horiz-incr", 0.18, 0.32),
+        ("nose-width2-incr", 0.14, 0.14),
+    ),
+    nose_tip=(("nose-point-up", 0.40, 0.20), ("nose-septumangle-incr", -0.18, -0.16)),
+)  # proportion -> ((local change, for +1, for -1), ...)
+SHY = (
+    "mouth-scale-vert",
+    "nose-scale-vert",
+    "nose-base-up",
+    "nose-hump",
+    "nose-trans",
+    "eyebrows-angle",
+    "middle-up",
+    "upperlip-width",
+    "eye-push",
+    "eye-trans-up",
+    "septum",
+    "nose-volume",
+)  # changes close to a knob: drawn smaller
 
-def _side(name:str)->str: return name[2:] if name[:2] in ("l-", "r-") else name
+
+def _side(name: str) -> str:
+    return name[2:] if name[:2] in ("l-", "r-") else name
+
 
 def knob_changes(
-    knobs:dict,  # proportion -> standard deviations
-)->dict:         # local change without its side -> value
+    knobs: dict,  # proportion -> standard deviations
+) -> dict:  # local change without its side -> value
     "What a setting of the knobs does to the mesh."
     out = {}
     for knob, value in knobs.items():
-        for name, up, down in KNOBS[knob]: out[name] = out.get(name, 0.) + value * (up if value > 0 else down)
+        for name, up, down in KNOBS[knob]:
+            out[name] = out.get(name, 0.0) + value * (up if value > 0 else down)
     return out
 
+
 def with_knobs(
-    person:Person,
-    knobs:dict,        # proportion -> standard deviations; the others stay
-)->Person:
+    person: Person,
+    knobs: dict,  # proportion -> standard deviations; the others stay
+) -> Person:
     "The same person with other proportions."
-    knobs = dict.fromkeys(PROPORTIONS, 0.) | dict(person.knobs) | knobs; moved = knob_changes(knobs)
+    knobs = dict.fromkeys(PROPORTIONS, 0.0) | dict(person.knobs) | knobs
+    moved = knob_changes(knobs)
     sides = lambda name: (f"l-{name}", f"r-{name}") if name.startswith("eye-") else (name,)
-    local = tuple((n, v) for n, v in person.local if _side(n) not in moved) + tuple((n, float(v)) for name, v in moved.items() for n in sides(name))
+    local = tuple((n, v) for n, v in person.local if _side(n) not in moved) + tuple(
+        (n, float(v)) for name, v in moved.items() for n in sides(name)
+    )
     return replace(person, local=local, knobs=tuple((k, float(v)) for k, v in knobs.items()))
 
 # %% ../../nbs/people/15_dataset.ipynb #bd307a3e
-EYES = ((.16, .08, .035), (.10, .05, .022), (.05, .16, .30), (.08, .20, .12), (.16, .19, .20), (.20, .14, .05)) # brown, dark, blue, green, grey, hazel; linear RGB
-HAIR = ((.012, .009, .008), (.035, .020, .012), (.09, .045, .02), (.20, .10, .045), (.42, .27, .11), (.58, .42, .22), (.26, .065, .02)) # black to blond, red
+EYES = (
+    (0.16, 0.08, 0.035),
+    (0.10, 0.05, 0.022),
+    (0.05, 0.16, 0.30),
+    (0.08, 0.20, 0.12),
+    (0.16, 0.19, 0.20),
+    (0.20, 0.14, 0.05),
+)  # brown, dark, blue, green, grey, hazel; linear RGB
+HAIR = (
+    (0.012, 0.009, 0.008),
+    (0.035, 0.020, 0.012),
+    (0.09, 0.045, 0.02),
+    (0.20, 0.10, 0.045),
+    (0.42, 0.27, 0.11),
+    (0.58, 0.42, 0.22),
+    (0.26, 0.065, 0.02),
+)  # black to blond, red
 
 # %% ../../nbs/people/15_dataset.ipynb #fa35e192
-MEN = dict(bald=.08, buzz=.12, short=.17, side=.14, quiff=.11, slick=.07, messy=.08, curly=.07, afro=.05, fringe=.05, long=.03, wavy=.02, bob=.01, ponytail=.01) # share of each style, made to sum to 1
-WOMEN = dict(bald=.012, buzz=.03, short=.06, side=.05, messy=.03, fringe=.09, curly=.10, afro=.06, bob=.16, long=.15, wavy=.14, ponytail=.09, bun=.08)
+MEN = dict(
+    bald=0.08,
+    buzz=0.12,
+    short=0.17,
+    side=0.14,
+    quiff=0.11,
+    slick=0.07,
+    messy=0.08,
+    curly=0.07,
+    afro=0.05,
+    fringe=0.05,
+    long=0.03,
+    wavy=0.02,
+    bob=0.01,
+    ponytail=0.01,
+)  # share of each style, made to sum to 1
+WOMEN = dict(
+    bald=0.012,
+    buzz=0.03,
+    short=0.06,
+    side=0.05,
+    messy=0.03,
+    fringe=0.09,
+    curly=0.10,
+    afro=0.06,
+    bob=0.16,
+    long=0.15,
+    wavy=0.14,
+    ponytail=0.09,
+    bun=0.08,
+)
 
 # %% ../../nbs/people/15_dataset.ipynb #f1abd670
 def sample_person(
-    rng:np.random.Generator,
-    local_names:tuple, # names of anny's local changes
-)->Person:
+    rng: np.random.Generator,
+    local_names: tuple,  # names of anny's local changes
+) -> Person:
     "Somebody, balanced over age, gender and skin."
-    gender = float(np.clip(rng.beta(.35, .35), .02, .98)); male = gender > .5; years = float(rng.uniform(18, 82)); old = (years - 18) / 64
-    race = rng.dirichlet((.6, .6, .6)); p = np.array
-    melanin = float(np.clip(race @ (1.04, .44, -.02) + rng.normal(0, .14), .04, .93))
-    phenotype = dict(muscle=rng.uniform(.2, .8), weight=rng.beta(3, 3), height=rng.uniform(.35, .65), proportions=rng.uniform(.4, 1.), african=race[0], asian=race[1], caucasian=race[2])
-    taken = {name for parts in KNOBS.values() for name, _, _ in parts}; free = {}
+    gender = float(np.clip(rng.beta(0.35, 0.35), 0.02, 0.98))
+    male = gender > 0.5
+    years = float(rng.uniform(18, 82))
+    old = (years - 18) / 64
+    race = rng.dirichlet((0.6, 0.6, 0.6))
+    p = np.array
+    melanin = float(np.clip(race @ (1.04, 0.44, -0.02) + rng.normal(0, 0.14), 0.04, 0.93))
+    phenotype = dict(
+        muscle=rng.uniform(0.2, 0.8),
+        weight=rng.beta(3, 3),
+        height=rng.uniform(0.35, 0.65),
+        proportions=rng.uniform(0.4, 1.0),
+        african=race[0],
+        asian=race[1],
+        caucasian=race[2],
+    )
+    taken = {name for parts in KNOBS.values() for name, _, _ in parts}
+    free = {}
     for name in local_names:
-        if _side(name) in taken or not any(w in name for w in FACE_WORDS) or any(w in name for w in SKIP_WORDS): continue
-        if _side(name) not in free: free[_side(name)] = float(np.clip(rng.normal(0, .22), -.6, .6)) * (.4 if any(w in name for w in SHY) else 1.) if rng.random() < .6 else 0.
+        if (
+            _side(name) in taken
+            or not any(w in name for w in FACE_WORDS)
+            or any(w in name for w in SKIP_WORDS)
+        ):
+            continue
+        if _side(name) not in free:
+            free[_side(name)] = (
+                float(np.clip(rng.normal(0, 0.22), -0.6, 0.6))
+                * (0.4 if any(w in name for w in SHY) else 1.0)
+                if rng.random() < 0.6
+                else 0.0
+            )
     local = tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
     knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
-    dark = melanin > .48; grey_years = float(rng.normal(56 + 8 * melanin, 10))
-    colour = np.array(HAIR[rng.choice(7, p=(.55, .35, .10, 0, 0, 0, 0) if dark else (.17, .21, .22, .15, .12, .07, .06))]) * rng.uniform(.8, 1.2, 3) ** .5
-    styles = {k: v * (.5 + 1.2 * old if k == "bald" else 1.) for k, v in (MEN if male else WOMEN).items()}; share = p(list(styles.values())); share = share / share.sum()
+    dark = melanin > 0.48
+    grey_years = float(rng.normal(56 + 8 * melanin, 10))
+    colour = (
+        np.array(
+            HAIR[
+                rng.choice(
+                    7,
+                    p=(0.55, 0.35, 0.10, 0, 0, 0, 0)
+                    if dark
+                    else (0.17, 0.21, 0.22, 0.15, 0.12, 0.07, 0.06),
+                )
+            ]
+        )
+        * rng.uniform(0.8, 1.2, 3) ** 0.5
+    )
+    styles = {
+        k: v * (0.5 + 1.2 * old if k == "bald" else 1.0)
+        for k, v in (MEN if male else WOMEN).items()
+    }
+    share = p(list(styles.values()))
+    share = share / share.sum()
     person = Person(
-        years=years, gender=gender, phenotype=tuple((k, float(v)) for k, v in phenotype.items()), local=local, melanin=melanin, redness=float(rng.uniform(.1, .8)),
-        freckles=float(max(0, rng.normal(-.2, .5))) if melanin < .4 else 0., shine=float(rng.uniform(.1, .7)), eye_colour=EYES[rng.choice(6, p=(.45, .50, .01, .01, .01, .02) if dark else (.26, .12, .24, .13, .14, .11))],
-        hair_style=str(rng.choice(list(styles), p=share)), hair_colour=tuple(map(float, colour)), grey_years=grey_years, hairline=float(rng.normal(0, .006)),
-        recede=float(rng.beta(1.2, 1.4)), volume=float(rng.uniform(0, 1)), brow=float(np.clip(.15 + .5 * gender + rng.normal(0, .22), 0, 1)), beard=float(rng.choice((0, .25, .55, .9), p=(.48, .20, .18, .14)) * rng.uniform(.8, 1.1)),
-        makeup=float(rng.choice((0, rng.uniform(.2, 1)), p=(.4, .6))), cloth=sample_cloth(rng), neckline=float(rng.uniform(0, 1)), seed=int(rng.integers(1 << 20)))
-    person = replace(person, beard=person.beard * (1 - .5 * person.grey * melanin)) # white on dark hides the chin from every detector
+        years=years,
+        gender=gender,
+        phenotype=tuple((k, float(v)) for k, v in phenotype.items()),
+        local=local,
+        melanin=melanin,
+        redness=float(rng.uniform(0.1, 0.8)),
+        freckles=float(max(0, rng.normal(-0.2, 0.5))) if melanin < 0.4 else 0.0,
+        shine=float(rng.uniform(0.1, 0.7)),
+        eye_colour=EYES[
+            rng.choice(
+                6,
+                p=(0.45, 0.50, 0.01, 0.01, 0.01, 0.02)
+                if dark
+                else (0.26, 0.12, 0.24, 0.13, 0.14, 0.11),
+            )
+        ],
+        hair_style=str(rng.choice(list(styles), p=share)),
+        hair_colour=tuple(map(float, colour)),
+        grey_years=grey_years,
+        hairline=float(rng.normal(0, 0.006)),
+        recede=float(rng.beta(1.2, 1.4)),
+        volume=float(rng.uniform(0, 1)),
+        brow=float(np.clip(0.15 + 0.5 * gender + rng.normal(0, 0.22), 0, 1)),
+        beard=float(
+            rng.choice((0, 0.25, 0.55, 0.9), p=(0.48, 0.20, 0.18, 0.14)) * rng.uniform(0.8, 1.1)
+        ),
+        makeup=float(rng.choice((0, rng.uniform(0.2, 1)), p=(0.4, 0.6))),
+        cloth=sample_cloth(rng),
+        neckline=float(rng.uniform(0, 1)),
+        seed=int(rng.integers(1 << 20)),
+    )
+    person = replace(
+        person, beard=person.beard * (1 - 0.5 * person.grey * melanin)
+    )  # white on dark hides the chin from every detector
     return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
 # %% ../../nbs/people/15_dataset.ipynb #0716d970
-def sample_cloth(rng:np.random.Generator)->tuple:
+def sample_cloth(rng: np.random.Generator) -> tuple:
     "(3,) linear RGB: mostly greys, navy, beige and white, sometimes a quiet colour."
-    if rng.random() < .65: c = np.array(((.02, .02, .022), (.05, .05, .055), (.16, .16, .165), (.50, .50, .49), (.03, .045, .09), (.30, .25, .18), (.09, .12, .20))[int(rng.integers(7))]) * rng.uniform(.7, 1.35)
-    else: c = rng.uniform(.04, .4) * (1 + .25 * rng.normal(size=3))
-    return tuple(map(float, np.clip(c, .01, .70)))
+    if rng.random() < 0.65:
+        c = np.array(
+            (
+                (0.02, 0.02, 0.022),
+                (0.05, 0.05, 0.055),
+                (0.16, 0.16, 0.165),
+                (0.50, 0.50, 0.49),
+                (0.03, 0.045, 0.09),
+                (0.30, 0.25, 0.18),
+                (0.09, 0.12, 0.20),
+            )[int(rng.integers(7))]
+        ) * rng.uniform(0.7, 1.35)
+    else:
+        c = rng.uniform(0.04, 0.4) * (1 + 0.25 * rng.normal(size=3))
+    return tuple(map(float, np.clip(c, 0.01, 0.70)))
+
 
 def sample_wear(
-    rng:np.random.Generator,
-    person:Person,
-)->dict: # fields of `Person`
+    rng: np.random.Generator,
+    person: Person,
+) -> dict:  # fields of `Person`
     "Glasses, clothes, jewellery, lashes, stubble."
-    man = person.gender > .5; old = (person.years - 18) / 64
+    man = person.gender > 0.5
+    old = (person.years - 18) / 64
     return dict(
-        glasses=str(rng.choice(GLASSES, p=(.30, .38, .14, .18))) if rng.random() < .07 + .17 * old else "",
-        glasses_colour=((.015, .015, .015), (.05, .025, .015), (.22, .20, .18), (.022, .024, .032))[int(rng.integers(4))],
-        collar=str(rng.choice(COLLARS, p=(.30, .13, .20, .19, .11, .07) if man else (.34, .21, .18, .07, .10, .10))), cloth2=sample_cloth(rng), pattern=str(rng.choice(PATTERNS, p=(.75, .16, .09))),
-        earrings=bool(rng.random() < (.04 if man else .35)), lashes=float(rng.uniform(0, .5) if man else rng.uniform(.4, 1)), parting=float(rng.uniform(-1, 1)),
-        stubble=float(rng.uniform(0, 1)) if man and person.beard < .1 and rng.random() < .5 else 0.)
+        glasses=str(rng.choice(GLASSES, p=(0.30, 0.38, 0.14, 0.18)))
+        if rng.random() < 0.07 + 0.17 * old
+        else "",
+        glasses_colour=(
+            (0.015, 0.015, 0.015),
+            (0.05, 0.025, 0.015),
+            (0.22, 0.20, 0.18),
+            (0.022, 0.024, 0.032),
+        )[int(rng.integers(4))],
+        collar=str(
+            rng.choice(
+                COLLARS,
+                p=(0.30, 0.13, 0.20, 0.19, 0.11, 0.07)
+                if man
+                else (0.34, 0.21, 0.18, 0.07, 0.10, 0.10),
+            )
+        ),
+        cloth2=sample_cloth(rng),
+        pattern=str(rng.choice(PATTERNS, p=(0.75, 0.16, 0.09))),
+        earrings=bool(rng.random() < (0.04 if man else 0.35)),
+        lashes=float(rng.uniform(0, 0.5) if man else rng.uniform(0.4, 1)),
+        parting=float(rng.uniform(-1, 1)),
+        stubble=float(rng.uniform(0, 1))
+        if man and person.beard < 0.1 and rng.random() < 0.5
+        else 0.0,
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #9e6a55b6
 def expression(
-    smile:float=0.,       # -.5 (a frown) to 1
-    mouth_open:float=0.,  # 0 to 1
-    eyes_open:float=1.,   # 0 closed, 1 open, up to 1.4 wide
-    brows:float=0.,       # -1 knit to 1 raised
-    **more,               # further facial actions
-)->tuple:                 # ((action, value), ...)
+    smile: float = 0.0,  # -.5 (a frown) to 1
+    mouth_open: float = 0.0,  # 0 to 1
+    eyes_open: float = 1.0,  # 0 closed, 1 open, up to 1.4 wide
+    brows: float = 0.0,  # -1 knit to 1 raised
+    **more,  # further facial actions
+) -> tuple:  # ((action, value), ...)
     "Facial actions of an expression; a smile lifts cheeks, narrows eyes and shows teeth."
-    s, frown = max(smile, 0.), max(-smile, 0.)
-    a = dict(jawOpen=.55 * mouth_open + .07 * s * s, eyeBlinkLeft=max(0., 1 - eyes_open), eyeBlinkRight=max(0., 1 - eyes_open), eyeWideLeft=max(0., eyes_open - 1), eyeWideRight=max(0., eyes_open - 1),
-             browInnerUp=max(brows, 0) * .8, browOuterUpLeft=max(brows, 0) * .7, browOuterUpRight=max(brows, 0) * .7, browDownLeft=max(-brows, 0), browDownRight=max(-brows, 0))
+    s, frown = max(smile, 0.0), max(-smile, 0.0)
+    a = dict(
+        jawOpen=0.55 * mouth_open + 0.07 * s * s,
+        eyeBlinkLeft=max(0.0, 1 - eyes_open),
+        eyeBlinkRight=max(0.0, 1 - eyes_open),
+        eyeWideLeft=max(0.0, eyes_open - 1),
+        eyeWideRight=max(0.0, eyes_open - 1),
+        browInnerUp=max(brows, 0) * 0.8,
+        browOuterUpLeft=max(brows, 0) * 0.7,
+        browOuterUpRight=max(brows, 0) * 0.7,
+        browDownLeft=max(-brows, 0),
+        browDownRight=max(-brows, 0),
+    )
     for side in ("Left", "Right"):
-        a |= {f"mouthSmile{side}": 1.1 * s, f"cheekSquint{side}": .5 * s, f"eyeSquint{side}": .22 * s, f"mouthUpperUp{side}": .42 * s, f"mouthLowerDown{side}": .30 * s * s, f"mouthFrown{side}": .8 * frown}
-    for k, v in more.items(): a[k] = a.get(k, 0.) + v
+        a |= {
+            f"mouthSmile{side}": 1.1 * s,
+            f"cheekSquint{side}": 0.5 * s,
+            f"eyeSquint{side}": 0.22 * s,
+            f"mouthUpperUp{side}": 0.42 * s,
+            f"mouthLowerDown{side}": 0.30 * s * s,
+            f"mouthFrown{side}": 0.8 * frown,
+        }
+    for k, v in more.items():
+        a[k] = a.get(k, 0.0) + v
     return tuple((k, float(v)) for k, v in a.items() if v)
 
 # %% ../../nbs/people/15_dataset.ipynb #b3f0c7f6
 def look(
-    yaw:float,   # of the eyes against the camera's axis, radians, positive to the picture's right
-    pitch:float, # radians, positive up
-)->tuple:        # (gaze unit vector, lid actions)
+    yaw: float,  # of the eyes against the camera's axis, radians, positive to the picture's right
+    pitch: float,  # radians, positive up
+) -> tuple:  # (gaze unit vector, lid actions)
     "Where the eyes look, and the lids that follow."
     g = (np.sin(yaw) * np.cos(pitch), -np.cos(yaw) * np.cos(pitch), np.sin(pitch))
-    return tuple(map(float, g)), {f"eyeLook{'Up' if pitch > 0 else 'Down'}{s}": min(abs(pitch) * 1.6, .8) for s in ("Left", "Right")}
+    return tuple(map(float, g)), {
+        f"eyeLook{'Up' if pitch > 0 else 'Down'}{s}": min(abs(pitch) * 1.6, 0.8)
+        for s in ("Left", "Right")
+    }
 
 # %% ../../nbs/people/15_dataset.ipynb #91032ad7
 def sample_state(
-    rng:np.random.Generator,
-)->dict: # raw attributes but age and gender, and the rest of an expression
+    rng: np.random.Generator,
+) -> dict:  # raw attributes but age and gender, and the rest of an expression
     "How somebody looks at one moment."
     extra = {}
-    for name, p, top in (("mouthPucker", .10, .6), ("mouthFunnel", .10, .5), ("mouthPressLeft", .08, .5), ("jawLeft", .05, .25), ("mouthRollLower", .06, .5), ("mouthShrugUpper", .06, .4), ("noseSneerLeft", .04, .4), ("cheekPuff", .04, .5)):
+    for name, p, top in (
+        ("mouthPucker", 0.10, 0.6),
+        ("mouthFunnel", 0.10, 0.5),
+        ("mouthPressLeft", 0.08, 0.5),
+        ("jawLeft", 0.05, 0.25),
+        ("mouthRollLower", 0.06, 0.5),
+        ("mouthShrugUpper", 0.06, 0.4),
+        ("noseSneerLeft", 0.04, 0.4),
+        ("cheekPuff", 0.04, 0.5),
+    ):
         if rng.random() < p:
-            v = float(rng.uniform(0, top)); extra[name] = v
-            if name.endswith("Left") and name != "jawLeft": extra[name[:-4] + "Right"] = v
-    eyes = float(rng.choice((np.clip(rng.normal(1.03, .05), .92, 1.15), rng.uniform(1.08, 1.3), rng.uniform(.45, .88), rng.uniform(0, .45)), p=(.79, .09, .06, .06)))
-    away = 3. if rng.random() < .10 else 1.
-    return dict(smile=float(np.clip(rng.choice((0, rng.uniform(.3, 1.), rng.uniform(0, .5), rng.uniform(-.5, 0)), p=(.30, .38, .20, .12)), -.5, 1)),
-                mouth_open=float(rng.choice((0., rng.uniform(0, .5), rng.uniform(.3, 1.)), p=(.45, .40, .15))), eyes_open=eyes,
-                brows=float(np.clip(rng.normal(0, .30), -1, 1)), yaw=float(np.clip(rng.normal(0, .22), -.75, .75)), pitch=float(np.clip(rng.normal(0, .12), -.4, .4)), roll=float(np.clip(rng.normal(0, .08), -.3, .3)),
-                gaze=(float(rng.normal(0, .05 * away)), float(rng.normal(0, .03 * away))), extra=extra)
+            v = float(rng.uniform(0, top))
+            extra[name] = v
+            if name.endswith("Left") and name != "jawLeft":
+                extra[name[:-4] + "Right"] = v
+    eyes = float(
+        rng.choice(
+            (
+                np.clip(rng.normal(1.03, 0.05), 0.92, 1.15),
+                rng.uniform(1.08, 1.3),
+                rng.uniform(0.45, 0.88),
+                rng.uniform(0, 0.45),
+            ),
+            p=(0.79, 0.09, 0.06, 0.06),
+        )
+    )
+    away = 3.0 if rng.random() < 0.10 else 1.0
+    return dict(
+        smile=float(
+            np.clip(
+                rng.choice(
+                    (0, rng.uniform(0.3, 1.0), rng.uniform(0, 0.5), rng.uniform(-0.5, 0)),
+                    p=(0.30, 0.38, 0.20, 0.12),
+                ),
+                -0.5,
+                1,
+            )
+        ),
+        mouth_open=float(
+            rng.choice((0.0, rng.uniform(0, 0.5), rng.uniform(0.3, 1.0)), p=(0.45, 0.40, 0.15))
+        ),
+        eyes_open=eyes,
+        brows=float(np.clip(rng.normal(0, 0.30), -1, 1)),
+        yaw=float(np.clip(rng.normal(0, 0.22), -0.75, 0.75)),
+        pitch=float(np.clip(rng.normal(0, 0.12), -0.4, 0.4)),
+        roll=float(np.clip(rng.normal(0, 0.08), -0.3, 0.3)),
+        gaze=(float(rng.normal(0, 0.05 * away)), float(rng.normal(0, 0.03 * away))),
+        extra=extra,
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #472b07b9
 def make_pose(
-    state:dict,             # as from `sample_state`
-    shift=(0., 0., 0.),     # metres
-)->Pose:
+    state: dict,  # as from `sample_state`
+    shift=(0.0, 0.0, 0.0),  # metres
+) -> Pose:
     "Pose of a state: eyes that look at the camera as far as they can."
     limit = lambda want, head, top: head + float(np.clip(want - head, -top, top))
-    gaze, lids = look(limit(state["gaze"][0], state["yaw"], .55), limit(state["gaze"][1], state["pitch"], .35))
-    a = dict(expression(state["smile"], state["mouth_open"], state["eyes_open"], state["brows"], **state["extra"]))
-    for k, v in lids.items(): a[k] = a.get(k, 0.) + v * min(1., state["eyes_open"])
+    gaze, lids = look(
+        limit(state["gaze"][0], state["yaw"], 0.55), limit(state["gaze"][1], state["pitch"], 0.35)
+    )
+    a = dict(
+        expression(
+            state["smile"],
+            state["mouth_open"],
+            state["eyes_open"],
+            state["brows"],
+            **state["extra"],
+        )
+    )
+    for k, v in lids.items():
+        a[k] = a.get(k, 0.0) + v * min(1.0, state["eyes_open"])
     return Pose(tuple(a.items()), state["yaw"], state["pitch"], state["roll"], gaze, tuple(shift))
 
 # %% ../../nbs/people/15_dataset.ipynb #d435a6cd
 def sample_light(
-    rng:np.random.Generator,
-    scene:Scene|None=None,   # what is behind; None is a grey room
-    melanin:float=.3,        # of the face the camera is exposed for
-)->Light:
+    rng: np.random.Generator,
+    scene: Scene | None = None,  # what is behind; None is a grey room
+    melanin: float = 0.3,  # of the face the camera is exposed for
+) -> Light:
     "A key light from the front half, a weaker fill, a rim, and a sky; in the colours of the scene."
+
     def hue(colour, much):
-        c = np.asarray(colour) + .02; return np.clip(1 + much * (c / c.mean() - 1), .82, 1.18)
-    above, below, side = (scene.above, scene.below, scene.side) if scene else ((.4, .4, .4), (.3, .3, .3), 0.)
-    warm = float(np.clip(rng.normal(.01, .05), -.10, .12)); tint = lambda w: np.array([1 + w, 1, 1 - w])
-    a = float(np.clip(.45 * side * rng.choice((1, 0), p=(.7, .3)) + rng.normal(0, .42), -1.15, 1.15)); e = rng.uniform(.15, .95)
-    gain = .84 + .50 * melanin; power, ambient = gain * rng.uniform(1.1, 2.0), gain * rng.uniform(.38, .60)
-    return Light(key=(float(np.sin(a) * np.cos(e)), float(-np.cos(a) * np.cos(e)), float(np.sin(e))), key_colour=tuple(map(float, power * tint(warm) * hue(above, .15))),
-                 fill=(float(-np.sin(a) * .9), -.6, float(rng.uniform(-.2, .3))), fill_colour=tuple(map(float, gain * rng.uniform(.28, .65) * tint(-warm * .5) * hue(below, .2))),
-                 rim=(float(rng.choice((-1, 1)) * .7), .8, .4), rim_colour=tuple(map(float, rng.uniform(0, .8) * hue(above, .3))),
-                 sky=tuple(map(float, ambient * hue(above, .35))), ground=tuple(map(float, ambient * rng.uniform(.45, .8) * hue(below, .35))),
-                 **{name: tuple(map(float, ambient * (.75 + .18 * sign * side) * hue(above, .25))) for name, sign in (("left", -1), ("right", 1))})
+        c = np.asarray(colour) + 0.02
+        return np.clip(1 + much * (c / c.mean() - 1), 0.82, 1.18)
+
+    above, below, side = (
+        (scene.above, scene.below, scene.side) if scene else ((0.4, 0.4, 0.4), (0.3, 0.3, 0.3), 0.0)
+    )
+    warm = float(np.clip(rng.normal(0.01, 0.05), -0.10, 0.12))
+    tint = lambda w: np.array([1 + w, 1, 1 - w])
+    a = float(
+        np.clip(0.45 * side * rng.choice((1, 0), p=(0.7, 0.3)) + rng.normal(0, 0.42), -1.15, 1.15)
+    )
+    e = rng.uniform(0.15, 0.95)
+    gain = 0.84 + 0.50 * melanin
+    power, ambient = gain * rng.uniform(1.1, 2.0), gain * rng.uniform(0.38, 0.60)
+    return Light(
+        key=(float(np.sin(a) * np.cos(e)), float(-np.cos(a) * np.cos(e)), float(np.sin(e))),
+        key_colour=tuple(map(float, power * tint(warm) * hue(above, 0.15))),
+        fill=(float(-np.sin(a) * 0.9), -0.6, float(rng.uniform(-0.2, 0.3))),
+        fill_colour=tuple(
+            map(float, gain * rng.uniform(0.28, 0.65) * tint(-warm * 0.5) * hue(below, 0.2))
+        ),
+        rim=(float(rng.choice((-1, 1)) * 0.7), 0.8, 0.4),
+        rim_colour=tuple(map(float, rng.uniform(0, 0.8) * hue(above, 0.3))),
+        sky=tuple(map(float, ambient * hue(above, 0.35))),
+        ground=tuple(map(float, ambient * rng.uniform(0.45, 0.8) * hue(below, 0.35))),
+        **{
+            name: tuple(map(float, ambient * (0.75 + 0.18 * sign * side) * hue(above, 0.25)))
+            for name, sign in (("left", -1), ("right", 1))
+        },
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #4d134bc0
 def over(
-    rgba:np.ndarray,       # (S,S,4) uint8, colour premultiplied
-    back:np.ndarray,       # (S,S,3) uint8
-)->np.ndarray:             # (S,S,3) uint8
+    rgba: np.ndarray,  # (S,S,4) uint8, colour premultiplied
+    back: np.ndarray,  # (S,S,3) uint8
+) -> np.ndarray:  # (S,S,3) uint8
     "Composite a render over a background."
-    return np.clip(rgba[..., :3] + back * (1 - rgba[..., 3:] / 255.) + .5, 0, 255).astype(np.uint8)
+    return np.clip(rgba[..., :3] + back * (1 - rgba[..., 3:] / 255.0) + 0.5, 0, 255).astype(
+        np.uint8
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #887309d0
 def attribute_vector(
-    person:Person,
-    state:dict,
-)->np.ndarray: # (16,) float32, standardised, order of ATTRIBUTES
+    person: Person,
+    state: dict,
+) -> np.ndarray:  # (16,) float32, standardised, order of ATTRIBUTES
     "What the networks are told about a render."
-    raw = dict.fromkeys(PROPORTIONS, 0.) | dict(person.knobs) | dict(state, age=person.years, gender=person.gender)
+    raw = (
+        dict.fromkeys(PROPORTIONS, 0.0)
+        | dict(person.knobs)
+        | dict(state, age=person.years, gender=person.gender)
+    )
     return np.array([(raw[k] - MEAN[k]) / STD[k] for k in ATTRIBUTES], np.float32)
 
 # %% ../../nbs/people/15_dataset.ipynb #bc33ea4e
 def changed(
-    person:Person,
-    state:dict,
-    attribute:str, # one of ATTRIBUTES
-    delta:float,   # standard deviations
-)->tuple:          # (person, state)
+    person: Person,
+    state: dict,
+    attribute: str,  # one of ATTRIBUTES
+    delta: float,  # standard deviations
+) -> tuple:  # (person, state)
     "The same person at the same moment with one attribute moved: the true edit."
-    now = dict.fromkeys(PROPORTIONS, 0.) | dict(person.knobs) | dict(state, age=person.years, gender=person.gender)
+    now = (
+        dict.fromkeys(PROPORTIONS, 0.0)
+        | dict(person.knobs)
+        | dict(state, age=person.years, gender=person.gender)
+    )
     value = float(np.clip(now[attribute] + delta * STD[attribute], *RANGE[attribute]))
-    if attribute in PROPORTIONS: return with_knobs(person, {attribute: value}), state
-    if attribute in ("age", "gender"): return replace(person, **{dict(age="years").get(attribute, attribute): value}), state
+    if attribute in PROPORTIONS:
+        return with_knobs(person, {attribute: value}), state
+    if attribute in ("age", "gender"):
+        return replace(person, **{dict(age="years").get(attribute, attribute): value}), state
     return person, dict(state, **{attribute: value})
 
 # %% ../../nbs/people/15_dataset.ipynb #5b384ce3
 def warp_labels(
-    labels:np.ndarray, # (S,S) uint8
-    quad:np.ndarray,   # (4,2) corners ul, ll, lr, ur, pixels
-    size:int,
-)->np.ndarray:         # (size,size) uint8
+    labels: np.ndarray,  # (S,S) uint8
+    quad: np.ndarray,  # (4,2) corners ul, ll, lr, ur, pixels
+    size: int,
+) -> np.ndarray:  # (size,size) uint8
     "Nearest labels under an aligned crop; outside is background."
-    u, v = np.meshgrid((np.arange(size) + .5) / size, (np.arange(size) + .5) / size)
+    u, v = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
     ul, ll, lr, ur = quad
-    p = (1 - u)[..., None] * ((1 - v)[..., None] * ul + v[..., None] * ll) + u[..., None] * ((1 - v)[..., None] * ur + v[..., None] * lr)
-    x, y = np.floor(p[..., 0] + .5).astype(int), np.floor(p[..., 1] + .5).astype(int)
-    S = labels.shape[0]; inside = (x >= 0) & (y >= 0) & (x < S) & (y < S)
+    p = (1 - u)[..., None] * ((1 - v)[..., None] * ul + v[..., None] * ll) + u[..., None] * (
+        (1 - v)[..., None] * ur + v[..., None] * lr
+    )
+    x, y = np.floor(p[..., 0] + 0.5).astype(int), np.floor(p[..., 1] + 0.5).astype(int)
+    S = labels.shape[0]
+    inside = (x >= 0) & (y >= 0) & (x < S) & (y < S)
     return np.where(inside, labels[np.clip(y, 0, S - 1), np.clip(x, 0, S - 1)], 0).astype(np.uint8)
 
 # %% ../../nbs/people/15_dataset.ipynb #ca3512f4
 def whole_view(
-    rng:np.random.Generator,
-    people:list,      # of (rgba (S,S,4) premultiplied, landmarks (68,2)), at most two
-    size:int=160,
-)->tuple:             # frame (size,size,3) uint8, landmarks (2,68,2) float32 with NaN
+    rng: np.random.Generator,
+    people: list,  # of (rgba (S,S,4) premultiplied, landmarks (68,2)), at most two
+    size: int = 160,
+) -> tuple:  # frame (size,size,3) uint8, landmarks (2,68,2) float32 with NaN
     "A frame as a camera would see it: nobody, one or two people, anywhere."
-    frame = background(rng, size).astype(np.float32); points = np.full((2, 68, 2), np.nan, np.float32); used = []
+    frame = background(rng, size).astype(np.float32)
+    points = np.full((2, 68, 2), np.nan, np.float32)
+    used = []
     for k, (rgba, marks) in enumerate(people):
-        face = max(np.ptp(marks[:, 0]), np.ptp(marks[:, 1])); goal = rng.uniform(32, 100 if len(people) == 1 else 60); s = goal / face
+        face = max(np.ptp(marks[:, 0]), np.ptp(marks[:, 1]))
+        goal = rng.uniform(32, 100 if len(people) == 1 else 60)
+        s = goal / face
         for _ in range(20):
-            c = np.array([rng.uniform(goal * .45, size - goal * .45), rng.uniform(goal * .5, size * .80)])
-            if all(np.abs(c - o)[0] > (goal + g) * .75 for o, g in used): break
-        else: continue
-        used.append((c, goal)); S = rgba.shape[0]
+            c = np.array(
+                [rng.uniform(goal * 0.45, size - goal * 0.45), rng.uniform(goal * 0.5, size * 0.80)]
+            )
+            if all(np.abs(c - o)[0] > (goal + g) * 0.75 for o, g in used):
+                break
+        else:
+            continue
+        used.append((c, goal))
+        S = rgba.shape[0]
         offset = c - (marks.min(0) + marks.max(0)) / 2 * s
         big = np.concatenate([rgba, np.repeat(rgba[-1:], S, 0)])
         w = _place(big, s, offset, size)
-        frame = w[..., :3] + frame * (1 - w[..., 3:] / 255.)
+        frame = w[..., :3] + frame * (1 - w[..., 3:] / 255.0)
         points[k] = marks * s + offset
-    return np.clip(frame + .5, 0, 255).astype(np.uint8), points
+    return np.clip(frame + 0.5, 0, 255).astype(np.uint8), points
 
 # %% ../../nbs/people/15_dataset.ipynb #af3e1334
 def _place(
-    rgba:np.ndarray,   # (H,W,4) uint8 premultiplied
-    s:float,           # scale
-    offset:np.ndarray, # (2,) pixels of the target where source pixel (0,0) falls
-    size:int,
-)->np.ndarray:         # (size,size,4) float32
+    rgba: np.ndarray,  # (H,W,4) uint8 premultiplied
+    s: float,  # scale
+    offset: np.ndarray,  # (2,) pixels of the target where source pixel (0,0) falls
+    size: int,
+) -> np.ndarray:  # (size,size,4) float32
     "Scale and shift with antialiasing."
     from PIL import Image
+
     h, w = rgba.shape[:2]
-    planes = [np.asarray(Image.fromarray(rgba[..., k]).resize((max(1, round(w * s)), max(1, round(h * s))), Image.BOX if s < .6 else Image.BILINEAR), np.float32) for k in range(4)]
-    small = np.stack(planes, -1); out = np.zeros((size, size, 4), np.float32)
-    x, y = int(round(offset[0])), int(round(offset[1])); sh, sw = small.shape[:2]
+    planes = [
+        np.asarray(
+            Image.fromarray(rgba[..., k]).resize(
+                (max(1, round(w * s)), max(1, round(h * s))),
+                Image.BOX if s < 0.6 else Image.BILINEAR,
+            ),
+            np.float32,
+        )
+        for k in range(4)
+    ]
+    small = np.stack(planes, -1)
+    out = np.zeros((size, size, 4), np.float32)
+    x, y = int(round(offset[0])), int(round(offset[1]))
+    sh, sw = small.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + sw, size), min(y + sh, size)
-    if x1 > x0 and y1 > y0: out[y0:y1, x0:x1] = small[y0 - y:y1 - y, x0 - x:x1 - x]
+    if x1 > x0 and y1 > y0:
+        out[y0:y1, x0:x1] = small[y0 - y : y1 - y, x0 - x : x1 - x]
     return out
 
 # %% ../../nbs/people/15_dataset.ipynb #92cfceb3
-SHARE = dict(smile=.20, age=.16, gender=.08, yaw=.08, pitch=.05, roll=.03, mouth_open=.09, eyes_open=.06) | dict.fromkeys(PROPORTIONS, .03) # of the pairs, made to sum to 1
+SHARE = dict(
+    smile=0.20,
+    age=0.16,
+    gender=0.08,
+    yaw=0.08,
+    pitch=0.05,
+    roll=0.03,
+    mouth_open=0.09,
+    eyes_open=0.06,
+) | dict.fromkeys(PROPORTIONS, 0.03)  # of the pairs, made to sum to 1
+
 
 def sample_change(
-    rng:np.random.Generator,
-    person:Person,
-    state:dict,
-)->tuple: # (attribute, person, state, delta that happened in standard deviations)
+    rng: np.random.Generator,
+    person: Person,
+    state: dict,
+) -> tuple:  # (attribute, person, state, delta that happened in standard deviations)
     "Move one attribute of somebody; the other way round where there is no room."
-    share = np.array([SHARE[k] for k in ATTRIBUTES]); name = ATTRIBUTES[rng.choice(len(ATTRIBUTES), p=share / share.sum())]
-    delta = float(np.clip(rng.normal(1.75, .65), .5, 3.) * rng.choice((-1, 1))); k = ATTRIBUTES.index(name); before = attribute_vector(person, state)[k]
+    share = np.array([SHARE[k] for k in ATTRIBUTES])
+    name = ATTRIBUTES[rng.choice(len(ATTRIBUTES), p=share / share.sum())]
+    delta = float(np.clip(rng.normal(1.75, 0.65), 0.5, 3.0) * rng.choice((-1, 1)))
+    k = ATTRIBUTES.index(name)
+    before = attribute_vector(person, state)[k]
     best = None
     for d in (delta, -delta):
-        p, s = changed(person, state, name, d); real = float(attribute_vector(p, s)[k] - before)
-        if best is None or abs(real) > abs(best[3]): best = name, p, s, real
-        if abs(real) >= max(.5, .6 * abs(delta)): break
+        p, s = changed(person, state, name, d)
+        real = float(attribute_vector(p, s)[k] - before)
+        if best is None or abs(real) > abs(best[3]):
+            best = name, p, s, real
+        if abs(real) >= max(0.5, 0.6 * abs(delta)):
+            break
     return best
 
 # %% ../../nbs/people/15_dataset.ipynb #0286dd55
 def render_shard(
-    studio:Studio,
-    seed:int,          # of the shard; identities are disjoint between shards
-    people:int,        # identities
-    each:int=4,        # renders of each
-    pairs:int=3,       # true edits of each
-    names:tuple=(),    # anny's local changes
-)->tuple:              # (dict of arrays for the renders, dict of arrays for the pairs)
+    studio: Studio,
+    seed: int,  # of the shard; identities are disjoint between shards
+    people: int,  # identities
+    each: int = 4,  # renders of each
+    pairs: int = 3,  # true edits of each
+    names: tuple = (),  # anny's local changes
+) -> tuple:  # (dict of arrays for the renders, dict of arrays for the pairs)
     "One shard of the world."
-    rng = np.random.default_rng(1_000_003 * (seed + 1)); R = RESOLUTION
-    out = {k: [] for k in ("crops", "labels", "frames", "identity", "attributes", "crop_landmarks", "frame_faces")}
+    rng = np.random.default_rng(1_000_003 * (seed + 1))
+    R = RESOLUTION
+    out = {
+        k: []
+        for k in (
+            "crops",
+            "labels",
+            "frames",
+            "identity",
+            "attributes",
+            "crop_landmarks",
+            "frame_faces",
+        )
+    }
     two = {k: [] for k in ("a", "b", "la", "lb", "attr", "delta")}
     last = None
+
     def cropped(r, back, quad):
         return crop_frame(over(r["rgba"], back), quad, R), warp_labels(r["labels"], quad, R)
+
     for i in range(people):
-        person = sample_person(rng, names); body = studio.body(person)
+        person = sample_person(rng, names)
+        body = studio.body(person)
         for j in range(each):
-            state, scene = sample_state(rng), sample_scene(rng); light = sample_light(rng, scene, person.melanin)
-            cam = Camera(size=256, distance=float(rng.uniform(.85, 1.5)), fov=0., target=(0., 0., -.015)); cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(.165, .20) / cam.distance)))
-            shift = tuple(rng.normal(0, .012, 3)); back = scene.draw(rng, cam.size)
+            state, scene = sample_state(rng), sample_scene(rng)
+            light = sample_light(rng, scene, person.melanin)
+            cam = Camera(
+                size=256, distance=float(rng.uniform(0.85, 1.5)), fov=0.0, target=(0.0, 0.0, -0.015)
+            )
+            cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(0.165, 0.20) / cam.distance)))
+            shift = tuple(rng.normal(0, 0.012, 3))
+            back = scene.draw(rng, cam.size)
             r = studio.render(body, make_pose(state, shift), light, cam)
             quad = quads_from_landmarks(r["landmarks"][None], scale=SCALE)[0]
             crop, lab = cropped(r, back, quad)
             inv = _to_crop(r["landmarks"], quad, R)
-            who = [] if rng.random() < .04 else [(r["rgba"], r["landmarks"])]
-            if last is not None and rng.random() < .25: who = [last] + who
-            frame, faces = whole_view(rng, who[:2]); last = (r["rgba"], r["landmarks"])
-            for k, v in zip(out, (crop, lab, frame, seed * 100_000 + i, attribute_vector(person, state), inv, faces)): out[k].append(v)
+            who = [] if rng.random() < 0.04 else [(r["rgba"], r["landmarks"])]
+            if last is not None and rng.random() < 0.25:
+                who = [last] + who
+            frame, faces = whole_view(rng, who[:2])
+            last = (r["rgba"], r["landmarks"])
+            for k, v in zip(
+                out,
+                (crop, lab, frame, seed * 100_000 + i, attribute_vector(person, state), inv, faces),
+            ):
+                out[k].append(v)
             if j < pairs:
                 name, p2, s2, real = sample_change(rng, person, state)
-                if abs(real) < .4: continue
-                r2 = studio.render(body if p2 is person else studio.body(p2), make_pose(s2, shift), light, cam)
+                if abs(real) < 0.4:
+                    continue
+                r2 = studio.render(
+                    body if p2 is person else studio.body(p2), make_pose(s2, shift), light, cam
+                )
                 c2, l2 = cropped(r2, back, quad)
-                for k, v in zip(two, (crop, c2, lab, l2, ATTRIBUTES.index(name), real)): two[k].append(v)
+                for k, v in zip(two, (crop, c2, lab, l2, ATTRIBUTES.index(name), real)):
+                    two[k].append(v)
     stack = lambda d: {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in d.items()}
     return stack(out), stack(two)
 
 # %% ../../nbs/people/15_dataset.ipynb #98fbc42f
 def _to_crop(
-    points:np.ndarray, # (P,2) frame pixels
-    quad:np.ndarray,   # (4,2)
-    size:int,
-)->np.ndarray:         # (P,2) float32 crop pixels
+    points: np.ndarray,  # (P,2) frame pixels
+    quad: np.ndarray,  # (4,2)
+    size: int,
+) -> np.ndarray:  # (P,2) float32 crop pixels
     "Points of the frame in an (unrotated, square) aligned crop's pixels."
-    ul, ll, lr, ur = quad; ex, ey = ur - ul, ll - ul
-    m = np.linalg.inv(np.c_[ex, ey]); return ((points - ul) @ m.T * size - .5).astype(np.float32)
+    ul, ll, lr, ur = quad
+    ex, ey = ur - ul, ll - ul
+    m = np.linalg.inv(np.c_[ex, ey])
+    return ((points - ul) @ m.T * size - 0.5).astype(np.float32)
 
 # %% ../../nbs/people/15_dataset.ipynb #fb644351
-def save_shard(out:Path, name:str, renders:dict, pairs:dict)->None:
+def save_shard(out: Path, name: str, renders: dict, pairs: dict) -> None:
     "Write one shard; the metadata last, so that a shard with metadata is complete."
     out.mkdir(parents=True, exist_ok=True)
-    for k in ("a", "b", "la", "lb"): np.save(out / f"pairs_{name}_{k}.npy", pairs[k])
-    np.savez(out / f"pairs_{name}.npz", attr=pairs["attr"], delta=pairs["delta"].astype(np.float32), attribute_names=np.array(ATTRIBUTES))
-    for k in ("crops", "labels", "frames"): np.save(out / f"{k}_{name}.npy", renders[k])
-    np.savez(out / f"meta_{name}.npz", attribute_names=np.array(ATTRIBUTES), **{k: renders[k] for k in ("identity", "attributes", "crop_landmarks", "frame_faces")})
+    for k in ("a", "b", "la", "lb"):
+        np.save(out / f"pairs_{name}_{k}.npy", pairs[k])
+    np.savez(
+        out / f"pairs_{name}.npz",
+        attr=pairs["attr"],
+        delta=pairs["delta"].astype(np.float32),
+        attribute_names=np.array(ATTRIBUTES),
+    )
+    for k in ("crops", "labels", "frames"):
+        np.save(out / f"{k}_{name}.npy", renders[k])
+    np.savez(
+        out / f"meta_{name}.npz",
+        attribute_names=np.array(ATTRIBUTES),
+        **{k: renders[k] for k in ("identity", "attributes", "crop_landmarks", "frame_faces")},
+    )
 
 # %% ../../nbs/people/15_dataset.ipynb #fe2ef495
 @call_parse
 def render_people(
-    out:Param("Folder of the shards", str),
-    shards:Param("Shards to make", int)=20,
-    holdout:Param("Shards never trained on", int)=1,
-    people:Param("Identities in a shard", int)=150,
-    start:Param("First shard", int)=0,
-    cache:Param("Where to keep the extracted mesh", str)="",
+    out: Param("Folder of the shards", str),
+    shards: Param("Shards to make", int) = 20,
+    holdout: Param("Shards never trained on", int) = 1,
+    people: Param("Identities in a shard", int) = 150,
+    start: Param("First shard", int) = 0,
+    cache: Param("Where to keep the extracted mesh", str) = "",
 ):
     "Render the training world, shard by shard; goes on where it stopped."
     from tqdm.auto import tqdm
-    out = Path(out); head = load_head(Path(cache) if cache else None); studio = Studio(head, supersample=1)
-    todo = [(f"h{k:03d}", 90_000 + k) for k in range(holdout)] + [(f"{k:04d}", k) for k in range(start, start + shards)]
+
+    out = Path(out)
+    head = load_head(Path(cache) if cache else None)
+    studio = Studio(head, supersample=1)
+    todo = [(f"h{k:03d}", 90_000 + k) for k in range(holdout)] + [
+        (f"{k:04d}", k) for k in range(start, start + shards)
+    ]
     for name, seed in tqdm(todo, desc="render"):
-        if not (out / f"meta_{name}.npz").exists(): save_shard(out, name, *render_shard(studio, seed, people // 2 if name[0] == "h" else people, names=studio.local_names))
+        if not (out / f"meta_{name}.npz").exists():
+            save_shard(
+                out,
+                name,
+                *render_shard(
+                    studio,
+                    seed,
+                    people // 2 if name[0] == "h" else people,
+                    names=studio.local_names,
+                ),
+            )

@@ -17,37 +17,42 @@ from ..core import autocast, load_meta, load_tensors, to_tensor
 
 # %% ../../nbs/people/40_directions.ipynb #c1dfd96e
 def regression_directions(
-    w_plus:torch.Tensor,     # (M,L,D) latents
-    attributes:torch.Tensor, # (M,A) standard deviations
-    ridge:float=1e-3,        # relative to the number of samples
-)->torch.Tensor:             # (A,L,D) float32
+    w_plus: torch.Tensor,  # (M,L,D) latents
+    attributes: torch.Tensor,  # (M,A) standard deviations
+    ridge: float = 1e-3,  # relative to the number of samples
+) -> torch.Tensor:  # (A,L,D) float32
     "The effect of each attribute on the latent, the others held fixed."
     a = attributes.double() - attributes.double().mean(0)
     w = w_plus.double().flatten(1)
-    gram = a.T @ a + ridge*len(a)*torch.eye(a.shape[1], dtype=torch.float64)
+    gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
     return torch.linalg.solve(gram, a.T @ (w - w.mean(0))).float().unflatten(1, w_plus.shape[1:])
 
+
 def pair_directions(
-    w_a:torch.Tensor,    # (M,L,D) latents of the first of each pair
-    w_b:torch.Tensor,    # (M,L,D) latents of the second
-    attr:torch.Tensor,   # (M,) int, which attribute differs
-    delta:torch.Tensor,  # (M,) by how many standard deviations
-    count:int,           # A, number of attributes
-)->torch.Tensor:         # (A,L,D) float32; zeros where no pair speaks
+    w_a: torch.Tensor,  # (M,L,D) latents of the first of each pair
+    w_b: torch.Tensor,  # (M,L,D) latents of the second
+    attr: torch.Tensor,  # (M,) int, which attribute differs
+    delta: torch.Tensor,  # (M,) by how many standard deviations
+    count: int,  # A, number of attributes
+) -> torch.Tensor:  # (A,L,D) float32; zeros where no pair speaks
     "Least squares over twins: the change of the latent per standard deviation."
     out = torch.zeros(count, *w_a.shape[1:])
     for k in range(count):
         own = attr == k
-        if own.any(): out[k] = ((w_b - w_a)[own]*delta[own, None, None]).sum(0)/delta[own].square().sum()
+        if own.any():
+            out[k] = ((w_b - w_a)[own] * delta[own, None, None]).sum(0) / delta[own].square().sum()
     return out
 
 # %% ../../nbs/people/40_directions.ipynb #b1d57811
 class Meter(nn.Module):
     "Attributes read from crops: a trunk and a linear layer, trained on renders only."
-    def __init__(self,
-        trunk:nn.Module,   # of the parser
-        weight:torch.Tensor, bias:torch.Tensor, # (A,16*d) and (A,)
-        names:list,        # attributes
+
+    def __init__(
+        self,
+        trunk: nn.Module,  # of the parser
+        weight: torch.Tensor,
+        bias: torch.Tensor,  # (A,16*d) and (A,)
+        names: list,  # attributes
     ):
         super().__init__()
         self.trunk, self.names = trunk, list(names)
@@ -55,115 +60,172 @@ class Meter(nn.Module):
         self.register_buffer('bias', bias)
 
     def forward(self, x):  # (N,3,R,R) -> (N,A) float32, standard deviations
-        return F.linear(F.adaptive_avg_pool2d(self.trunk(x)[-1], 4).flatten(1).float(), self.weight, self.bias)
+        return F.linear(
+            F.adaptive_avg_pool2d(self.trunk(x)[-1], 4).flatten(1).float(), self.weight, self.bias
+        )
+
 
 def load_meter(
-    folder,              # where `train_small` wrote
-    parser:nn.Module,    # its parser
-)->Meter:
+    folder,  # where `train_small` wrote
+    parser: nn.Module,  # its parser
+) -> Meter:
     "The attribute head beside the parser."
-    path = Path(folder)/'heads.safetensors'
+    path = Path(folder) / 'heads.safetensors'
     tensors, names = load_tensors(path), json.loads(load_meta(path)['names'])
-    return Meter(parser.trunk, tensors['attributes.weight'].float(), tensors['attributes.bias'].float(), names).eval()
+    return Meter(
+        parser.trunk,
+        tensors['attributes.weight'].float(),
+        tensors['attributes.bias'].float(),
+        names,
+    ).eval()
+
 
 @torch.no_grad()
-def encode_in_batches(E, crops): # network, (M,3,R,R) -> (M,L,D) float32
-    with autocast(crops.device, torch.bfloat16): return torch.cat([E(x).float() for x in crops.split(16)])
+def encode_in_batches(E, crops):  # network, (M,3,R,R) -> (M,L,D) float32
+    with autocast(crops.device, torch.bfloat16):
+        return torch.cat([E(x).float() for x in crops.split(16)])
+
 
 @torch.no_grad()
-def drawn(G, w_plus): # network, (N,L,D) -> (N,3,R,R) float32 in [-1,1]
-    with autocast(w_plus.device, torch.bfloat16): return G.synthesis(w_plus, noise='none').float().clamp(-1, 1)
+def drawn(G, w_plus):  # network, (N,L,D) -> (N,3,R,R) float32 in [-1,1]
+    with autocast(w_plus.device, torch.bfloat16):
+        return G.synthesis(w_plus, noise='none').float().clamp(-1, 1)
+
 
 @torch.no_grad()
 def responses(
-    before:torch.Tensor, # (M,A) the meter's answers for the first of each pair
-    after:torch.Tensor,  # (M,A) for the second
-    attr:torch.Tensor,   # (M,) int, which attribute was changed
-    delta:torch.Tensor,  # (M,) by how many standard deviations
-)->torch.Tensor:         # (A,A) row: what was changed; column: what the meter says; NaN where no pair speaks
+    before: torch.Tensor,  # (M,A) the meter's answers for the first of each pair
+    after: torch.Tensor,  # (M,A) for the second
+    attr: torch.Tensor,  # (M,) int, which attribute was changed
+    delta: torch.Tensor,  # (M,) by how many standard deviations
+) -> (
+    torch.Tensor
+):  # (A,A) row: what was changed; column: what the meter says; NaN where no pair speaks
     "What changing one attribute by one does to the answers about all."
-    out = torch.full((before.shape[1],)*2, torch.nan)
+    out = torch.full((before.shape[1],) * 2, torch.nan)
     for k in attr.unique().tolist():
         own = attr == k
-        out[k] = ((after - before)[own]*delta[own, None]).sum(0)/delta[own].square().sum()
+        out[k] = ((after - before)[own] * delta[own, None]).sum(0) / delta[own].square().sum()
     return out
 
 # %% ../../nbs/people/40_directions.ipynb #fa35e192
 @torch.no_grad()
 def pair_gain(
-    G,                       # generator
-    w_a:torch.Tensor,        # (M,L,D) latents of a
-    a:torch.Tensor,          # (M,3,R,R)
-    b:torch.Tensor,          # (M,3,R,R)
-    attr:torch.Tensor,       # (M,)
-    delta:torch.Tensor,      # (M,)
-    directions:torch.Tensor, # (A,L,D)
-)->torch.Tensor:             # (A,) decibels; NaN where the holdout has no pair
+    G,  # generator
+    w_a: torch.Tensor,  # (M,L,D) latents of a
+    a: torch.Tensor,  # (M,3,R,R)
+    b: torch.Tensor,  # (M,3,R,R)
+    attr: torch.Tensor,  # (M,)
+    delta: torch.Tensor,  # (M,)
+    directions: torch.Tensor,  # (A,L,D)
+) -> torch.Tensor:  # (A,) decibels; NaN where the holdout has no pair
     "How much closer to the true edit a direction brings the pixels that change."
     before, after = torch.zeros(len(directions)), torch.zeros(len(directions))
     for i in torch.arange(len(a)).split(16):
-        changed = ((a[i] - b[i]).abs().amax(1, keepdim=True) > .1).float()
+        changed = ((a[i] - b[i]).abs().amax(1, keepdim=True) > 0.1).float()
         still = drawn(G, w_a[i])
-        moved = drawn(G, w_a[i] + delta[i, None, None]*directions[attr[i]])
+        moved = drawn(G, w_a[i] + delta[i, None, None] * directions[attr[i]])
         for total, x in ((before, still), (after, moved)):
-            total.index_add_(0, attr[i], ((x - b[i]).square()*changed).sum((1, 2, 3)))
-    return torch.where(before > 0, -10*(after/before.clamp_min(1e-9)).log10(), torch.full_like(before, torch.nan))
+            total.index_add_(0, attr[i], ((x - b[i]).square() * changed).sum((1, 2, 3)))
+    return torch.where(
+        before > 0,
+        -10 * (after / before.clamp_min(1e-9)).log10(),
+        torch.full_like(before, torch.nan),
+    )
+
 
 def choose(
-    kinds:dict,              # name of the kind -> (A,L,D)
-    gains:dict,              # name of the kind -> (A,)
-)->tuple:                    # (A,L,D), list of the chosen kinds
+    kinds: dict,  # name of the kind -> (A,L,D)
+    gains: dict,  # name of the kind -> (A,)
+) -> tuple:  # (A,L,D), list of the chosen kinds
     "For every attribute the kind with the largest gain."
     names = list(kinds)
     table = torch.stack([gains[k] for k in names]).nan_to_num(-1e3)
     best = table.argmax(0)
     return torch.stack([kinds[names[k]][i] for i, k in enumerate(best)]), [names[k] for k in best]
 
+
 def directions(
-    G, E,                     # generator and encoder, frozen
-    train,                    # `Shards` of renders
-    pairs, held_pairs,        # `Shards` of pairs
-    names:list,               # attributes wanted
-    learnt:torch.Tensor|None=None, # (A,L,D) from the training
-    meter:Meter|None=None,    # for the calibration; None leaves the scale as learnt
-    n:int=1500,               # renders, and pairs, to use
-    held_n:int=200,           # pairs of the holdout
-    seed:int=0,
-)->tuple:                     # dict name -> (L,D) float32; dict of what was measured (JSON)
+    G,
+    E,  # generator and encoder, frozen
+    train,  # `Shards` of renders
+    pairs,
+    held_pairs,  # `Shards` of pairs
+    names: list,  # attributes wanted
+    learnt: torch.Tensor | None = None,  # (A,L,D) from the training
+    meter: Meter | None = None,  # for the calibration; None leaves the scale as learnt
+    n: int = 1500,  # renders, and pairs, to use
+    held_n: int = 200,  # pairs of the holdout
+    seed: int = 0,
+) -> tuple:  # dict name -> (L,D) float32; dict of what was measured (JSON)
     "Find, compare, choose and calibrate."
     random = np.random.default_rng(seed)
     some = lambda shards, k: np.sort(random.permutation(len(shards))[:k])
     column = lambda shards: [shards.attribute_names.index(k) for k in names]
+
     def pairs_of(shards, k):
         i = some(shards, k)
         theirs = shards.attribute_names or train.attribute_names
-        attr = torch.tensor([names.index(theirs[j]) if theirs[j] in names else -1 for j in shards.take('attr', i)])
+        attr = torch.tensor(
+            [names.index(theirs[j]) if theirs[j] in names else -1 for j in shards.take('attr', i)]
+        )
         i, attr = i[(attr >= 0).numpy()], attr[attr >= 0]
-        return to_tensor(shards.take('a', i)), to_tensor(shards.take('b', i)), attr, torch.from_numpy(shards.take('delta', i)).float()
+        return (
+            to_tensor(shards.take('a', i)),
+            to_tensor(shards.take('b', i)),
+            attr,
+            torch.from_numpy(shards.take('delta', i)).float(),
+        )
+
     i = some(train, n)
     w = encode_in_batches(E, to_tensor(train.take('crops', i)))
-    kinds = dict(regression=regression_directions(w, torch.from_numpy(train.take('attributes', i)[:, column(train)])))
+    kinds = dict(
+        regression=regression_directions(
+            w, torch.from_numpy(train.take('attributes', i)[:, column(train)])
+        )
+    )
     if len(pairs):
         a, b, attr, delta = pairs_of(pairs, n)
-        kinds['twins'] = pair_directions(encode_in_batches(E, a), encode_in_batches(E, b), attr, delta, len(names))
-    if learnt is not None: kinds = dict(learnt=learnt.float()) | kinds
+        kinds['twins'] = pair_directions(
+            encode_in_batches(E, a), encode_in_batches(E, b), attr, delta, len(names)
+        )
+    if learnt is not None:
+        kinds = dict(learnt=learnt.float()) | kinds
     if len(held_pairs):
         a, b, attr, delta = pairs_of(held_pairs, held_n)
         w_a = encode_in_batches(E, a)
         gains = {k: pair_gain(G, w_a, a, b, attr, delta, d) for k, d in kinds.items()}
-    else: gains = {k: torch.full((len(names),), float(j)) for j, k in enumerate(kinds)}
+    else:
+        gains = {k: torch.full((len(names),), float(j)) for j, k in enumerate(kinds)}
     found, chosen = choose(kinds, gains)
-    report = dict(chosen=dict(zip(names, chosen)), gain={k: dict(zip(names, np.round(v.tolist(), 2).tolist())) for k, v in gains.items()})
+    report = dict(
+        chosen=dict(zip(names, chosen)),
+        gain={k: dict(zip(names, np.round(v.tolist(), 2).tolist())) for k, v in gains.items()},
+    )
     if meter is not None and len(held_pairs):
         order = [meter.names.index(k) for k in names]
+
         def read(x):
-            with autocast(x.device, torch.bfloat16): return torch.cat([meter(v)[:, order] for v in x.split(16)])
-        move = lambda d: torch.cat([drawn(G, (w_a + delta[:, None, None]*d[attr])[i]) for i in torch.arange(len(a)).split(16)])
-        still, true = read(move(found*0)), responses(read(a), read(b), attr, delta)
-        share = responses(still, read(move(found)), attr, delta).diagonal()/true.diagonal()
-        sure = (true.diagonal() > .25) & share.isfinite() & (share > 0)
-        found = found*torch.where(sure, 1/share, torch.ones(())).clamp(.8, 1.3)[:, None, None]
+            with autocast(x.device, torch.bfloat16):
+                return torch.cat([meter(v)[:, order] for v in x.split(16)])
+
+        move = lambda d: torch.cat(
+            [
+                drawn(G, (w_a + delta[:, None, None] * d[attr])[i])
+                for i in torch.arange(len(a)).split(16)
+            ]
+        )
+        still, true = read(move(found * 0)), responses(read(a), read(b), attr, delta)
+        share = responses(still, read(move(found)), attr, delta).diagonal() / true.diagonal()
+        sure = (true.diagonal() > 0.25) & share.isfinite() & (share > 0)
+        found = found * torch.where(sure, 1 / share, torch.ones(())).clamp(0.8, 1.3)[:, None, None]
         after = responses(still, read(move(found)), attr, delta)
-        rounded = lambda v: [[round(x, 2) for x in row] for row in v.nan_to_num(0.).tolist()]
-        report |= dict(share_of_true_effect=dict(zip(names, [round(x, 2) for x in share.nan_to_num(0.).tolist()])), true=rounded(true), edited=rounded(after))
+        rounded = lambda v: [[round(x, 2) for x in row] for row in v.nan_to_num(0.0).tolist()]
+        report |= dict(
+            share_of_true_effect=dict(
+                zip(names, [round(x, 2) for x in share.nan_to_num(0.0).tolist()])
+            ),
+            true=rounded(true),
+            edited=rounded(after),
+        )
     return {k: d.contiguous() for k, d in zip(names, found)}, report

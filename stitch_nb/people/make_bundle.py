@@ -20,42 +20,62 @@ from .shards import Shards
 from .train_generator import ENCODER, psnr
 
 # %% ../../nbs/people/50_make_bundle.ipynb #ac3478d6
-LIMIT = 20*10**6   # bytes of a bundle
+LIMIT = 20 * 10**6  # bytes of a bundle
+
 
 def averaged(
-    checkpoint,      # of `train_generator`
-)->tuple:            # generator, encoder, learnt directions (A,L,D), attribute names, meta of the run
+    checkpoint,  # of `train_generator`
+) -> tuple:  # generator, encoder, learnt directions (A,L,D), attribute names, meta of the run
     "The networks to publish: running averages, frozen, float32."
     path = Path(checkpoint)
-    path = path/'checkpoint.safetensors' if path.is_dir() else path
-    if not path.is_file(): raise StitchError(f'{path} is missing: run stitch_nb.people.train_generator first')
+    path = path / 'checkpoint.safetensors' if path.is_dir() else path
+    if not path.is_file():
+        raise StitchError(f'{path} is missing: run stitch_nb.people.train_generator first')
     tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
-    part = lambda name: {k[len(name)+1:]: v for k, v in tensors.items() if k.startswith(name + '/')}
+    part = lambda name: {
+        k[len(name) + 1 :]: v for k, v in tensors.items() if k.startswith(name + '/')
+    }
     c, weights = meta['config'], part('G_ema')
     resolution = max(int(k.split('.')[1][1:]) for k in weights if k.startswith('synthesis.b'))
-    G = Generator(c['z_dim'], c['w_dim'], resolution, c['channel_base'], c['channel_max'], c['mapping_layers'])
+    G = Generator(
+        c['z_dim'], c['w_dim'], resolution, c['channel_base'], c['channel_max'], c['mapping_layers']
+    )
     G.load_state_dict(weights)
-    E = Encoder(**dict(resolution=resolution, num_ws=G.num_ws, w_dim=c['w_dim']) | (meta.get('encoder') or ENCODER))
+    E = Encoder(
+        **dict(resolution=resolution, num_ws=G.num_ws, w_dim=c['w_dim'])
+        | (meta.get('encoder') or ENCODER)
+    )
     E.load_state_dict(part('E_ema'))
     # a run that is not over has no mapping network yet: until then the average face is the mean of recent latents
-    if not G.w_avg.any() and len(tensors['recent']): G.mapping.w_avg.copy_(tensors['recent'].mean(0))
-    return G.eval().requires_grad_(False), E.eval().requires_grad_(False), tensors['directions_ema'], meta['names'], meta
+    if not G.w_avg.any() and len(tensors['recent']):
+        G.mapping.w_avg.copy_(tensors['recent'].mean(0))
+    return (
+        G.eval().requires_grad_(False),
+        E.eval().requires_grad_(False),
+        tensors['directions_ema'],
+        meta['names'],
+        meta,
+    )
+
 
 @torch.no_grad()
 def halved(
-    net:torch.nn.Module, # changed in place
-)->torch.nn.Module:      # the same, its numbers rounded to half precision
+    net: torch.nn.Module,  # changed in place
+) -> torch.nn.Module:  # the same, its numbers rounded to half precision
     "The weights as a user will get them."
     for v in list(net.parameters()) + list(net.buffers()):
-        if v.is_floating_point(): v.copy_(v.half().to(v.dtype))
+        if v.is_floating_point():
+            v.copy_(v.half().to(v.dtype))
     return net
+
 
 @torch.no_grad()
 def holdout_numbers(
-    G, E,             # generator and encoder
-    held,             # `Shards` of renders
-    n:int=200,        # pictures
-)->dict:              # JSON
+    G,
+    E,  # generator and encoder
+    held,  # `Shards` of renders
+    n: int = 200,  # pictures
+) -> dict:  # JSON
     "PSNR of the reconstruction."
     index = np.linspace(0, len(held) - 1, min(n, len(held))).round().astype(int)
     x = to_tensor(held.take('crops', index))
@@ -63,48 +83,91 @@ def holdout_numbers(
     y = torch.cat([drawn(G, w) for w in w_plus.split(16)])
     return dict(psnr=round(psnr(x, y), 2), pictures=len(index))
 
+
 def make_bundle(
-    generator,                # folder (or checkpoint) of `train_generator`
-    small,                    # folder of `train_small`; a network that is missing there is left out
-    data,                     # folder of shards; without any, directions are as learnt
-    out,                      # folder of the bundle
-    scale:float=1.05,         # of the crops' alignment, as the renderer used it
-    name:str='people',        # of the bundle
-    meta:dict|None=None,      # further JSON for bundle.json
-    n:int=1500,               # renders for the directions
-    held_n:int=200,           # of the holdout
+    generator,  # folder (or checkpoint) of `train_generator`
+    small,  # folder of `train_small`; a network that is missing there is left out
+    data,  # folder of shards; without any, directions are as learnt
+    out,  # folder of the bundle
+    scale: float = 1.05,  # of the crops' alignment, as the renderer used it
+    name: str = 'people',  # of the bundle
+    meta: dict | None = None,  # further JSON for bundle.json
+    n: int = 1500,  # renders for the directions
+    held_n: int = 200,  # of the holdout
     say=print,
-)->Path:                      # the folder
+) -> Path:  # the folder
     "Gather, measure, write."
     G, E, learnt, names, run = averaged(generator)
     halved(G), halved(E)
-    nets = {k: convert_weights(Path(small)/f'{f}.safetensors') for k, f in dict(parser='parser', detector='detector', landmarks='landmarks', identity='identity', perceptual='trunk').items()
-            if (Path(small)/f'{f}.safetensors').is_file()}
+    nets = {
+        k: convert_weights(Path(small) / f'{f}.safetensors')
+        for k, f in dict(
+            parser='parser',
+            detector='detector',
+            landmarks='landmarks',
+            identity='identity',
+            perceptual='trunk',
+        ).items()
+        if (Path(small) / f'{f}.safetensors').is_file()
+    }
     kinds = [Shards(data, h, k) for h in (False, True) for k in ('crops', 'pairs')]
     crops, pairs, held, held_pairs = kinds
-    meter = load_meter(small, nets['parser']) if 'parser' in nets and (Path(small)/'heads.safetensors').is_file() else None
-    if len(crops) and len(held): found, report = directions(G, E, crops, pairs, held_pairs, names, learnt, meter, n, held_n)
-    else: found, report = dict(zip(names, learnt)), dict(chosen={k: 'learnt' for k in names})
+    meter = (
+        load_meter(small, nets['parser'])
+        if 'parser' in nets and (Path(small) / 'heads.safetensors').is_file()
+        else None
+    )
+    if len(crops) and len(held):
+        found, report = directions(G, E, crops, pairs, held_pairs, names, learnt, meter, n, held_n)
+    else:
+        found, report = dict(zip(names, learnt)), dict(chosen={k: 'learnt' for k in names})
     table = holdout_numbers(G, E, held) if len(held) else {}
-    facts = dict(scale=scale, trained=dict(images=run['images'], renders=len(crops), pairs=len(pairs)), holdout=table) | (meta or {})
-    save_bundle(out, name, G.resolution, {k: halved_tensor(v) for k, v in found.items()}, facts, report, generator=G, encoder=E, **nets)
+    facts = dict(
+        scale=scale,
+        trained=dict(images=run['images'], renders=len(crops), pairs=len(pairs)),
+        holdout=table,
+    ) | (meta or {})
+    save_bundle(
+        out,
+        name,
+        G.resolution,
+        {k: halved_tensor(v) for k, v in found.items()},
+        facts,
+        report,
+        generator=G,
+        encoder=E,
+        **nets,
+    )
     size = sum(f.stat().st_size for f in Path(out).iterdir())
-    if size > LIMIT: raise StitchError(f'the bundle has {size/1e6:.1f} MB, more than {LIMIT/1e6:.1f}: choose narrower networks')
-    say(json.dumps(dict(size_mb=round(size/1e6, 2), holdout=table, **{k: report[k] for k in ('chosen', 'gain', 'share_of_true_effect') if k in report})))
+    if size > LIMIT:
+        raise StitchError(
+            f'the bundle has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}: choose narrower networks'
+        )
+    say(
+        json.dumps(
+            dict(
+                size_mb=round(size / 1e6, 2),
+                holdout=table,
+                **{k: report[k] for k in ('chosen', 'gain', 'share_of_true_effect') if k in report},
+            )
+        )
+    )
     return Path(out)
 
-def halved_tensor(v): return v.half().float()
+
+def halved_tensor(v):
+    return v.half().float()
 
 # %% ../../nbs/people/50_make_bundle.ipynb #b1d57811
 @call_parse
 def main(
-    generator:str='run_generator',   # folder of train_generator
-    small:str='run_small',           # folder of train_small
-    data:str='data',                 # folder of shards
-    out:str='stitch_nb/bundles/people', # folder of the bundle
-    scale:float=1.05,                # of the crops' alignment
-    threads:int=1,                   # of the CPU
-    n:int=1500,                      # renders for the directions
+    generator: str = 'run_generator',  # folder of train_generator
+    small: str = 'run_small',  # folder of train_small
+    data: str = 'data',  # folder of shards
+    out: str = 'stitch_nb/bundles/people',  # folder of the bundle
+    scale: float = 1.05,  # of the crops' alignment
+    threads: int = 1,  # of the CPU
+    n: int = 1500,  # renders for the directions
 ):
     "Write the people bundle."
     torch.set_num_threads(threads)

@@ -19,174 +19,297 @@ from pathlib import Path
 import numpy as np
 
 # %% ../../nbs/people/10_renderer.ipynb #77de68da
-PHENOTYPES = ("gender", "age", "muscle", "weight", "height", "proportions", "african", "asian", "caucasian")
-FACE_WORDS = ("cheek", "chin", "ear-", "eyebrows", "eye-", "forehead", "head-", "mouth", "nose", "neck-double", "neck-scale-horiz")
-SKIP_WORDS = ("trans-out", "trans-forward", "angle-out", "scale-depth-incr", "nose-septum", "measure", "lowerarm")
+PHENOTYPES = (
+    "gender",
+    "age",
+    "muscle",
+    "weight",
+    "height",
+    "proportions",
+    "african",
+    "asian",
+    "caucasian",
+)
+FACE_WORDS = (
+    "cheek",
+    "chin",
+    "ear-",
+    "eyebrows",
+    "eye-",
+    "forehead",
+    "head-",
+    "mouth",
+    "nose",
+    "neck-double",
+    "neck-scale-horiz",
+)
+SKIP_WORDS = (
+    "trans-out",
+    "trans-forward",
+    "angle-out",
+    "scale-depth-incr",
+    "nose-septum",
+    "measure",
+    "lowerarm",
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #ac3478d6
 @dataclass(frozen=True)
 class HeadMesh:
     "The head and shoulders of `anny`'s parametric person, with what painting needs; V vertices, F triangles, B blend shapes."
-    template:np.ndarray    # (V,3) float32, metres, neutral adult; x to the subject's left, -y forward, z up
-    blend:np.ndarray       # (B,V,3) float32, metres, phenotype and local shapes
-    actions:np.ndarray     # (52,V,3) float32, metres, ARKit facial actions
-    action_names:tuple     # 52 names
-    faces:np.ndarray       # (F,3) int32, sorted so that lashes come last
-    part:np.ndarray        # (V,) uint8: 0 skin 1 left eye 2 right eye 3 teeth 4 tongue 5 lashes
-    masks:np.ndarray       # (V,4) float32 in [0,1]: lips, ears, eyelids, inside of the mouth
-    bend:np.ndarray        # (V,) float32 in [0,1]: how far a vertex follows the head's rotation
-    occlusion:np.ndarray   # (V,) float32 in [0,1]: sky seen from the vertex on the neutral head
-    landmarks:np.ndarray   # (68,) int32 vertex of each iBUG landmark
+
+    template: (
+        np.ndarray
+    )  # (V,3) float32, metres, neutral adult; x to the subject's left, -y forward, z up
+    blend: np.ndarray  # (B,V,3) float32, metres, phenotype and local shapes
+    actions: np.ndarray  # (52,V,3) float32, metres, ARKit facial actions
+    action_names: tuple  # 52 names
+    faces: np.ndarray  # (F,3) int32, sorted so that lashes come last
+    part: np.ndarray  # (V,) uint8: 0 skin 1 left eye 2 right eye 3 teeth 4 tongue 5 lashes
+    masks: np.ndarray  # (V,4) float32 in [0,1]: lips, ears, eyelids, inside of the mouth
+    bend: np.ndarray  # (V,) float32 in [0,1]: how far a vertex follows the head's rotation
+    occlusion: np.ndarray  # (V,) float32 in [0,1]: sky seen from the vertex on the neutral head
+    landmarks: np.ndarray  # (68,) int32 vertex of each iBUG landmark
 
 # %% ../../nbs/people/10_renderer.ipynb #c1dfd96e
 def _obj_groups(
-    path:Path, # Wavefront file
-)->dict:       # group name -> list of faces, each a list of vertex indices from 0
+    path: Path,  # Wavefront file
+) -> dict:  # group name -> list of faces, each a list of vertex indices from 0
     "Faces of each group of an obj file."
     groups, name = {}, None
     for line in Path(path).read_text().splitlines():
-        if line.startswith("g "): name = line.split()[1]
-        elif line.startswith("f "): groups.setdefault(name, []).append([int(w.split("/")[0]) - 1 for w in line.split()[1:]])
+        if line.startswith("g "):
+            name = line.split()[1]
+        elif line.startswith("f "):
+            groups.setdefault(name, []).append([int(w.split("/")[0]) - 1 for w in line.split()[1:]])
     return groups
 
 # %% ../../nbs/people/10_renderer.ipynb #902ba3cd
 def _mask_at_vertices(
-    root:Path, # data folder of anny
-    model,     # anny.Anny
-)->np.ndarray: # (V,4) float32: lips, ears, eyelids, inside of the mouth
+    root: Path,  # data folder of anny
+    model,  # anny.Anny
+) -> np.ndarray:  # (V,4) float32: lips, ears, eyelids, inside of the mouth
     "Read anny's grey-scale UV masks at every vertex."
     from PIL import Image
+
     uv, faces = model.texture_coordinates.numpy(), model.faces.numpy()
     corner = model.face_texture_coordinate_indices.numpy()
     out = np.zeros((len(model.template_vertices), 4), np.float32)
     for k, name in enumerate(("lips", "ears", "eyelids", "inside-mouth")):
-        image = np.asarray(Image.open(root / f"mpfb2/textures/mpfb_{name}.jpg").convert("L").resize((1024, 1024)), np.float32) / 255
-        col = np.clip((uv[:, 0] * 1024).astype(int), 0, 1023); row = np.clip(((1 - uv[:, 1]) * 1024).astype(int), 0, 1023)
+        image = (
+            np.asarray(
+                Image.open(root / f"mpfb2/textures/mpfb_{name}.jpg")
+                .convert("L")
+                .resize((1024, 1024)),
+                np.float32,
+            )
+            / 255
+        )
+        col = np.clip((uv[:, 0] * 1024).astype(int), 0, 1023)
+        row = np.clip(((1 - uv[:, 1]) * 1024).astype(int), 0, 1023)
         np.maximum.at(out[:, k], faces.ravel(), image[row, col][corner.ravel()])
     return out
 
 # %% ../../nbs/people/10_renderer.ipynb #fe5dbbce
-JAW = ((.076, .066, -.003), (.075, .062, -.020), (.072, .054, -.038), (.069, .046, -.056), (.064, .036, -.074), (.054, .021, -.091), (.040, .005, -.105),
-       (.021, -.011, -.114), (0., -.019, -.117)) # landmarks 0 to 8 on the neutral head, metres from the point between the eyes: aside, backwards, up
+JAW = (
+    (0.076, 0.066, -0.003),
+    (0.075, 0.062, -0.020),
+    (0.072, 0.054, -0.038),
+    (0.069, 0.046, -0.056),
+    (0.064, 0.036, -0.074),
+    (0.054, 0.021, -0.091),
+    (0.040, 0.005, -0.105),
+    (0.021, -0.011, -0.114),
+    (0.0, -0.019, -0.117),
+)  # landmarks 0 to 8 on the neutral head, metres from the point between the eyes: aside, backwards, up
 
 # %% ../../nbs/people/10_renderer.ipynb #b1d57811
 def _landmark_vertices(
-    v:np.ndarray,     # (V,3) neutral template
-    part:np.ndarray,  # (V,) parts
-    masks:np.ndarray, # (V,4) UV masks
-    normals:np.ndarray, # (V,3)
-    jaw:np.ndarray,     # (V,3) displacement of the action jawOpen: tells the lower lip from the upper
-)->np.ndarray:          # (68,) int32
+    v: np.ndarray,  # (V,3) neutral template
+    part: np.ndarray,  # (V,) parts
+    masks: np.ndarray,  # (V,4) UV masks
+    normals: np.ndarray,  # (V,3)
+    jaw: np.ndarray,  # (V,3) displacement of the action jawOpen: tells the lower lip from the upper
+) -> np.ndarray:  # (68,) int32
     "Choose a mesh vertex for each of the 68 iBUG landmarks, by geometry alone (order: subject's right to left)."
     x, y, z = v.T
-    skin = (part == 0) & (masks[:, 3] < .3)
-    front = skin & (normals[:, 1] < .3)
+    skin = (part == 0) & (masks[:, 3] < 0.3)
+    front = skin & (normals[:, 1] < 0.3)
     eyes = {s: v[part == p].mean(0) for s, p in (("r", 2), ("l", 1))}
     ez = (eyes["l"][2] + eyes["r"][2]) / 2
-    def nearest(p, ok, w=(1, 1, 1)): return int(np.where(ok)[0][((v[ok] - p) ** 2 * w).sum(1).argmin()])
-    lips = skin & (masks[:, 0] > .5)
-    mouth = v[lips].mean(0); half = x[lips].max()
-    nose_zone = front & (np.abs(x) < .03) & (z > mouth[2] + .008) & (z < ez)
+
+    def nearest(p, ok, w=(1, 1, 1)):
+        return int(np.where(ok)[0][((v[ok] - p) ** 2 * w).sum(1).argmin()])
+
+    lips = skin & (masks[:, 0] > 0.5)
+    mouth = v[lips].mean(0)
+    half = x[lips].max()
+    nose_zone = front & (np.abs(x) < 0.03) & (z > mouth[2] + 0.008) & (z < ez)
     tip = int(np.where(nose_zone)[0][y[nose_zone].argmin()])
     out = np.zeros(68, int)
     for k, (ax, ay, az) in enumerate(JAW):
-        out[k] = nearest((-ax, eyes["l"][1] + ay, ez + az), skin & (masks[:, 1] < .2))
-        out[16 - k] = nearest((ax, eyes["l"][1] + ay, ez + az), skin & (masks[:, 1] < .2))
+        out[k] = nearest((-ax, eyes["l"][1] + ay, ez + az), skin & (masks[:, 1] < 0.2))
+        out[16 - k] = nearest((ax, eyes["l"][1] + ay, ez + az), skin & (masks[:, 1] < 0.2))
     for side, first in (("r", 17), ("l", 22)):
         sgn = -1 if side == "r" else 1
-        xs = np.linspace(.052, .014, 5) if side == "r" else np.linspace(.014, .052, 5)
+        xs = np.linspace(0.052, 0.014, 5) if side == "r" else np.linspace(0.014, 0.052, 5)
         for k, ax in enumerate(xs):
-            out[first + k] = nearest((sgn * ax, 0, brow_height(ax, ez)), front & (y < v[tip, 1] + .07), (1, 0, 1))
+            out[first + k] = nearest(
+                (sgn * ax, 0, brow_height(ax, ez)), front & (y < v[tip, 1] + 0.07), (1, 0, 1)
+            )
     for k, t in enumerate(np.linspace(0, 1, 4)):
-        out[27 + k] = nearest((0, 0, ez + .002 + t * (v[tip, 2] - ez - .002)), front & (np.abs(x) < .003) & (y < eyes["l"][1] + .02), (1, 0, 1))
-    for k, ax in enumerate((-.0135, -.007, 0, .007, .0135)):
-        zone = front & (np.abs(x - ax) < .0035) & (z < v[tip, 2] + .001) & (z > mouth[2] + .010) & (y < v[tip, 1] + .04)
-        ids = np.where(zone)[0]; base = v[tip, 2] - .011
-        out[31 + k] = int(ids[(np.abs(z[ids] - base) + .5 * np.abs(x[ids] - ax)).argmin()])
+        out[27 + k] = nearest(
+            (0, 0, ez + 0.002 + t * (v[tip, 2] - ez - 0.002)),
+            front & (np.abs(x) < 0.003) & (y < eyes["l"][1] + 0.02),
+            (1, 0, 1),
+        )
+    for k, ax in enumerate((-0.0135, -0.007, 0, 0.007, 0.0135)):
+        zone = (
+            front
+            & (np.abs(x - ax) < 0.0035)
+            & (z < v[tip, 2] + 0.001)
+            & (z > mouth[2] + 0.010)
+            & (y < v[tip, 1] + 0.04)
+        )
+        ids = np.where(zone)[0]
+        base = v[tip, 2] - 0.011
+        out[31 + k] = int(ids[(np.abs(z[ids] - base) + 0.5 * np.abs(x[ids] - ax)).argmin()])
     for side, first, c in (("r", 36, eyes["r"]), ("l", 42, eyes["l"])):
         sgn = -1 if side == "r" else 1
-        ring = skin & (np.hypot(x - c[0], z - c[2]) < .026) & (y < c[1] + .012) & (masks[:, 2] > -1)
+        ring = (
+            skin & (np.hypot(x - c[0], z - c[2]) < 0.026) & (y < c[1] + 0.012) & (masks[:, 2] > -1)
+        )
         lid = _opening(v, ring, c)
         xs = v[lid, 0]
         outer, inner = lid[(sgn * xs).argmax()], lid[(sgn * xs).argmin()]
         xo, xi = v[outer, 0], v[inner, 0]
         mid = lambda t: xo + (xi - xo) * t
-        up = [l for l in lid if v[l, 2] > np.interp(v[l, 0], *zip(*sorted([(xo, v[outer, 2]), (xi, v[inner, 2])])))]
+        up = [
+            l
+            for l in lid
+            if v[l, 2] > np.interp(v[l, 0], *zip(*sorted([(xo, v[outer, 2]), (xi, v[inner, 2])])))
+        ]
         lo = [l for l in lid if l not in up and l not in (outer, inner)]
         pick = lambda ids, t: min(ids, key=lambda l: abs(v[l, 0] - mid(t)))
-        if side == "r": out[36:42] = outer, pick(up, .33), pick(up, .67), inner, pick(lo, .67), pick(lo, .33)
-        else: out[42:48] = inner, pick(up, .67), pick(up, .33), outer, pick(lo, .33), pick(lo, .67)
+        if side == "r":
+            out[36:42] = (
+                outer,
+                pick(up, 0.33),
+                pick(up, 0.67),
+                inner,
+                pick(lo, 0.67),
+                pick(lo, 0.33),
+            )
+        else:
+            out[42:48] = (
+                inner,
+                pick(up, 0.67),
+                pick(up, 0.33),
+                outer,
+                pick(lo, 0.33),
+                pick(lo, 0.67),
+            )
     left, right = np.where(lips)[0][x[lips].argmax()], np.where(lips)[0][x[lips].argmin()]
-    rim = lips & (normals[:, 1] < .6)
+    rim = lips & (normals[:, 1] < 0.6)
     mz = (z[left] + z[right]) / 2
+
     def extreme(ax, top, inner):
-        ids = np.where(rim & (np.abs(x - ax) < .0035) & ((z > mz) if top else (z < mz)))[0]
+        ids = np.where(rim & (np.abs(x - ax) < 0.0035) & ((z > mz) if top else (z < mz)))[0]
         if inner:
             moves = np.linalg.norm(jaw, axis=1)
-            ids = np.where((part == 0) & (masks[:, 0] > .25) & (np.abs(x - ax) < .003) & (np.abs(z - mz) < .012) & (y < v[left, 1] + .004)
-                           & ((moves < .3 * moves.max()) if top else (moves > .45 * moves.max())))[0]
+            ids = np.where(
+                (part == 0)
+                & (masks[:, 0] > 0.25)
+                & (np.abs(x - ax) < 0.003)
+                & (np.abs(z - mz) < 0.012)
+                & (y < v[left, 1] + 0.004)
+                & ((moves < 0.3 * moves.max()) if top else (moves > 0.45 * moves.max()))
+            )[0]
             return int(ids[z[ids].argmin() if top else z[ids].argmax()])
         return int(ids[(z[ids]).argmax() if top else (z[ids]).argmin()])
+
     out[48], out[54] = right, left
-    for k, f in enumerate((-.62, -.27, 0, .27, .62)): out[49 + k] = extreme(half * f, True, False)
-    for k, f in enumerate((.62, .27, 0, -.27, -.62)): out[55 + k] = extreme(half * f, False, False)
-    out[60], out[64] = nearest(v[right] + (.005, 0, 0), (part == 0) & (masks[:, 0] > .25)), nearest(v[left] - (.005, 0, 0), (part == 0) & (masks[:, 0] > .25))
-    for k, f in enumerate((-.4, 0, .4)): out[61 + k] = extreme(half * f, True, True)
-    for k, f in enumerate((.4, 0, -.4)): out[65 + k] = extreme(half * f, False, True)
+    for k, f in enumerate((-0.62, -0.27, 0, 0.27, 0.62)):
+        out[49 + k] = extreme(half * f, True, False)
+    for k, f in enumerate((0.62, 0.27, 0, -0.27, -0.62)):
+        out[55 + k] = extreme(half * f, False, False)
+    out[60], out[64] = (
+        nearest(v[right] + (0.005, 0, 0), (part == 0) & (masks[:, 0] > 0.25)),
+        nearest(v[left] - (0.005, 0, 0), (part == 0) & (masks[:, 0] > 0.25)),
+    )
+    for k, f in enumerate((-0.4, 0, 0.4)):
+        out[61 + k] = extreme(half * f, True, True)
+    for k, f in enumerate((0.4, 0, -0.4)):
+        out[65 + k] = extreme(half * f, False, True)
     return out.astype(np.int32)
 
 # %% ../../nbs/people/10_renderer.ipynb #17ba0791
 def _opening(
-    v:np.ndarray,    # (V,3)
-    ring:np.ndarray, # (V,) bool: skin near one eye
-    c:np.ndarray,    # (3,) centre of the eyeball
-)->list:             # vertices of the lid margin, one for each of 48 directions, without repeats
+    v: np.ndarray,  # (V,3)
+    ring: np.ndarray,  # (V,) bool: skin near one eye
+    c: np.ndarray,  # (3,) centre of the eyeball
+) -> list:  # vertices of the lid margin, one for each of 48 directions, without repeats
     "Skin vertices closest to the eye's axis, seen from the front: the margin of the lids."
     ids = np.where(ring)[0]
     d = v[ids] - c
     ang, r = np.arctan2(d[:, 2] * 1.9, d[:, 0]), np.hypot(d[:, 0], d[:, 2] * 1.9)
     out = []
     for a in np.linspace(-np.pi, np.pi, 48, endpoint=False):
-        near = np.abs((ang - a + np.pi) % (2 * np.pi) - np.pi) < .16
-        near &= r > .008
+        near = np.abs((ang - a + np.pi) % (2 * np.pi) - np.pi) < 0.16
+        near &= r > 0.008
         if near.any():
             best = ids[near][r[near].argmin()]
-            if best not in out: out.append(int(best))
+            if best not in out:
+                out.append(int(best))
     return out
 
 # %% ../../nbs/people/10_renderer.ipynb #7b52009b
 def brow_height(
-    ax,           # distance from the middle line, metres
-    eye_z:float,  # height of the eyes on the template, metres
-):                # height of the brow's axis, metres
+    ax,  # distance from the middle line, metres
+    eye_z: float,  # height of the eyes on the template, metres
+):  # height of the brow's axis, metres
     "The brow as a curve on the neutral template: rises to two thirds, then falls."
-    t = np.clip((np.asarray(ax) - .012) / .042, 0, 1)
-    return eye_z + .0200 + .0062 * np.sin(np.pi * np.minimum(t / 1.3, 1)) - .0085 * np.maximum(t - .62, 0) / .38
+    t = np.clip((np.asarray(ax) - 0.012) / 0.042, 0, 1)
+    return (
+        eye_z
+        + 0.0200
+        + 0.0062 * np.sin(np.pi * np.minimum(t / 1.3, 1))
+        - 0.0085 * np.maximum(t - 0.62, 0) / 0.38
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #bd307a3e
 def _anny():
     "The package, with its compiler quiet."
     try:
         import warp
-        warp.config.quiet, warp.config.log_level = True, 30 # older and newer versions
-    except ImportError: pass
-    import anny; return anny
+
+        warp.config.quiet, warp.config.log_level = True, 30  # older and newer versions
+    except ImportError:
+        pass
+    import anny
+
+    return anny
+
 
 def anny_model():
     "anny's person with its helper geometry (teeth, lashes); 30 seconds to build."
     anny = _anny()
     from anny.models.model_data import TopologyConfig
+
     topology = TopologyConfig("makehuman", remove_unattached_vertices=False, nudity_edits=False)
     return anny.Anny(local_changes="all", facial_actions="all", phenotypes="all", topology=topology)
 
 # %% ../../nbs/people/10_renderer.ipynb #fa35e192
 def load_head(
-    cache:Path|None=None, # .npz to keep the extracted mesh in; None asks anny each time (a minute)
-)->HeadMesh:
+    cache: Path
+    | None = None,  # .npz to keep the extracted mesh in; None asks anny each time (a minute)
+) -> HeadMesh:
     "Head, shoulders, eyes, teeth, tongue and lashes of anny's person, ready to be shaped and painted."
     if cache is not None and Path(cache).exists():
         with np.load(cache, allow_pickle=False) as f:
-            return HeadMesh(**{k: (tuple(map(str, f[k])) if k == "action_names" else f[k]) for k in f.files})
+            return HeadMesh(
+                **{k: (tuple(map(str, f[k])) if k == "action_names" else f[k]) for k in f.files}
+            )
     model = anny_model()
     root = Path(_anny().__file__).parent / "data"
     groups = _obj_groups(root / "mpfb2/3dobjs/base.obj")
@@ -194,54 +317,116 @@ def load_head(
     is_action = np.array([str(name).startswith("facial_action") for name in labels])
     blend = model.blendshapes.numpy().astype(np.float32)
     base = (model.template_vertices.numpy() + 0).astype(np.float32)
-    neutral = _coefficients(model, dict(gender=.5, age=.72, muscle=.5, weight=.5, height=.5, proportions=.5, african=1 / 3, asian=1 / 3, caucasian=1 / 3), {})
+    neutral = _coefficients(
+        model,
+        dict(
+            gender=0.5,
+            age=0.72,
+            muscle=0.5,
+            weight=0.5,
+            height=0.5,
+            proportions=0.5,
+            african=1 / 3,
+            asian=1 / 3,
+            caucasian=1 / 3,
+        ),
+        {},
+    )
     template = base + np.tensordot(neutral[~is_action], blend[~is_action], 1)
-    part = np.full(len(base), 255, np.uint8); tris = []
-    wanted = (("body", 0), ("helper-l-eye", 1), ("helper-r-eye", 2), ("helper-upper-teeth", 3), ("helper-lower-teeth", 3), ("helper-tongue", 4),
-              ("helper-l-eyelashes-1", 5), ("helper-l-eyelashes-2", 5), ("helper-r-eyelashes-1", 5), ("helper-r-eyelashes-2", 5))
+    part = np.full(len(base), 255, np.uint8)
+    tris = []
+    wanted = (
+        ("body", 0),
+        ("helper-l-eye", 1),
+        ("helper-r-eye", 2),
+        ("helper-upper-teeth", 3),
+        ("helper-lower-teeth", 3),
+        ("helper-tongue", 4),
+        ("helper-l-eyelashes-1", 5),
+        ("helper-l-eyelashes-2", 5),
+        ("helper-r-eyelashes-1", 5),
+        ("helper-r-eyelashes-2", 5),
+    )
     top = template[:13380, 2].max()
     for name, p in wanted:
         for f in groups[name]:
-            if p == 0 and template[f, 2].min() < top - .46: continue
-            if p == 0 and np.abs(template[f, 0]).max() > .30: continue
+            if p == 0 and template[f, 2].min() < top - 0.46:
+                continue
+            if p == 0 and np.abs(template[f, 0]).max() > 0.30:
+                continue
             part[f] = p
             tris += [[f[0], f[i], f[i + 1]] for i in range(1, len(f) - 1)]
-    keep = np.where(part < 255)[0]; renumber = np.full(len(base), -1); renumber[keep] = np.arange(len(keep))
+    keep = np.where(part < 255)[0]
+    renumber = np.full(len(base), -1)
+    renumber[keep] = np.arange(len(keep))
     faces = renumber[np.array(tris)].astype(np.int32)
     weights, bones = model.vertex_bone_weights.numpy(), model.vertex_bone_indices.numpy()
-    follow = {"head": 1., "eye.L": 1., "eye.R": 1., "neck03": .75, "neck02": .5, "neck01": .25}
-    table = np.array([follow.get(b, 0.) for b in model.bone_labels])
+    follow = {
+        "head": 1.0,
+        "eye.L": 1.0,
+        "eye.R": 1.0,
+        "neck03": 0.75,
+        "neck02": 0.5,
+        "neck01": 0.25,
+    }
+    table = np.array([follow.get(b, 0.0) for b in model.bone_labels])
     bend = (weights * table[bones]).sum(1).astype(np.float32)[keep]
-    masks, part, template = _mask_at_vertices(root, model)[keep], part[keep], template[keep].astype(np.float32)
-    bend[part > 0] = 1.
+    masks, part, template = (
+        _mask_at_vertices(root, model)[keep],
+        part[keep],
+        template[keep].astype(np.float32),
+    )
+    bend[part > 0] = 1.0
     masks[part > 0] = 0
     normals = vertex_normals(template, faces)
-    head = HeadMesh(template, blend[~is_action][:, keep], blend[is_action][:, keep], tuple(str(l).split(":")[1] for l in np.array(labels)[is_action]),
-                    faces, part, masks, bend, np.ones(len(keep), np.float32), _landmark_vertices(template, part, masks, normals, blend[is_action][[str(l).endswith('jawOpen') for l in np.array(labels)[is_action]]][0][keep]))
+    head = HeadMesh(
+        template,
+        blend[~is_action][:, keep],
+        blend[is_action][:, keep],
+        tuple(str(l).split(":")[1] for l in np.array(labels)[is_action]),
+        faces,
+        part,
+        masks,
+        bend,
+        np.ones(len(keep), np.float32),
+        _landmark_vertices(
+            template,
+            part,
+            masks,
+            normals,
+            blend[is_action][[str(l).endswith('jawOpen') for l in np.array(labels)[is_action]]][0][
+                keep
+            ],
+        ),
+    )
     head = replace(head, occlusion=sky_visibility(head))
     if cache is not None:
         Path(cache).parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cache, **{k: (np.array(v) if k == "action_names" else v) for k, v in head.__dict__.items()})
+        np.savez(
+            cache,
+            **{k: (np.array(v) if k == "action_names" else v) for k, v in head.__dict__.items()},
+        )
     return head
 
 # %% ../../nbs/people/10_renderer.ipynb #f1abd670
 def _coefficients(
-    model,           # anny.Anny
-    phenotype:dict,  # name -> value in [0,1]
-    local:dict,      # local change -> value in [-1,1]
-)->np.ndarray:       # (B,) float32
+    model,  # anny.Anny
+    phenotype: dict,  # name -> value in [0,1]
+    local: dict,  # local change -> value in [-1,1]
+) -> np.ndarray:  # (B,) float32
     "Blend-shape coefficients of a person at rest."
     import torch
-    p = torch.tensor([[phenotype.get(k, .5) for k in model.phenotype_labels]], dtype=model.dtype)
-    l = torch.tensor([[local.get(k, 0.) for k in model.local_change_labels]], dtype=model.dtype)
+
+    p = torch.tensor([[phenotype.get(k, 0.5) for k in model.phenotype_labels]], dtype=model.dtype)
+    l = torch.tensor([[local.get(k, 0.0) for k in model.local_change_labels]], dtype=model.dtype)
     a = torch.zeros(1, len(model.facial_action_labels), dtype=model.dtype)
     return model._get_phenotype_blendshape_coefficients(p, l, a)[0].numpy().astype(np.float32)
 
 # %% ../../nbs/people/10_renderer.ipynb #1574bddb
 def vertex_normals(
-    v:np.ndarray,     # (V,3)
-    faces:np.ndarray, # (F,3)
-)->np.ndarray:        # (V,3) float32 unit
+    v: np.ndarray,  # (V,3)
+    faces: np.ndarray,  # (F,3)
+) -> np.ndarray:  # (V,3) float32 unit
     "Area-weighted vertex normals."
     n = np.cross(v[faces[:, 1]] - v[faces[:, 0]], v[faces[:, 2]] - v[faces[:, 0]])
     out = np.stack([np.bincount(faces.ravel(), np.repeat(n[:, k], 3), len(v)) for k in range(3)], 1)
@@ -258,67 +443,117 @@ void main() { }"""
 def gl_context():
     "A headless OpenGL context (Mesa's software renderer or a GPU)."
     import moderngl
-    try: return moderngl.create_standalone_context(backend="egl")
+
+    try:
+        return moderngl.create_standalone_context(backend="egl")
     except Exception:
-        try: return moderngl.create_standalone_context()
-        except Exception as e: raise RuntimeError(f"no OpenGL: {e}; install Mesa (Debian: libegl1 libgl1-mesa-dri)") from e
+        try:
+            return moderngl.create_standalone_context()
+        except Exception as e:
+            raise RuntimeError(
+                f"no OpenGL: {e}; install Mesa (Debian: libegl1 libgl1-mesa-dri)"
+            ) from e
 
 # %% ../../nbs/people/10_renderer.ipynb #91032ad7
 def look_at(
-    eye:np.ndarray,    # (3,) metres
-    target:np.ndarray, # (3,) metres
-    up=(0., 0., 1.),   # (3,)
-)->np.ndarray:         # (4,4) float64, world to view, looking along -z
+    eye: np.ndarray,  # (3,) metres
+    target: np.ndarray,  # (3,) metres
+    up=(0.0, 0.0, 1.0),  # (3,)
+) -> np.ndarray:  # (4,4) float64, world to view, looking along -z
     "View matrix."
-    f = np.asarray(target, float) - eye; f /= np.linalg.norm(f)
-    s = np.cross(f, up); s /= np.linalg.norm(s); u = np.cross(s, f)
-    m = np.eye(4); m[0, :3], m[1, :3], m[2, :3] = s, u, -f
+    f = np.asarray(target, float) - eye
+    f /= np.linalg.norm(f)
+    s = np.cross(f, up)
+    s /= np.linalg.norm(s)
+    u = np.cross(s, f)
+    m = np.eye(4)
+    m[0, :3], m[1, :3], m[2, :3] = s, u, -f
     m[:3, 3] = -m[:3, :3] @ eye
     return m
 
 # %% ../../nbs/people/10_renderer.ipynb #472b07b9
-def orthographic(half:float, near:float, far:float)->np.ndarray:
+def orthographic(half: float, near: float, far: float) -> np.ndarray:
     "(4,4) box projection of half-width `half` metres."
-    m = np.eye(4); m[0, 0] = m[1, 1] = 1 / half; m[2, 2] = -2 / (far - near); m[2, 3] = -(far + near) / (far - near)
+    m = np.eye(4)
+    m[0, 0] = m[1, 1] = 1 / half
+    m[2, 2] = -2 / (far - near)
+    m[2, 3] = -(far + near) / (far - near)
     return m
 
 # %% ../../nbs/people/10_renderer.ipynb #12c6fc06
-def perspective(fov:float, near:float=.1, far:float=5.)->np.ndarray:
+def perspective(fov: float, near: float = 0.1, far: float = 5.0) -> np.ndarray:
     "(4,4) square perspective, `fov` in radians."
-    t = 1 / np.tan(fov / 2); m = np.zeros((4, 4))
-    m[0, 0] = m[1, 1] = t; m[2, 2] = (far + near) / (near - far); m[2, 3] = 2 * far * near / (near - far); m[3, 2] = -1
+    t = 1 / np.tan(fov / 2)
+    m = np.zeros((4, 4))
+    m[0, 0] = m[1, 1] = t
+    m[2, 2] = (far + near) / (near - far)
+    m[2, 3] = 2 * far * near / (near - far)
+    m[3, 2] = -1
     return m
 
 # %% ../../nbs/people/10_renderer.ipynb #d435a6cd
 def sky_visibility(
-    head:HeadMesh,      # neutral head
-    directions:int=96,  # number of views
-    size:int=384,       # pixels of each view
-)->np.ndarray:          # (V,) float32 in [0,1]
+    head: HeadMesh,  # neutral head
+    directions: int = 96,  # number of views
+    size: int = 384,  # pixels of each view
+) -> np.ndarray:  # (V,) float32 in [0,1]
     "Ambient occlusion of the neutral head: the share of directions from which a vertex is seen, cosine-weighted."
     import moderngl
+
     ctx = gl_context()
     solid = head.faces[(head.part[head.faces] != 5).all(1)]
     prog = ctx.program(vertex_shader=DEPTH_VERTEX, fragment_shader=DEPTH_FRAGMENT)
-    vao = ctx.vertex_array(prog, [(ctx.buffer(head.template.astype("f4").tobytes()), "3f", "position")], ctx.buffer(solid.astype("i4").tobytes()))
-    depth = ctx.depth_texture((size, size)); fbo = ctx.framebuffer(depth_attachment=depth); fbo.use(); ctx.enable(moderngl.DEPTH_TEST)
-    centre = head.template[head.part > 0].mean(0); n = vertex_normals(head.template, head.faces)
-    k = np.arange(directions) + .5; zc = 1 - 1.7 * k / directions; phi = k * np.pi * (3 - 5 ** .5)
-    sky = np.stack([np.sqrt(1 - zc ** 2) * np.cos(phi), np.sqrt(1 - zc ** 2) * np.sin(phi), zc], 1)
+    vao = ctx.vertex_array(
+        prog,
+        [(ctx.buffer(head.template.astype("f4").tobytes()), "3f", "position")],
+        ctx.buffer(solid.astype("i4").tobytes()),
+    )
+    depth = ctx.depth_texture((size, size))
+    fbo = ctx.framebuffer(depth_attachment=depth)
+    fbo.use()
+    ctx.enable(moderngl.DEPTH_TEST)
+    centre = head.template[head.part > 0].mean(0)
+    n = vertex_normals(head.template, head.faces)
+    k = np.arange(directions) + 0.5
+    zc = 1 - 1.7 * k / directions
+    phi = k * np.pi * (3 - 5**0.5)
+    sky = np.stack([np.sqrt(1 - zc**2) * np.cos(phi), np.sqrt(1 - zc**2) * np.sin(phi), zc], 1)
     seen, total = np.zeros(len(head.template)), np.full(len(head.template), 1e-6)
     for d in sky:
-        m = orthographic(.42, .1, 2.) @ look_at(centre + d, centre, (0, .3, 1) if abs(d[2]) < .95 else (0, 1, 0))
-        prog["camera"].write(m.T.astype("f4").tobytes()); fbo.clear(depth=1.); vao.render()
+        m = orthographic(0.42, 0.1, 2.0) @ look_at(
+            centre + d, centre, (0, 0.3, 1) if abs(d[2]) < 0.95 else (0, 1, 0)
+        )
+        prog["camera"].write(m.T.astype("f4").tobytes())
+        fbo.clear(depth=1.0)
+        vao.render()
         buf = np.frombuffer(depth.read(), np.float32).reshape(size, size)
-        p = np.c_[head.template + n * .0012, np.ones(len(n))] @ m.T
+        p = np.c_[head.template + n * 0.0012, np.ones(len(n))] @ m.T
         px = np.clip(((p[:, :2] + 1) / 2 * size).astype(int), 0, size - 1)
-        free = p[:, 2] * .5 + .5 <= buf[px[:, 1], px[:, 0]] + .0015
-        w = np.maximum(n @ d, 0) * (.6 + .4 * max(d[2], 0)); seen += w * free; total += w
+        free = p[:, 2] * 0.5 + 0.5 <= buf[px[:, 1], px[:, 0]] + 0.0015
+        w = np.maximum(n @ d, 0) * (0.6 + 0.4 * max(d[2], 0))
+        seen += w * free
+        total += w
     ctx.release()
     return np.clip(seen / total, 0, 1).astype(np.float32)
 
 # %% ../../nbs/people/10_renderer.ipynb #f6e1126c
-HAIR_STYLES = ("bald", "buzz", "short", "side", "quiff", "slick", "messy", "fringe", "curly", "afro", "bob", "long", "wavy", "ponytail", "bun")
+HAIR_STYLES = (
+    "bald",
+    "buzz",
+    "short",
+    "side",
+    "quiff",
+    "slick",
+    "messy",
+    "fringe",
+    "curly",
+    "afro",
+    "bob",
+    "long",
+    "wavy",
+    "ponytail",
+    "bun",
+)
 GLASSES = ("round", "square", "aviator", "rimless")
 COLLARS = ("crew", "v", "collar", "suit", "hoodie", "turtle")
 PATTERNS = ("", "stripes", "check")
@@ -327,45 +562,46 @@ PATTERNS = ("", "stripes", "check")
 @dataclass(frozen=True)
 class Person:
     "Somebody: everything that does not change within a clip. Numbers without a unit are in [0,1]."
-    years:float = 35.          # age, years (18 to 80)
-    gender:float = .5          # 0 female to 1 male
-    phenotype:tuple = ()       # ((name, value), ...) of anny, without age and gender
-    local:tuple = ()           # ((local change, value in [-1,1]), ...)
-    melanin:float = .3         # 0 pale to 1 dark
-    redness:float = .4
-    freckles:float = 0.
-    shine:float = .4
-    eye_colour:tuple = (.25, .15, .08)   # linear RGB
-    hair_style:str = "short"
-    hair_colour:tuple = (.10, .06, .03)  # linear RGB before greying
-    grey_years:float = 55.     # age at which half of the hair is grey
-    hairline:float = 0.        # metres, up
-    recede:float = .5          # how much of the hairline age takes
-    volume:float = .5
-    brow:float = .5            # thickness
-    beard:float = 0.           # of a grown man
-    makeup:float = 0.          # of a woman
-    cloth:tuple = (.3, .3, .35) # linear RGB
-    neckline:float = .3        # 0 high to 1 low
-    collar:str = "crew"        # one of COLLARS
-    cloth2:tuple = (.7, .7, .7) # linear RGB of stripes, of the shirt under a suit, of cords
-    pattern:str = ""           # one of PATTERNS
-    stubble:float = 0.         # of a grown man
-    lashes:float = .5          # length and darkness
-    parting:float = .5         # -1 to 1, where the hair parts, positive to the picture's right
-    glasses:str = ""           # "" or one of GLASSES
-    glasses_colour:tuple = (.03, .02, .02) # linear RGB
-    earrings:bool = False
-    knobs:tuple = ()           # ((proportion, strength), ...), kept for the truth; `local` already holds their shapes
-    seed:int = 0               # of the skin's and the hair's noise
+
+    years: float = 35.0  # age, years (18 to 80)
+    gender: float = 0.5  # 0 female to 1 male
+    phenotype: tuple = ()  # ((name, value), ...) of anny, without age and gender
+    local: tuple = ()  # ((local change, value in [-1,1]), ...)
+    melanin: float = 0.3  # 0 pale to 1 dark
+    redness: float = 0.4
+    freckles: float = 0.0
+    shine: float = 0.4
+    eye_colour: tuple = (0.25, 0.15, 0.08)  # linear RGB
+    hair_style: str = "short"
+    hair_colour: tuple = (0.10, 0.06, 0.03)  # linear RGB before greying
+    grey_years: float = 55.0  # age at which half of the hair is grey
+    hairline: float = 0.0  # metres, up
+    recede: float = 0.5  # how much of the hairline age takes
+    volume: float = 0.5
+    brow: float = 0.5  # thickness
+    beard: float = 0.0  # of a grown man
+    makeup: float = 0.0  # of a woman
+    cloth: tuple = (0.3, 0.3, 0.35)  # linear RGB
+    neckline: float = 0.3  # 0 high to 1 low
+    collar: str = "crew"  # one of COLLARS
+    cloth2: tuple = (0.7, 0.7, 0.7)  # linear RGB of stripes, of the shirt under a suit, of cords
+    pattern: str = ""  # one of PATTERNS
+    stubble: float = 0.0  # of a grown man
+    lashes: float = 0.5  # length and darkness
+    parting: float = 0.5  # -1 to 1, where the hair parts, positive to the picture's right
+    glasses: str = ""  # "" or one of GLASSES
+    glasses_colour: tuple = (0.03, 0.02, 0.02)  # linear RGB
+    earrings: bool = False
+    knobs: tuple = ()  # ((proportion, strength), ...), kept for the truth; `local` already holds their shapes
+    seed: int = 0  # of the skin's and the hair's noise
 
     @property
-    def wrinkles(self)->float:
+    def wrinkles(self) -> float:
         "Depth of wrinkles, from 0 at 25 years to 1 at 75."
         return float(np.clip((self.years - 25) / 50, 0, 1.15))
 
     @property
-    def grey(self)->float:
+    def grey(self) -> float:
         "Share of grey hair."
         return float(1 / (1 + np.exp(-(self.years - self.grey_years) / 4.5)))
 
@@ -373,36 +609,43 @@ class Person:
 @dataclass(frozen=True)
 class Pose:
     "What changes from frame to frame."
-    actions:tuple = ()                 # ((facial action, 0..1), ...)
-    yaw:float = 0.                     # radians, positive turns the face to the picture's right
-    pitch:float = 0.                   # radians, positive looks up
-    roll:float = 0.                    # radians, positive tilts the head to the picture's right
-    gaze:tuple = (0., -1., 0.)         # unit vector in the world, where the eyes look; -y is towards the camera
-    shift:tuple = (0., 0., 0.)         # metres
+
+    actions: tuple = ()  # ((facial action, 0..1), ...)
+    yaw: float = 0.0  # radians, positive turns the face to the picture's right
+    pitch: float = 0.0  # radians, positive looks up
+    roll: float = 0.0  # radians, positive tilts the head to the picture's right
+    gaze: tuple = (
+        0.0,
+        -1.0,
+        0.0,
+    )  # unit vector in the world, where the eyes look; -y is towards the camera
+    shift: tuple = (0.0, 0.0, 0.0)  # metres
 
 # %% ../../nbs/people/10_renderer.ipynb #0a57cb53
 @dataclass(frozen=True)
 class Light:
     "Key, fill and rim light with a sky above and a ground below; linear RGB."
-    key:tuple = (-.5, -.7, .55)        # direction towards the light
-    key_colour:tuple = (2.2, 2.1, 2.0)
-    fill:tuple = (.8, -.5, .1)
-    fill_colour:tuple = (.35, .37, .42)
-    rim:tuple = (.6, .8, .4)
-    rim_colour:tuple = (.5, .5, .5)
-    sky:tuple = (.50, .53, .58)
-    ground:tuple = (.26, .23, .21)
-    left:tuple = (.38, .38, .39)       # ambient light from the picture's left
-    right:tuple = (.38, .38, .39)
+
+    key: tuple = (-0.5, -0.7, 0.55)  # direction towards the light
+    key_colour: tuple = (2.2, 2.1, 2.0)
+    fill: tuple = (0.8, -0.5, 0.1)
+    fill_colour: tuple = (0.35, 0.37, 0.42)
+    rim: tuple = (0.6, 0.8, 0.4)
+    rim_colour: tuple = (0.5, 0.5, 0.5)
+    sky: tuple = (0.50, 0.53, 0.58)
+    ground: tuple = (0.26, 0.23, 0.21)
+    left: tuple = (0.38, 0.38, 0.39)  # ambient light from the picture's left
+    right: tuple = (0.38, 0.38, 0.39)
 
 # %% ../../nbs/people/10_renderer.ipynb #7719a1c7
 @dataclass(frozen=True)
 class Camera:
     "A square picture."
-    size:int = 256                     # pixels
-    distance:float = 1.1               # metres from the head
-    fov:float = .42                    # radians
-    target:tuple = (0., 0., -.02)      # metres, from the point between the eyes of the neutral head
+
+    size: int = 256  # pixels
+    distance: float = 1.1  # metres from the head
+    fov: float = 0.42  # radians
+    target: tuple = (0.0, 0.0, -0.02)  # metres, from the point between the eyes of the neutral head
 
 # %% ../../nbs/people/10_renderer.ipynb #63266754
 NOISE = """
@@ -704,14 +947,29 @@ PAINT_FACE = """
 """
 
 # %% ../../nbs/people/10_renderer.ipynb #fe2ef495
-SKIN_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + FIELD + PAINT_HEAD + PAINT_EYES + PAINT_CLOTHES + PAINT_SKIN + PAINT_AGE + PAINT_FACE
+SKIN_FRAGMENT = (
+    "#version 330\n"
+    + NOISE
+    + LIGHTING
+    + FIELD
+    + PAINT_HEAD
+    + PAINT_EYES
+    + PAINT_CLOTHES
+    + PAINT_SKIN
+    + PAINT_AGE
+    + PAINT_FACE
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #827bfc45
 HAIR_VERTEX = """#version 330
 in vec3 position; in vec3 normal; in vec3 tangent; in vec3 strand; in vec2 layer; uniform mat4 camera;
 out vec3 p, n, g, s; out vec2 q;
 void main() { p = position; n = normal; g = tangent; s = strand; q = layer; gl_Position = camera * vec4(position, 1.); }"""
-HAIR_FRAGMENT = "#version 330\n" + NOISE + LIGHTING + """
+HAIR_FRAGMENT = (
+    "#version 330\n"
+    + NOISE
+    + LIGHTING
+    + """
 in vec3 p, n, g, s; in vec2 q; uniform vec3 hair; uniform float grey, seed;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { // a lock is soft at its sides and frayed at its tip
@@ -736,300 +994,576 @@ void main() { // a lock is soft at its sides and frayed at its tip
   if (toon < .5) l += key_colour * sh * deep * face * (k1 * .075 * (.5 + strands) + k2 * .38 * a * (.5 + strands))
     + rim_colour * a * pow(1. - max(dot(nn, v), 0.), 3.) * smoothstep(-.2, .5, dot(nn, rim)) * 1.2;
   vec3 c = tone(l); colour = vec4(c * alpha, alpha); label = alpha > .5 ? vec4(17. / 255., 0, 0, 1) : vec4(0.); }"""
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #2e01e174
 def hair_field(
-    t:np.ndarray,   # (V,3) template coordinates, metres from the point between the eyes
-    line:float,     # metres, raises the hairline
-    recede:float,   # 0 to 1, bares temples and forehead
-)->np.ndarray:      # (V,) metres above the hairline; negative where no hair grows
+    t: np.ndarray,  # (V,3) template coordinates, metres from the point between the eyes
+    line: float,  # metres, raises the hairline
+    recede: float,  # 0 to 1, bares temples and forehead
+) -> np.ndarray:  # (V,) metres above the hairline; negative where no hair grows
     "The hairline of the neutral template (the shader's function, without its noise)."
     x, y, z = t.T
-    h = np.interp(y, [-.03, .03, .05, .066, .10, .16], [.064, .060, .034, -.012, -.030, -.085])
+    h = np.interp(
+        y, [-0.03, 0.03, 0.05, 0.066, 0.10, 0.16], [0.064, 0.060, 0.034, -0.012, -0.030, -0.085]
+    )
     step = lambda a, b, u: (lambda k: k * k * (3 - 2 * k))(np.clip((u - a) / (b - a), 0, 1))
-    front = 1 - step(.01, .07, y)
-    return z - (h + line * front + recede * front * (.012 + .030 * step(.010, .040, np.abs(x))))
+    front = 1 - step(0.01, 0.07, y)
+    return z - (h + line * front + recede * front * (0.012 + 0.030 * step(0.010, 0.040, np.abs(x))))
 
 # %% ../../nbs/people/10_renderer.ipynb #e1822db4
-THICKNESS = dict(short=.010, side=.015, quiff=.016, slick=.008, messy=.020, fringe=.014, curly=.022, afro=.026, bob=.015,
-                 long=.013, wavy=.018, ponytail=.007, bun=.007) # metres that the hair stands off
-LENGTH = dict(short=.038, side=.075, quiff=.060, slick=.095, messy=.055, fringe=.062, curly=.060, afro=.062,
-              ponytail=.16, bun=.16) # metres
-ENDS = dict(bob=-.105, long=-.26, wavy=-.225) # height at which falling hair is cut, metres
-LOCKS = dict(short=1500, side=900, quiff=900, slick=1200, messy=1100, fringe=950, curly=900, afro=1500, bob=950, long=900,
-             wavy=900, ponytail=1200, bun=1200)
+THICKNESS = dict(
+    short=0.010,
+    side=0.015,
+    quiff=0.016,
+    slick=0.008,
+    messy=0.020,
+    fringe=0.014,
+    curly=0.022,
+    afro=0.026,
+    bob=0.015,
+    long=0.013,
+    wavy=0.018,
+    ponytail=0.007,
+    bun=0.007,
+)  # metres that the hair stands off
+LENGTH = dict(
+    short=0.038,
+    side=0.075,
+    quiff=0.060,
+    slick=0.095,
+    messy=0.055,
+    fringe=0.062,
+    curly=0.060,
+    afro=0.062,
+    ponytail=0.16,
+    bun=0.16,
+)  # metres
+ENDS = dict(bob=-0.105, long=-0.26, wavy=-0.225)  # height at which falling hair is cut, metres
+LOCKS = dict(
+    short=1500,
+    side=900,
+    quiff=900,
+    slick=1200,
+    messy=1100,
+    fringe=950,
+    curly=900,
+    afro=1500,
+    bob=950,
+    long=900,
+    wavy=900,
+    ponytail=1200,
+    bun=1200,
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #b7eb6c68
-def _between_eyes(head:HeadMesh)->np.ndarray:
+def _between_eyes(head: HeadMesh) -> np.ndarray:
     "(3,) the point between the eyeballs of the neutral template, metres."
     return (head.template[head.part == 1].mean(0) + head.template[head.part == 2].mean(0)) / 2
 
-def _lumps(t:np.ndarray, seed:int, frequency:float)->np.ndarray:
+
+def _lumps(t: np.ndarray, seed: int, frequency: float) -> np.ndarray:
     "(V,) smooth noise in [-1,1]: a few random waves."
-    rng = np.random.default_rng(seed + 77); k = rng.normal(size=(6, 3)) * frequency
+    rng = np.random.default_rng(seed + 77)
+    k = rng.normal(size=(6, 3)) * frequency
     return np.sin(t @ k.T + rng.uniform(0, 6.3, 6)).mean(1) * 1.6
 
-def _unit(x:np.ndarray)->np.ndarray: return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
 
 # %% ../../nbs/people/10_renderer.ipynb #a9334987
 def join_hair(
-    parts:list, # of dicts like the result
-)->dict:        # position, normal, tangent, strand (H,3): across -1..1, along 0..1, number; layer (H,2), bend (H,), faces (K,3)
+    parts: list,  # of dicts like the result
+) -> dict:  # position, normal, tangent, strand (H,3): across -1..1, along 0..1, number; layer (H,2), bend (H,), faces (K,3)
     "Several pieces of hair as one."
     shift = np.cumsum([0] + [len(p["position"]) for p in parts[:-1]])
-    out = {k: np.concatenate([p[k] for p in parts]).astype(np.float32) for k in parts[0] if k != "faces"}
-    return dict(out, faces=np.concatenate([p["faces"] + s for p, s in zip(parts, shift)]).astype(np.int32))
+    out = {
+        k: np.concatenate([p[k] for p in parts]).astype(np.float32)
+        for k in parts[0]
+        if k != "faces"
+    }
+    return dict(
+        out, faces=np.concatenate([p["faces"] + s for p, s in zip(parts, shift)]).astype(np.int32)
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #80e28a51
 @dataclass(frozen=True)
 class Comb:
     "What a style asks of its N locks."
-    pull:np.ndarray     # (N,3) direction
-    length:np.ndarray   # (N,) metres
-    lift:np.ndarray     # (N,) how steeply a lock leaves the scalp; 0 flat
-    away:np.ndarray     # (N,) side of the parting, -1 or 1
-    gravity:float=.25   # against the pull
-    curl:float=0.       # radius of the coil, metres
-    wave:float=30.      # turns per metre
-    width:float=.0050   # half a lock, metres
+
+    pull: np.ndarray  # (N,3) direction
+    length: np.ndarray  # (N,) metres
+    lift: np.ndarray  # (N,) how steeply a lock leaves the scalp; 0 flat
+    away: np.ndarray  # (N,) side of the parting, -1 or 1
+    gravity: float = 0.25  # against the pull
+    curl: float = 0.0  # radius of the coil, metres
+    wave: float = 30.0  # turns per metre
+    width: float = 0.0050  # half a lock, metres
 
 # %% ../../nbs/people/10_renderer.ipynb #8effee40
 def comb_hair(
-    person,             # Person
-    t:np.ndarray,       # (N,3) roots on the neutral head, metres from between the eyes
-    normal:np.ndarray,  # (N,3) at the root
-    above:np.ndarray,   # (N,) metres above the hairline
-    rng:np.random.Generator,
-)->Comb:
+    person,  # Person
+    t: np.ndarray,  # (N,3) roots on the neutral head, metres from between the eyes
+    normal: np.ndarray,  # (N,3) at the root
+    above: np.ndarray,  # (N,) metres above the hairline
+    rng: np.random.Generator,
+) -> Comb:
     "The thirteen styles that have locks."
     N, style, part = len(t), person.hair_style, person.parting
-    front, top = np.clip(1 - (t[:, 1] + .005) / .06, 0, 1), np.clip((t[:, 2] - .045) / .05, 0, 1)
-    away = np.sign(t[:, 0] - part * .035 + 1e-6); crown = np.array([.008, .085, .112])
+    front, top = (
+        np.clip(1 - (t[:, 1] + 0.005) / 0.06, 0, 1),
+        np.clip((t[:, 2] - 0.045) / 0.05, 0, 1),
+    )
+    away = np.sign(t[:, 0] - part * 0.035 + 1e-6)
+    crown = np.array([0.008, 0.085, 0.112])
     out, one, zero = _unit(t - crown), np.ones(N), np.zeros(N)
-    length = LENGTH.get(style, .1) * rng.uniform(.75, 1.2, N)
-    where = lambda ok, a, b: np.where(ok[:, None], np.stack(np.broadcast_arrays(*a), 1) if isinstance(a, tuple) else a,
-                                      np.stack(np.broadcast_arrays(*b), 1) if isinstance(b, tuple) else b)
-    make = lambda pull, length, lift, *rest: Comb(pull, length, np.broadcast_to(np.asarray(lift, float), (N,)), away, *rest)
+    length = LENGTH.get(style, 0.1) * rng.uniform(0.75, 1.2, N)
+    where = lambda ok, a, b: np.where(
+        ok[:, None],
+        np.stack(np.broadcast_arrays(*a), 1) if isinstance(a, tuple) else a,
+        np.stack(np.broadcast_arrays(*b), 1) if isinstance(b, tuple) else b,
+    )
+    make = lambda pull, length, lift, *rest: Comb(
+        pull, length, np.broadcast_to(np.asarray(lift, float), (N,)), away, *rest
+    )
     if style == "short":
-        pull = out + np.c_[.35 * one, -.9 * top, -.1 * one] + .22 * rng.normal(size=(N, 3))
-        return make(pull, length * (.55 + .75 * top), .28, .12, 0., 30., .0036)
+        pull = out + np.c_[0.35 * one, -0.9 * top, -0.1 * one] + 0.22 * rng.normal(size=(N, 3))
+        return make(pull, length * (0.55 + 0.75 * top), 0.28, 0.12, 0.0, 30.0, 0.0036)
     if style == "side":
-        over = np.sign(part or 1); swept = top * (t[:, 0] * over < .035 * abs(part)) > .25
-        return make(where(swept, (-over * one, .35 + .4 * front, .25 * front), (zero, .7 * one, -.8 * one)),
-                    length * (.45 + .65 * top), .12 + .5 * top * front)
+        over = np.sign(part or 1)
+        swept = top * (t[:, 0] * over < 0.035 * abs(part)) > 0.25
+        return make(
+            where(
+                swept,
+                (-over * one, 0.35 + 0.4 * front, 0.25 * front),
+                (zero, 0.7 * one, -0.8 * one),
+            ),
+            length * (0.45 + 0.65 * top),
+            0.12 + 0.5 * top * front,
+        )
     if style == "quiff":
-        return make(where(top > .2, (.25 * part * one, .75 * one, .9 * front), (zero, .8 * one, -.7 * one)),
-                    length * (.4 + .8 * top), .15 + 1.0 * top * front, .05)
-    if style == "slick": return make(np.c_[zero, one, -.45 + .3 * top], length, .04, .2, 0., 30., .0062)
+        return make(
+            where(
+                top > 0.2,
+                (0.25 * part * one, 0.75 * one, 0.9 * front),
+                (zero, 0.8 * one, -0.7 * one),
+            ),
+            length * (0.4 + 0.8 * top),
+            0.15 + 1.0 * top * front,
+            0.05,
+        )
+    if style == "slick":
+        return make(np.c_[zero, one, -0.45 + 0.3 * top], length, 0.04, 0.2, 0.0, 30.0, 0.0062)
     if style in ("ponytail", "bun"):
-        knot = np.array([0, .178, .085 if style == "bun" else .045])
-        return make(_unit(knot - t), np.minimum(length, np.linalg.norm(t - knot, axis=1) * 1.05 + .01), .04, .06, 0., 30., .0062)
+        knot = np.array([0, 0.178, 0.085 if style == "bun" else 0.045])
+        return make(
+            _unit(knot - t),
+            np.minimum(length, np.linalg.norm(t - knot, axis=1) * 1.05 + 0.01),
+            0.04,
+            0.06,
+            0.0,
+            30.0,
+            0.0062,
+        )
     if style == "messy":
-        pull = out * .6 + np.c_[[.9 * _lumps(t, person.seed + k, 38.) for k in range(3)]].T
-        return make(pull, length * (.6 + .5 * top), .55, .22, .003, 30., .0042)
+        pull = out * 0.6 + np.c_[[0.9 * _lumps(t, person.seed + k, 38.0) for k in range(3)]].T
+        return make(pull, length * (0.6 + 0.5 * top), 0.55, 0.22, 0.003, 30.0, 0.0042)
     if style == "fringe":
-        sides = where(top > .1, out, (zero, .25 * one, -one))
-        return make(where(front > .35, (.12 * np.sin(t[:, 0] * 60 + person.seed), -.75 * one, -.35 * one), sides),
-                    length * (.75 + .35 * front), .12, .55)
-    if style == "curly": return make(out, length * (.75 + .5 * person.volume), .6, .35, .0075, 34., .0048)
+        sides = where(top > 0.1, out, (zero, 0.25 * one, -one))
+        return make(
+            where(
+                front > 0.35,
+                (0.12 * np.sin(t[:, 0] * 60 + person.seed), -0.75 * one, -0.35 * one),
+                sides,
+            ),
+            length * (0.75 + 0.35 * front),
+            0.12,
+            0.55,
+        )
+    if style == "curly":
+        return make(out, length * (0.75 + 0.5 * person.volume), 0.6, 0.35, 0.0075, 34.0, 0.0048)
     if style == "afro":
-        return make(normal, length * (.35 + .8 * person.volume) * np.clip((above + .006) / .03, .3, 1), 2., -.02, .0055, 42., .0046)
-    end = ENDS[style] + .02 * (person.seed % 5 - 2) / 2 + rng.normal(0, .006 if style == "bob" else .018, N) # falling hair
-    length = np.linalg.norm(t - crown, axis=1) * .25 + .045 * top + (t[:, 2] - end) * 1.04
-    coil = (.0075, 9.) if style == "wavy" else (.0015, 14.)
-    return make(np.c_[away * (.25 + .8 * top), .30 + .2 * front, -.75 + .3 * top], length, .10, .55, *coil, .0068)
+        return make(
+            normal,
+            length * (0.35 + 0.8 * person.volume) * np.clip((above + 0.006) / 0.03, 0.3, 1),
+            2.0,
+            -0.02,
+            0.0055,
+            42.0,
+            0.0046,
+        )
+    end = (
+        ENDS[style]
+        + 0.02 * (person.seed % 5 - 2) / 2
+        + rng.normal(0, 0.006 if style == "bob" else 0.018, N)
+    )  # falling hair
+    length = np.linalg.norm(t - crown, axis=1) * 0.25 + 0.045 * top + (t[:, 2] - end) * 1.04
+    coil = (0.0075, 9.0) if style == "wavy" else (0.0015, 14.0)
+    return make(
+        np.c_[away * (0.25 + 0.8 * top), 0.30 + 0.2 * front, -0.75 + 0.3 * top],
+        length,
+        0.10,
+        0.55,
+        *coil,
+        0.0068,
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #9109c85a
 def grow_locks(
-    v:np.ndarray,      # (V,3) skin, metres
-    n:np.ndarray,      # (V,3) its normals
-    root:np.ndarray,   # (N,3) on the skin
-    out:np.ndarray,    # (N,3) normals at the roots
-    t:np.ndarray,      # (N,3) roots on the neutral head
-    height:np.ndarray, # (N,) metres, each lock's layer
-    comb:Comb,
-    style:str,
-)->tuple:              # (N,K+1,3) points, (N,K+1,3) which way is out
+    v: np.ndarray,  # (V,3) skin, metres
+    n: np.ndarray,  # (V,3) its normals
+    root: np.ndarray,  # (N,3) on the skin
+    out: np.ndarray,  # (N,3) normals at the roots
+    t: np.ndarray,  # (N,3) roots on the neutral head
+    height: np.ndarray,  # (N,) metres, each lock's layer
+    comb: Comb,
+    style: str,
+) -> tuple:  # (N,K+1,3) points, (N,K+1,3) which way is out
     "Walk from the roots: pulled, falling, pushed out of the head."
     from scipy.spatial import cKDTree
+
     falling, stiff, tree = style in ENDS, style == "afro", cKDTree(v)
-    K = 18 if falling else 14 if comb.curl > .004 else 9; step = (comb.length / K)[:, None]
+    K = 18 if falling else 14 if comb.curl > 0.004 else 9
+    step = (comb.length / K)[:, None]
     d = out.copy() if stiff else _unit(comb.pull - out * (comb.pull * out).sum(1, keepdims=True))
-    d = _unit(d + out * (comb.lift + .25)[:, None]); pull = _unit(comb.pull)
-    points, outs = [root + out * .0008], [out]; flat = (comb.lift < .5) * float(comb.lift.mean() < .5)
+    d = _unit(d + out * (comb.lift + 0.25)[:, None])
+    pull = _unit(comb.pull)
+    points, outs = [root + out * 0.0008], [out]
+    flat = (comb.lift < 0.5) * float(comb.lift.mean() < 0.5)
     for k in range(1, K + 1):
         z = points[-1][:, 2:]
-        flow, fall = (0. if stiff else .35), min(1., k / 4)
-        if falling: flow, fall = .35 * np.clip(z / .04 - .3, 0, 1), np.clip(1.4 - z / .08, .15, 1.6)
+        flow, fall = (0.0 if stiff else 0.35), min(1.0, k / 4)
+        if falling:
+            flow, fall = 0.35 * np.clip(z / 0.04 - 0.3, 0, 1), np.clip(1.4 - z / 0.08, 0.15, 1.6)
         d = _unit(d + flow * pull + np.array([0, 0, -comb.gravity]) * fall)
-        y = points[-1] + d * step; near = tree.query(y)[1]; o = n[near]; gap = ((y - v[near]) * o).sum(1)
-        want = height * min(1., .35 + k / 3); y = y + o * np.maximum(want - gap, 0)[:, None]
-        cling = flat * (y[:, 2] > (-.03 if falling else -1)); y = y - o * (np.maximum(gap - want * 1.5, 0) * .45 * cling)[:, None]
-        if falling: # out of the face, round the shoulders
-            edge = .071 + .25 * height
-            face = (np.abs(y[:, 0]) < edge) & (y[:, 1] < .055) & (y[:, 2] < .052) & (y[:, 2] > -.13)
-            y[face, 0] = (np.where(np.abs(t[:, 0]) < .04, comb.away, np.sign(t[:, 0])) * edge)[face]
-            y[face, 1] = np.maximum(y[face, 1], .012)
-            y[:, 0] *= np.where((y[:, 2] < -.05) & (np.abs(y[:, 0]) > .085), .985, 1.)
-        d = _unit(y - points[-1]); points.append(y); outs.append(o)
+        y = points[-1] + d * step
+        near = tree.query(y)[1]
+        o = n[near]
+        gap = ((y - v[near]) * o).sum(1)
+        want = height * min(1.0, 0.35 + k / 3)
+        y = y + o * np.maximum(want - gap, 0)[:, None]
+        cling = flat * (y[:, 2] > (-0.03 if falling else -1))
+        y = y - o * (np.maximum(gap - want * 1.5, 0) * 0.45 * cling)[:, None]
+        if falling:  # out of the face, round the shoulders
+            edge = 0.071 + 0.25 * height
+            face = (
+                (np.abs(y[:, 0]) < edge) & (y[:, 1] < 0.055) & (y[:, 2] < 0.052) & (y[:, 2] > -0.13)
+            )
+            y[face, 0] = (np.where(np.abs(t[:, 0]) < 0.04, comb.away, np.sign(t[:, 0])) * edge)[
+                face
+            ]
+            y[face, 1] = np.maximum(y[face, 1], 0.012)
+            y[:, 0] *= np.where((y[:, 2] < -0.05) & (np.abs(y[:, 0]) > 0.085), 0.985, 1.0)
+        d = _unit(y - points[-1])
+        points.append(y)
+        outs.append(o)
     P = np.stack(points, 1)
-    for _ in range(3 if falling else 1): P[:, 1:-1] = .5 * P[:, 1:-1] + .25 * (P[:, :-2] + P[:, 2:])
+    for _ in range(3 if falling else 1):
+        P[:, 1:-1] = 0.5 * P[:, 1:-1] + 0.25 * (P[:, :-2] + P[:, 2:])
     return P, np.stack(outs, 1)
 
 # %% ../../nbs/people/10_renderer.ipynb #667be543
 def ribbons(
-    P:np.ndarray,      # (N,K+1,3) points of the locks, metres
-    T:np.ndarray,      # (N,K+1,3) tangents
-    O:np.ndarray,      # (N,K+1,3) which way is out
-    C:np.ndarray,      # (N,K+1,3) across
-    wide:np.ndarray,   # (N,K+1,1) half the width, metres
-    bulge:float,       # of the middle, in widths
-    along:np.ndarray,  # (N,K+1,1) 0 at the root, 1 at the tip
-    number:np.ndarray, # (N,1,1) in [0,1]
-    layer:np.ndarray,  # (N,) 0 deep to 1
-)->dict:               # as from `join_hair`
+    P: np.ndarray,  # (N,K+1,3) points of the locks, metres
+    T: np.ndarray,  # (N,K+1,3) tangents
+    O: np.ndarray,  # (N,K+1,3) which way is out
+    C: np.ndarray,  # (N,K+1,3) across
+    wide: np.ndarray,  # (N,K+1,1) half the width, metres
+    bulge: float,  # of the middle, in widths
+    along: np.ndarray,  # (N,K+1,1) 0 at the root, 1 at the tip
+    number: np.ndarray,  # (N,1,1) in [0,1]
+    layer: np.ndarray,  # (N,) 0 deep to 1
+) -> dict:  # as from `join_hair`
     "Three vertices across, the middle one raised and the normals turned outwards, so that a flat ribbon shines like a round lock."
-    N, K1 = P.shape[:2]; rows = []
-    for u, up, tilt in ((-1., 0., -.75), (0., bulge, 0.), (1., 0., .75)):
+    N, K1 = P.shape[:2]
+    rows = []
+    for u, up, tilt in ((-1.0, 0.0, -0.75), (0.0, bulge, 0.0), (1.0, 0.0, 0.75)):
         strand = np.concatenate([u + 0 * along, along, number + 0 * along], -1)
-        rows.append(dict(position=P + C * wide * u + O * wide * up, normal=_unit(O + C * tilt), tangent=T, strand=strand))
+        rows.append(
+            dict(
+                position=P + C * wide * u + O * wide * up,
+                normal=_unit(O + C * tilt),
+                tangent=T,
+                strand=strand,
+            )
+        )
     arrays = {k: np.stack([r[k] for r in rows], 2).reshape(-1, 3) for k in rows[0]}
-    grid = np.arange(N * K1 * 3).reshape(N, K1, 3); a, b, c, e = grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:], grid[:, :-1, 1:]
+    grid = np.arange(N * K1 * 3).reshape(N, K1, 3)
+    a, b, c, e = grid[:, :-1, :-1], grid[:, 1:, :-1], grid[:, 1:, 1:], grid[:, :-1, 1:]
     faces = np.stack([np.stack([a, b, c], -1), np.stack([a, c, e], -1)], -2).reshape(-1, 3)
-    layer = np.repeat(layer, K1 * 3); bend = np.clip((arrays["position"][:, 2] + .22) / .15, .35, 1)
+    layer = np.repeat(layer, K1 * 3)
+    bend = np.clip((arrays["position"][:, 2] + 0.22) / 0.15, 0.35, 1)
     return dict(arrays, layer=np.c_[layer, -np.ones(len(layer))], bend=bend, faces=faces)
 
 # %% ../../nbs/people/10_renderer.ipynb #5a5b0f9b
 def hair_locks(
-    head:HeadMesh,
-    v:np.ndarray,     # (V,3) the person's vertices, not yet turned, metres from between the eyes
-    n:np.ndarray,     # (V,3) normals
-    person,           # Person
-)->dict:              # as from `join_hair`
+    head: HeadMesh,
+    v: np.ndarray,  # (V,3) the person's vertices, not yet turned, metres from between the eyes
+    n: np.ndarray,  # (V,3) normals
+    person,  # Person
+) -> dict:  # as from `join_hair`
     "Hair as some hundred locks."
-    rng = np.random.default_rng(person.seed + 5); style, N = person.hair_style, LOCKS[person.hair_style]
+    rng = np.random.default_rng(person.seed + 5)
+    style, N = person.hair_style, LOCKS[person.hair_style]
     t = (head.template - _between_eyes(head)).astype(float)
     field = hair_field(t, person.hairline, person.recede * person.wrinkles * person.gender)
     tri = head.faces[(head.part[head.faces] == 0).all(1)]
-    tri = tri[(field[tri] > -.002).all(1) & (head.masks[tri, 1] < .3).all(1) & (t[tri, 2] > -.085).all(1)]
-    area = np.linalg.norm(np.cross(v[tri[:, 1]] - v[tri[:, 0]], v[tri[:, 2]] - v[tri[:, 0]]), axis=1)
-    parting = np.exp(-((t[tri, 0].mean(1) - person.parting * .035) / .016) ** 2) * (t[tri, 2].mean(1) > .05)
-    area = area * (1 + (3.5 if style in ENDS else 1.) * parting) # hair leaves the parting on both sides: more of it there
-    pick = tri[rng.choice(len(tri), N, p=area / area.sum())]; w = rng.dirichlet((1, 1, 1), N)[..., None]
-    rank = rng.random(N); order = np.argsort(rank); pick, w, rank = pick[order], w[order], rank[order]
+    tri = tri[
+        (field[tri] > -0.002).all(1)
+        & (head.masks[tri, 1] < 0.3).all(1)
+        & (t[tri, 2] > -0.085).all(1)
+    ]
+    area = np.linalg.norm(
+        np.cross(v[tri[:, 1]] - v[tri[:, 0]], v[tri[:, 2]] - v[tri[:, 0]]), axis=1
+    )
+    parting = np.exp(-(((t[tri, 0].mean(1) - person.parting * 0.035) / 0.016) ** 2)) * (
+        t[tri, 2].mean(1) > 0.05
+    )
+    area = area * (
+        1 + (3.5 if style in ENDS else 1.0) * parting
+    )  # hair leaves the parting on both sides: more of it there
+    pick = tri[rng.choice(len(tri), N, p=area / area.sum())]
+    w = rng.dirichlet((1, 1, 1), N)[..., None]
+    rank = rng.random(N)
+    order = np.argsort(rank)
+    pick, w, rank = pick[order], w[order], rank[order]
     root, out, tt = (v[pick] * w).sum(1), _unit((n[pick] * w).sum(1)), (t[pick] * w).sum(1)
     comb = comb_hair(person, tt, out, field[pick].mean(1), rng)
-    height = THICKNESS[style] * (.55 + .9 * person.volume) * (.15 + .85 * rank) + .0012; skin = head.part == 0
+    height = THICKNESS[style] * (0.55 + 0.9 * person.volume) * (0.15 + 0.85 * rank) + 0.0012
+    skin = head.part == 0
     P, O = grow_locks(v[skin], n[skin], root, out, tt, height, comb, style)
-    K = P.shape[1] - 1; s = np.linspace(0, 1, K + 1)[None, :, None]; T = _unit(np.gradient(P, axis=1))
-    round_ = P - np.array([0, .07, 0]); round_[..., 2] = np.where(P[..., 2] < .04, 0, P[..., 2] - .04) # the hair as one soft volume
-    O = _unit(.45 * O + .55 * _unit(round_)); C = _unit(np.cross(T, O)); O = _unit(np.cross(C, T))
+    K = P.shape[1] - 1
+    s = np.linspace(0, 1, K + 1)[None, :, None]
+    T = _unit(np.gradient(P, axis=1))
+    round_ = P - np.array([0, 0.07, 0])
+    round_[..., 2] = np.where(P[..., 2] < 0.04, 0, P[..., 2] - 0.04)  # the hair as one soft volume
+    O = _unit(0.45 * O + 0.55 * _unit(round_))
+    C = _unit(np.cross(T, O))
+    O = _unit(np.cross(C, T))
     if comb.curl:
-        phase = (_lumps(tt, person.seed + 3, 22.) * 2.5 if style == "wavy" else rng.uniform(0, 6.3, N))[:, None, None]
-        phase = phase + 2 * np.pi * comb.wave * np.cumsum(np.broadcast_to((comb.length / K)[:, None, None], (N, K + 1, 1)), 1)
-        P = P + comb.curl * np.clip(s * 3, 0, 1) * (np.sin(phase) * C + .6 * np.cos(phase) * O)
-        T = _unit(np.gradient(P, axis=1)); C = _unit(np.cross(T, O))
-    wide = comb.width * (.7 + .6 * rng.random(N))[:, None, None] * np.minimum(1, .55 + s * 3) * (1 - .40 * s ** 2.5)
-    return ribbons(P, T, O, C, wide, .42, s + np.zeros((N, 1, 1)), rng.random(N)[:, None, None], .12 + .88 * rank)
+        phase = (
+            _lumps(tt, person.seed + 3, 22.0) * 2.5 if style == "wavy" else rng.uniform(0, 6.3, N)
+        )[:, None, None]
+        phase = phase + 2 * np.pi * comb.wave * np.cumsum(
+            np.broadcast_to((comb.length / K)[:, None, None], (N, K + 1, 1)), 1
+        )
+        P = P + comb.curl * np.clip(s * 3, 0, 1) * (np.sin(phase) * C + 0.6 * np.cos(phase) * O)
+        T = _unit(np.gradient(P, axis=1))
+        C = _unit(np.cross(T, O))
+    wide = (
+        comb.width
+        * (0.7 + 0.6 * rng.random(N))[:, None, None]
+        * np.minimum(1, 0.55 + s * 3)
+        * (1 - 0.40 * s**2.5)
+    )
+    return ribbons(
+        P,
+        T,
+        O,
+        C,
+        wide,
+        0.42,
+        s + np.zeros((N, 1, 1)),
+        rng.random(N)[:, None, None],
+        0.12 + 0.88 * rank,
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #e6c3dd63
 def hair_tail(
-    person, # Person, with a ponytail or a bun
-)->dict:    # as from `join_hair`
+    person,  # Person, with a ponytail or a bun
+) -> dict:  # as from `join_hair`
     "What hangs or sits behind: a tail, or a knot of locks."
-    rng = np.random.default_rng(person.seed + 9); bun = person.hair_style == "bun"; N, K = 150, 12
-    s = np.linspace(0, 1, K + 1)[None, :, None]; a = rng.uniform(0, 2 * np.pi, (N, 1, 1)); rank = np.sort(rng.random(N))[:, None, None]
+    rng = np.random.default_rng(person.seed + 9)
+    bun = person.hair_style == "bun"
+    N, K = 150, 12
+    s = np.linspace(0, 1, K + 1)[None, :, None]
+    a = rng.uniform(0, 2 * np.pi, (N, 1, 1))
+    rank = np.sort(rng.random(N))[:, None, None]
     if bun:
-        tilt = rng.normal(0, .5, (N, 1, 1)); phi = a + s * 2.6; b = tilt * np.cos(s * 3 + a)
-        r = (.024 + .016 * person.volume) * (.82 + .22 * rank)
+        tilt = rng.normal(0, 0.5, (N, 1, 1))
+        phi = a + s * 2.6
+        b = tilt * np.cos(s * 3 + a)
+        r = (0.024 + 0.016 * person.volume) * (0.82 + 0.22 * rank)
         O = np.concatenate([np.cos(phi) * np.cos(b), np.sin(phi) * np.cos(b), np.sin(b)], -1)
-        P = O * r * (1, 1, .9) + (0, .135, .140); along = .15 + .5 * s + 0 * a
+        P = O * r * (1, 1, 0.9) + (0, 0.135, 0.140)
+        along = 0.15 + 0.5 * s + 0 * a
     else:
-        side = np.sign(person.parting or 1); r = .009 + .020 * np.sqrt(rank) * np.minimum(1, 4 * s + .2) * (1 - .5 * s)
-        y, z = .185 + .03 * np.sin(s * 3.1) - .05 * s, .045 + .03 * np.minimum(s * 4, 1) - .30 * s
+        side = np.sign(person.parting or 1)
+        r = 0.009 + 0.020 * np.sqrt(rank) * np.minimum(1, 4 * s + 0.2) * (1 - 0.5 * s)
+        y, z = (
+            0.185 + 0.03 * np.sin(s * 3.1) - 0.05 * s,
+            0.045 + 0.03 * np.minimum(s * 4, 1) - 0.30 * s,
+        )
         O = np.concatenate([np.cos(a) + 0 * s, np.sin(a) + 0 * s, 0 * a + 0 * s], -1)
-        P = np.concatenate([side * .050 * s, y, z], -1) + O * r + .006 * np.sin(s * 9 + a); along = .1 + .9 * s + 0 * a
-    T = _unit(np.gradient(P, axis=1)); C = _unit(np.cross(T, O)); number = rng.random((N, 1, 1))
-    wide = .0065 * np.minimum(1, 3 * (1 - s) + .3) * np.ones((N, 1, 1))
-    return ribbons(P, T, O, C, wide, .3, along, number, .25 + .75 * rank[:, 0, 0])
+        P = np.concatenate([side * 0.050 * s, y, z], -1) + O * r + 0.006 * np.sin(s * 9 + a)
+        along = 0.1 + 0.9 * s + 0 * a
+    T = _unit(np.gradient(P, axis=1))
+    C = _unit(np.cross(T, O))
+    number = rng.random((N, 1, 1))
+    wide = 0.0065 * np.minimum(1, 3 * (1 - s) + 0.3) * np.ones((N, 1, 1))
+    return ribbons(P, T, O, C, wide, 0.3, along, number, 0.25 + 0.75 * rank[:, 0, 0])
 
 # %% ../../nbs/people/10_renderer.ipynb #511a418e
 def tube(
-    path:np.ndarray,   # (K,3) metres
-    radius:float,      # metres
-    closed:bool=False, # the end joins the beginning
-    sides:int=6,
-)->tuple:              # positions (K*sides,3), normals, faces
+    path: np.ndarray,  # (K,3) metres
+    radius: float,  # metres
+    closed: bool = False,  # the end joins the beginning
+    sides: int = 6,
+) -> tuple:  # positions (K*sides,3), normals, faces
     "A wire along a path."
-    path = np.asarray(path, float); T = _unit(np.roll(path, -1, 0) - np.roll(path, 1, 0) if closed else np.gradient(path, axis=0))
-    up = np.array([0., 1, 0]) if abs(T[:, 1]).mean() < .7 else np.array([0., 0, 1])
-    A = _unit(np.cross(T, up)); B = np.cross(T, A); a = np.arange(sides) * 2 * np.pi / sides
+    path = np.asarray(path, float)
+    T = _unit(np.roll(path, -1, 0) - np.roll(path, 1, 0) if closed else np.gradient(path, axis=0))
+    up = np.array([0.0, 1, 0]) if abs(T[:, 1]).mean() < 0.7 else np.array([0.0, 0, 1])
+    A = _unit(np.cross(T, up))
+    B = np.cross(T, A)
+    a = np.arange(sides) * 2 * np.pi / sides
     N = A[:, None] * np.cos(a)[None, :, None] + B[:, None] * np.sin(a)[None, :, None]
     grid = np.arange(len(path) * sides).reshape(len(path), sides)
-    if closed: grid = np.concatenate([grid, grid[:1]])
-    nxt = np.roll(grid, -1, 1); one = np.stack([grid[:-1], grid[1:], nxt[1:]], -1); two = np.stack([grid[:-1], nxt[1:], nxt[:-1]], -1)
-    return (path[:, None] + N * radius).reshape(-1, 3), N.reshape(-1, 3), np.concatenate([one.reshape(-1, 3), two.reshape(-1, 3)])
+    if closed:
+        grid = np.concatenate([grid, grid[:1]])
+    nxt = np.roll(grid, -1, 1)
+    one = np.stack([grid[:-1], grid[1:], nxt[1:]], -1)
+    two = np.stack([grid[:-1], nxt[1:], nxt[:-1]], -1)
+    return (
+        (path[:, None] + N * radius).reshape(-1, 3),
+        N.reshape(-1, 3),
+        np.concatenate([one.reshape(-1, 3), two.reshape(-1, 3)]),
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #a17554a0
 def wearables(
-    head:HeadMesh,
-    v:np.ndarray,  # (V,3) the person at rest
-    person,        # Person
-)->tuple:          # positions (W,3), normals (W,3), material (W,): 0 frame, 1 lens, 2 earring; faces; empty for nothing
+    head: HeadMesh,
+    v: np.ndarray,  # (V,3) the person at rest
+    person,  # Person
+) -> tuple:  # positions (W,3), normals (W,3), material (W,): 0 frame, 1 lens, 2 earring; faces; empty for nothing
     "Glasses that sit on the bridge of the nose and on the ears, and earrings."
     skin = head.part == 0
-    ear = {s: v[skin & (head.masks[:, 1] > .6) & (s * v[:, 0] > 0)] for s in (-1, 1)}
+    ear = {s: v[skin & (head.masks[:, 1] > 0.6) & (s * v[:, 0] > 0)] for s in (-1, 1)}
     out = _glasses(head, v, person.glasses, ear) if person.glasses else []
     for sgn in (-1, 1):
-        if not person.earrings or not len(ear[sgn]): continue
-        lobe = ear[sgn][ear[sgn][:, 2].argmin()] + (sgn * .001, -.001, .004); r = .0035 if person.seed % 2 else .0085
+        if not person.earrings or not len(ear[sgn]):
+            continue
+        lobe = ear[sgn][ear[sgn][:, 2].argmin()] + (sgn * 0.001, -0.001, 0.004)
+        r = 0.0035 if person.seed % 2 else 0.0085
         a = np.linspace(0, 2 * np.pi, 14, endpoint=False)
-        out.append((tube(lobe + np.c_[0 * a, r * np.sin(a), -r + r * np.cos(a)], .0011 if r > .005 else .0020, True), 2))
-    if not out: return ()
+        out.append(
+            (
+                tube(
+                    lobe + np.c_[0 * a, r * np.sin(a), -r + r * np.cos(a)],
+                    0.0011 if r > 0.005 else 0.0020,
+                    True,
+                ),
+                2,
+            )
+        )
+    if not out:
+        return ()
     shift = np.cumsum([0] + [len(p) for (p, _, _), _ in out[:-1]])
-    return (np.concatenate([p for (p, _, _), _ in out]), np.concatenate([n for (_, n, _), _ in out]),
-            np.concatenate([np.full(len(p), m) for (p, _, _), m in out]), np.concatenate([f + s for ((_, _, f), _), s in zip(out, shift)]))
+    return (
+        np.concatenate([p for (p, _, _), _ in out]),
+        np.concatenate([n for (_, n, _), _ in out]),
+        np.concatenate([np.full(len(p), m) for (p, _, _), m in out]),
+        np.concatenate([f + s for ((_, _, f), _), s in zip(out, shift)]),
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #c66c6517
 def _glasses(
-    head:HeadMesh,
-    v:np.ndarray, # (V,3) the person at rest
-    frame:str,    # one of GLASSES
-    ear:dict,     # -1 or 1 -> (E,3) vertices of that ear
-)->list:          # of ((positions, normals, faces), material)
+    head: HeadMesh,
+    v: np.ndarray,  # (V,3) the person at rest
+    frame: str,  # one of GLASSES
+    ear: dict,  # -1 or 1 -> (E,3) vertices of that ear
+) -> list:  # of ((positions, normals, faces), material)
     "Rings, lenses, arms and bridge."
     out, L, skin = [], v[head.landmarks], head.part == 0
-    eyes = [v[head.part == k].mean(0) for k in (2, 1)]; gap = eyes[1][0] - eyes[0][0]; a = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    wire = .0013 if frame in ("aviator", "rimless") else .0021
-    power, hw, hh = dict(round=(1., .0215, .0205), square=(.45, .0245, .0175), aviator=(.75, .0255, .0215), rimless=(.55, .0235, .0160))[frame]
-    hw *= gap / .0624; zc = (eyes[0][2] + eyes[1][2]) / 2 - .0035; bowed = lambda x: 3.2 * np.maximum(np.abs(x) - .012, 0) ** 2
-    x = np.abs(v[:, 0]); face = v[skin & (v[:, 1] < .02) & (np.abs(v[:, 2] - zc) < hh) & (x > .014) & (x < gap / 2 + hw)]
-    y0 = min((face[:, 1] - bowed(face[:, 0])).min(), L[27, 1] + .004) - .0025 # nothing of the face stands before the rings
+    eyes = [v[head.part == k].mean(0) for k in (2, 1)]
+    gap = eyes[1][0] - eyes[0][0]
+    a = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+    wire = 0.0013 if frame in ("aviator", "rimless") else 0.0021
+    power, hw, hh = dict(
+        round=(1.0, 0.0215, 0.0205),
+        square=(0.45, 0.0245, 0.0175),
+        aviator=(0.75, 0.0255, 0.0215),
+        rimless=(0.55, 0.0235, 0.0160),
+    )[frame]
+    hw *= gap / 0.0624
+    zc = (eyes[0][2] + eyes[1][2]) / 2 - 0.0035
+    bowed = lambda x: 3.2 * np.maximum(np.abs(x) - 0.012, 0) ** 2
+    x = np.abs(v[:, 0])
+    face = v[
+        skin & (v[:, 1] < 0.02) & (np.abs(v[:, 2] - zc) < hh) & (x > 0.014) & (x < gap / 2 + hw)
+    ]
+    y0 = (
+        min((face[:, 1] - bowed(face[:, 0])).min(), L[27, 1] + 0.004) - 0.0025
+    )  # nothing of the face stands before the rings
     cx, sx = (np.sign(f) * np.abs(f) ** power for f in (np.cos(a), np.sin(a)))
-    drop = (frame == "aviator") & (sx < 0); dx, dz = hw * cx * (1 - .10 * drop * np.abs(sx)), hh * sx * np.where(drop, 1.15, 1.)
+    drop = (frame == "aviator") & (sx < 0)
+    dx, dz = hw * cx * (1 - 0.10 * drop * np.abs(sx)), hh * sx * np.where(drop, 1.15, 1.0)
     for sgn in (-1, 1):
-        ring = np.c_[sgn * (gap / 2 + .0015) + sgn * dx, np.zeros(28), zc + dz]; ring[:, 1] = y0 + bowed(ring[:, 0])
-        if frame != "rimless": out.append((tube(ring, wire, True), 0))
+        ring = np.c_[sgn * (gap / 2 + 0.0015) + sgn * dx, np.zeros(28), zc + dz]
+        ring[:, 1] = y0 + bowed(ring[:, 0])
+        if frame != "rimless":
+            out.append((tube(ring, wire, True), 0))
         fan = np.stack([np.arange(28), (np.arange(28) + 1) % 28, np.full(28, 28)], -1)
-        out.append(((np.concatenate([ring, ring.mean(0)[None]]), np.tile((0, -1., 0), (29, 1)), fan), 1))
-        outer, er = ring[np.argmax(sgn * ring[:, 0] + .35 * ring[:, 2])], ear[sgn]
-        top = np.array([er[:, 0].mean() - sgn * .006, np.percentile(er[:, 1], 35), er[:, 2].max() - .004]) if len(er) else np.array([sgn * .078, .08, 0])
-        beside = skin & (np.abs(v[:, 2] - outer[2]) < .012) & (v[:, 1] > outer[1]) & (v[:, 1] < top[1] - .012) & (head.masks[:, 1] < .3)
-        x1 = max((sgn * v[beside, 0]).max() + .0035 if beside.any() else 0, abs(outer[0]) + .003, abs(top[0]) - .004)
-        path = np.stack([outer, (sgn * min(x1, abs(outer[0]) + .006), outer[1] + .005, outer[2]),
-                         (sgn * x1, outer[1] * .55 + top[1] * .45, outer[2] * .6 + top[2] * .4), (sgn * x1, top[1] - .004, top[2] + .001),
-                         top + (sgn * .002, .016, -.006)])
-        k = np.linspace(0, 4, 17); out.append((tube(np.stack([np.interp(k, np.arange(5), path[:, j]) for j in range(3)], 1), wire * .9), 0))
-    b = np.linspace(-1, 1, 9); arch = np.c_[b * (gap / 2 + .0025 - hw), np.full(9, y0 - .0005), zc + hh * .35 + .003 * (1 - b ** 2)]
+        out.append(
+            ((np.concatenate([ring, ring.mean(0)[None]]), np.tile((0, -1.0, 0), (29, 1)), fan), 1)
+        )
+        outer, er = ring[np.argmax(sgn * ring[:, 0] + 0.35 * ring[:, 2])], ear[sgn]
+        top = (
+            np.array(
+                [er[:, 0].mean() - sgn * 0.006, np.percentile(er[:, 1], 35), er[:, 2].max() - 0.004]
+            )
+            if len(er)
+            else np.array([sgn * 0.078, 0.08, 0])
+        )
+        beside = (
+            skin
+            & (np.abs(v[:, 2] - outer[2]) < 0.012)
+            & (v[:, 1] > outer[1])
+            & (v[:, 1] < top[1] - 0.012)
+            & (head.masks[:, 1] < 0.3)
+        )
+        x1 = max(
+            (sgn * v[beside, 0]).max() + 0.0035 if beside.any() else 0,
+            abs(outer[0]) + 0.003,
+            abs(top[0]) - 0.004,
+        )
+        path = np.stack(
+            [
+                outer,
+                (sgn * min(x1, abs(outer[0]) + 0.006), outer[1] + 0.005, outer[2]),
+                (sgn * x1, outer[1] * 0.55 + top[1] * 0.45, outer[2] * 0.6 + top[2] * 0.4),
+                (sgn * x1, top[1] - 0.004, top[2] + 0.001),
+                top + (sgn * 0.002, 0.016, -0.006),
+            ]
+        )
+        k = np.linspace(0, 4, 17)
+        out.append(
+            (
+                tube(
+                    np.stack([np.interp(k, np.arange(5), path[:, j]) for j in range(3)], 1),
+                    wire * 0.9,
+                ),
+                0,
+            )
+        )
+    b = np.linspace(-1, 1, 9)
+    arch = np.c_[
+        b * (gap / 2 + 0.0025 - hw), np.full(9, y0 - 0.0005), zc + hh * 0.35 + 0.003 * (1 - b**2)
+    ]
     out.append((tube(arch, wire), 0))
-    if frame == "aviator": out.append((tube(arch * (1.6, 1, 1) + (0, 0, hh * .42), wire), 0))
+    if frame == "aviator":
+        out.append((tube(arch * (1.6, 1, 1) + (0, 0, hh * 0.42), wire), 0))
     return out
 
 # %% ../../nbs/people/10_renderer.ipynb #2a459380
 THING_VERTEX = """#version 330
 in vec3 position; in vec3 normal; in float material; uniform mat4 camera; out vec3 p, n; out float k;
 void main() { p = position; n = normal; k = material; gl_Position = camera * vec4(position, 1.); }"""
-THING_FRAGMENT = "#version 330\n" + LIGHTING + """
+THING_FRAGMENT = (
+    "#version 330\n"
+    + LIGHTING
+    + """
 in vec3 p, n; in float k; uniform vec3 frame, metal;
 layout(location = 0) out vec4 colour; layout(location = 1) out vec4 label;
 void main() { vec3 nn = normalize(n), v = normalize(eye - p); if (dot(nn, v) < 0.) nn = -nn;
@@ -1038,192 +1572,364 @@ void main() { vec3 nn = normalize(n), v = normalize(eye - p); if (dot(nn, v) < 0
     float a = .06; colour = vec4(c * .45 + .02 * a, clamp(a + dot(c, vec3(.15)), 0., .45)); label = vec4(0.); return; }
   vec3 a = k > 1.5 ? metal : frame; vec3 c = shade(a, nn, nn, p, .9, vec3(.05), .32, k > 1.5 ? .5 : .07, shadow(p, nn));
   colour = vec4(tone(c), 1.); label = vec4((k > 1.5 ? 9. : 6.) / 255., 0, 0, 1); }"""
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #4d89d294
 @dataclass(frozen=True)
 class Body:
     "One person's geometry at rest, centred between the eyes."
-    person:Person
-    rest:np.ndarray  # (V,3) metres
-    hair:dict        # as from `hair_locks`, empty when bald
-    worn:tuple       # as from `wearables`
+
+    person: Person
+    rest: np.ndarray  # (V,3) metres
+    hair: dict  # as from `hair_locks`, empty when bald
+    worn: tuple  # as from `wearables`
 
 # %% ../../nbs/people/10_renderer.ipynb #b4c96d80
 class Studio:
     "Renders people. Holds the OpenGL context; use it from one thread."
+
     def __init__(
         self,
-        head:HeadMesh,
-        coefficients=None,   # as from `anny_coefficients`; None makes them
-        supersample:int=2,   # rendered pixels per output pixel, each way
+        head: HeadMesh,
+        coefficients=None,  # as from `anny_coefficients`; None makes them
+        supersample: int = 2,  # rendered pixels per output pixel, each way
     ):
-        self.coefficients, self.local_names = coefficients or anny_coefficients() # before OpenGL: two LLVMs in one process tolerate only this order
+        self.coefficients, self.local_names = (
+            coefficients or anny_coefficients()
+        )  # before OpenGL: two LLVMs in one process tolerate only this order
         import moderngl
+
         self.head, self.ss, self.gl = head, supersample, moderngl
-        self.ctx = gl_context(); self.ctx.enable(moderngl.DEPTH_TEST)
+        self.ctx = gl_context()
+        self.ctx.enable(moderngl.DEPTH_TEST)
         self.skin = self.ctx.program(vertex_shader=SKIN_VERTEX, fragment_shader=SKIN_FRAGMENT)
         self.hair = self.ctx.program(vertex_shader=HAIR_VERTEX, fragment_shader=HAIR_FRAGMENT)
         self.thing = self.ctx.program(vertex_shader=THING_VERTEX, fragment_shader=THING_FRAGMENT)
         self.depth = self.ctx.program(vertex_shader=DEPTH_VERTEX, fragment_shader=DEPTH_FRAGMENT)
-        self.shadow_map = self.ctx.depth_texture((512, 512)); self.shadow_map.compare_func = "<="
+        self.shadow_map = self.ctx.depth_texture((512, 512))
+        self.shadow_map.compare_func = "<="
         self.shadow_map.repeat_x = self.shadow_map.repeat_y = False
         self.shadow_fbo = self.ctx.framebuffer(depth_attachment=self.shadow_map)
         self.targets = {}
         self.t = (head.template - _between_eyes(head)).astype(np.float32)
 
-    def body(self, person:Person)->Body:
+    def body(self, person: Person) -> Body:
         "Shape a person: rest vertices, hair, things worn."
-        age = np.clip(2 / 3 + (person.years - 25) / 150, .55, 1.)
-        c = self.coefficients(dict(person.phenotype, age=age, gender=person.gender), dict(person.local))
-        if not hasattr(self, "neutral"): self.neutral = self.coefficients(dict(NEUTRAL), {}); self.base = self.head.template - np.tensordot(self.neutral, self.head.blend, 1)
+        age = np.clip(2 / 3 + (person.years - 25) / 150, 0.55, 1.0)
+        c = self.coefficients(
+            dict(person.phenotype, age=age, gender=person.gender), dict(person.local)
+        )
+        if not hasattr(self, "neutral"):
+            self.neutral = self.coefficients(dict(NEUTRAL), {})
+            self.base = self.head.template - np.tensordot(self.neutral, self.head.blend, 1)
         v = self.base + np.tensordot(c, self.head.blend, 1)
-        return self.dress(person, v - (v[self.head.part == 1].mean(0) + v[self.head.part == 2].mean(0)) / 2)
+        return self.dress(
+            person, v - (v[self.head.part == 1].mean(0) + v[self.head.part == 2].mean(0)) / 2
+        )
 
-    def dress(self, person:Person, v:np.ndarray)->Body:
+    def dress(self, person: Person, v: np.ndarray) -> Body:
         "Hair and things worn for a shape `v` (V,3), metres from between the eyes."
-        n = vertex_normals(v, self.head.faces); parts = []
-        if person.hair_style not in ("bald", "buzz"): parts.append(hair_locks(self.head, v, n, person))
-        if person.hair_style in ("ponytail", "bun"): parts.insert(0, hair_tail(person))
-        return Body(person, v.astype(np.float32), join_hair(parts) if parts else {}, wearables(self.head, v, person))
+        n = vertex_normals(v, self.head.faces)
+        parts = []
+        if person.hair_style not in ("bald", "buzz"):
+            parts.append(hair_locks(self.head, v, n, person))
+        if person.hair_style in ("ponytail", "bun"):
+            parts.insert(0, hair_tail(person))
+        return Body(
+            person,
+            v.astype(np.float32),
+            join_hair(parts) if parts else {},
+            wearables(self.head, v, person),
+        )
 
-    def pose(self, body:Body, pose:Pose)->tuple:
+    def pose(self, body: Body, pose: Pose) -> tuple:
         "Vertices (V,3), hair and things worn after expression, head turn and shift; and the rotation (3,3)."
         from scipy.spatial.transform import Rotation
+
         a = np.zeros(len(self.head.action_names), np.float32)
-        for name, value in pose.actions: a[self.head.action_names.index(name)] += value
+        for name, value in pose.actions:
+            a[self.head.action_names.index(name)] += value
         v = body.rest + np.tensordot(a, self.head.actions, 1)
-        R = Rotation.from_euler("z", pose.yaw) * Rotation.from_euler("x", -pose.pitch) * Rotation.from_euler("y", pose.roll)
-        axis = R.as_rotvec(); angle = np.linalg.norm(axis); axis = axis / max(angle, 1e-9)
-        pivot = np.array([0, .095, -.115])
+        R = (
+            Rotation.from_euler("z", pose.yaw)
+            * Rotation.from_euler("x", -pose.pitch)
+            * Rotation.from_euler("y", pose.roll)
+        )
+        axis = R.as_rotvec()
+        angle = np.linalg.norm(axis)
+        axis = axis / max(angle, 1e-9)
+        pivot = np.array([0, 0.095, -0.115])
         turn = lambda x, b: _rotate(x - pivot, axis, angle * b) + pivot + pose.shift
         hair, worn = body.hair, body.worn
-        if hair: b = hair["bend"]; hair = (turn(hair["position"], b), _rotate(hair["normal"], axis, angle * b), _rotate(hair["tangent"], axis, angle * b))
-        if worn: one = np.ones(len(worn[0])); worn = (turn(worn[0], one), _rotate(worn[1], axis, angle * one))
+        if hair:
+            b = hair["bend"]
+            hair = (
+                turn(hair["position"], b),
+                _rotate(hair["normal"], axis, angle * b),
+                _rotate(hair["tangent"], axis, angle * b),
+            )
+        if worn:
+            one = np.ones(len(worn[0]))
+            worn = (turn(worn[0], one), _rotate(worn[1], axis, angle * one))
         return turn(v, self.head.bend), hair, worn, R.as_matrix()
 
     def render(
         self,
-        body:Body,
-        pose:Pose=Pose(),
-        light:Light=Light(),
-        camera:Camera=Camera(),
-        toon:bool=False,     # a drawing instead of a photograph
-    )->dict:   # rgba (S,S,4) uint8 premultiplied, labels (S,S) uint8, landmarks (68,2) float64 pixels
+        body: Body,
+        pose: Pose = Pose(),
+        light: Light = Light(),
+        camera: Camera = Camera(),
+        toon: bool = False,  # a drawing instead of a photograph
+    ) -> (
+        dict
+    ):  # rgba (S,S,4) uint8 premultiplied, labels (S,S) uint8, landmarks (68,2) float64 pixels
         "One frame, without background."
         gl, S = self.gl, camera.size * self.ss
-        p = body.person; v, hair, worn, R = self.pose(body, pose)
+        p = body.person
+        v, hair, worn, R = self.pose(body, pose)
         n = vertex_normals(v, self.head.faces)
         if S not in self.targets:
-            self.targets[S] = self.ctx.framebuffer([self.ctx.texture((S, S), 4), self.ctx.texture((S, S), 4)], self.ctx.depth_renderbuffer((S, S)))
+            self.targets[S] = self.ctx.framebuffer(
+                [self.ctx.texture((S, S), 4), self.ctx.texture((S, S), 4)],
+                self.ctx.depth_renderbuffer((S, S)),
+            )
         fbo = self.targets[S]
-        target = np.array(camera.target); eye = target + (0, -camera.distance, 0)
+        target = np.array(camera.target)
+        eye = target + (0, -camera.distance, 0)
         P = perspective(camera.fov) @ look_at(eye, target)
         key = np.array(light.key) / np.linalg.norm(light.key)
-        L = orthographic(.27, .1, 2.) @ look_at(target + key, target + np.array([0, .06, 0]))
+        L = orthographic(0.27, 0.1, 2.0) @ look_at(target + key, target + np.array([0, 0.06, 0]))
         index, solid, lashes = self._faces()
         made = []
-        def buffer(*columns, kind="f4"): made.append(self.ctx.buffer(np.column_stack(columns).astype(kind).tobytes())); return made[-1]
-        def draw(program, buffers, index): vao = self.ctx.vertex_array(program, buffers, index); vao.render(); vao.release()
+
+        def buffer(*columns, kind="f4"):
+            made.append(self.ctx.buffer(np.column_stack(columns).astype(kind).tobytes()))
+            return made[-1]
+
+        def draw(program, buffers, index):
+            vao = self.ctx.vertex_array(program, buffers, index)
+            vao.render()
+            vao.release()
+
         vbo = buffer(v, n)
-        if hair: hbo = buffer(*hair, body.hair["strand"], body.hair["layer"]); hidx = buffer(body.hair["faces"], kind="i4")
-        if worn: wbo = buffer(*worn, body.worn[2]); widx = buffer(body.worn[3], kind="i4")
+        if hair:
+            hbo = buffer(*hair, body.hair["strand"], body.hair["layer"])
+            hidx = buffer(body.hair["faces"], kind="i4")
+        if worn:
+            wbo = buffer(*worn, body.worn[2])
+            widx = buffer(body.worn[3], kind="i4")
         # shadow of the key light
         self.ctx.disable(gl.BLEND)
-        self.shadow_fbo.use(); self.shadow_fbo.clear(depth=1.)
+        self.shadow_fbo.use()
+        self.shadow_fbo.clear(depth=1.0)
         self.depth["camera"].write(L.T.astype("f4").tobytes())
         draw(self.depth, [(vbo, "3f 12x", "position")], solid)
-        if hair: draw(self.depth, [(hbo, "3f 44x", "position")], hidx)
-        fbo.use(); fbo.clear(0, 0, 0, 0, depth=1.)
+        if hair:
+            draw(self.depth, [(hbo, "3f 44x", "position")], hidx)
+        fbo.use()
+        fbo.clear(0, 0, 0, 0, depth=1.0)
         self.shadow_map.use(0)
-        shared, skin, hair_colours = self._uniforms(p, pose, light, [v[self.head.part == k].mean(0) for k in (1, 2)], R @ (0, 0, 1), toon)
+        shared, skin, hair_colours = self._uniforms(
+            p, pose, light, [v[self.head.part == k].mean(0) for k in (1, 2)], R @ (0, 0, 1), toon
+        )
         shared |= dict(camera=P.T, light_camera=L.T, eye=eye)
         self._set(self.skin, shared | skin)
-        skin_buffers = [(vbo, "3f 3f", "position", "normal"), (self._static(), "3f 4f 1f 1f", "rest", "mask", "part", "ao")]
+        skin_buffers = [
+            (vbo, "3f 3f", "position", "normal"),
+            (self._static(), "3f 4f 1f 1f", "rest", "mask", "part", "ao"),
+        ]
         draw(self.skin, skin_buffers, solid)
-        self.ctx.enable(gl.BLEND); self.ctx.blend_func = gl.ONE, gl.ONE_MINUS_SRC_ALPHA
+        self.ctx.enable(gl.BLEND)
+        self.ctx.blend_func = gl.ONE, gl.ONE_MINUS_SRC_ALPHA
         draw(self.skin, skin_buffers, lashes)
         if hair:
             self._set(self.hair, shared | hair_colours)
-            draw(self.hair, [(hbo, "3f 3f 3f 3f 2f", "position", "normal", "tangent", "strand", "layer")], hidx)
+            draw(
+                self.hair,
+                [(hbo, "3f 3f 3f 3f 2f", "position", "normal", "tangent", "strand", "layer")],
+                hidx,
+            )
         if worn:
-            self._set(self.thing, shared | dict(frame=p.glasses_colour, metal=(.75, .60, .30) if p.seed % 3 else (.7, .7, .7)))
+            self._set(
+                self.thing,
+                shared
+                | dict(
+                    frame=p.glasses_colour,
+                    metal=(0.75, 0.60, 0.30) if p.seed % 3 else (0.7, 0.7, 0.7),
+                ),
+            )
             draw(self.thing, [(wbo, "3f 3f 1f", "position", "normal", "material")], widx)
         self.ctx.disable(gl.BLEND)
         rgba = np.frombuffer(fbo.read(components=4, attachment=0), np.uint8).reshape(S, S, 4)[::-1]
-        label = np.frombuffer(fbo.read(components=4, attachment=1), np.uint8).reshape(S, S, 4)[::-1, :, 0]
-        for b in made: b.release()
-        if toon: rgba = ink(rgba, label, self._depth(fbo, S))
-        k = self.ss; small = rgba.reshape(S // k, k, S // k, k, 4).astype(np.float32).mean((1, 3))
+        label = np.frombuffer(fbo.read(components=4, attachment=1), np.uint8).reshape(S, S, 4)[
+            ::-1, :, 0
+        ]
+        for b in made:
+            b.release()
+        if toon:
+            rgba = ink(rgba, label, self._depth(fbo, S))
+        k = self.ss
+        small = rgba.reshape(S // k, k, S // k, k, 4).astype(np.float32).mean((1, 3))
         q = np.c_[v[self.head.landmarks], np.ones(68)] @ P.T
-        points = (q[:, :2] / q[:, 3:] * (.5, -.5) + .5) * camera.size - .5
-        return dict(rgba=(small + .5).astype(np.uint8), labels=np.ascontiguousarray(label[k // 2::k, k // 2::k]), landmarks=points)
+        points = (q[:, :2] / q[:, 3:] * (0.5, -0.5) + 0.5) * camera.size - 0.5
+        return dict(
+            rgba=(small + 0.5).astype(np.uint8),
+            labels=np.ascontiguousarray(label[k // 2 :: k, k // 2 :: k]),
+            landmarks=points,
+        )
 
     def _uniforms(self, p, pose, light, eyes, up, toon):
         "What the three shaders are told: (all of them, the skin's, the hair's)."
-        unit = lambda a: np.array(a) / np.linalg.norm(a); act = dict(pose.actions); man = np.clip((p.gender - .5) / .3, 0, 1)
-        shared = dict(key=unit(light.key), key_colour=light.key_colour, fill=unit(light.fill), fill_colour=light.fill_colour,
-                      rim=unit(light.rim), rim_colour=light.rim_colour, sky=light.sky, ground=light.ground, side_left=light.left,
-                      side_right=light.right, toon=float(toon), head_up=up, seed=float(p.seed % 97))
-        skin, white = skin_colour(p.melanin, p.redness), np.array([.42, .41, .40])
-        greyed = lambda share: np.array(p.hair_colour) * (1 - share * p.grey) + white * share * p.grey # brows and beards turn later
-        lips = skin * (.98, .50, .50) * (1 - .35 * p.makeup) + np.array([.36, .05, .07]) * .35 * p.makeup
-        blink = max(act.get("eyeBlinkLeft", 0.), act.get("eyeBlinkRight", 0.))
-        own = dict(skin=skin, hair=greyed(1.), brow_hair=greyed(.5), beard_hair=greyed(.65), lip_colour=lips, iris=p.eye_colour,
-                   cloth=p.cloth, cloth2=p.cloth2, collar=float(COLLARS.index(p.collar)), pattern=float(PATTERNS.index(p.pattern)),
-                   eye_l=eyes[0], eye_r=eyes[1], gaze=unit(pose.gaze), redness=p.redness, freckles=p.freckles * (1 - .7 * p.melanin),
-                   shine=p.shine, wrinkles=p.wrinkles, brow=p.brow, beard=p.beard * man, stubble=p.stubble * man,
-                   makeup=p.makeup * np.clip((.55 - p.gender) / .3, 0, 1), scalp=dict(bald=.0, buzz=.85).get(p.hair_style, .95),
-                   buzz=float(p.hair_style == "buzz"), line=p.hairline, recede=p.recede * p.wrinkles * p.gender, neckline=p.neckline,
-                   smile=max(act.get("mouthSmileLeft", 0.), 0.), frown=act.get("browDownLeft", 0.), lashes=p.lashes * (1 - .5 * man),
-                   open=1. - min(blink, 1.), puff=1.)
+        unit = lambda a: np.array(a) / np.linalg.norm(a)
+        act = dict(pose.actions)
+        man = np.clip((p.gender - 0.5) / 0.3, 0, 1)
+        shared = dict(
+            key=unit(light.key),
+            key_colour=light.key_colour,
+            fill=unit(light.fill),
+            fill_colour=light.fill_colour,
+            rim=unit(light.rim),
+            rim_colour=light.rim_colour,
+            sky=light.sky,
+            ground=light.ground,
+            side_left=light.left,
+            side_right=light.right,
+            toon=float(toon),
+            head_up=up,
+            seed=float(p.seed % 97),
+        )
+        skin, white = skin_colour(p.melanin, p.redness), np.array([0.42, 0.41, 0.40])
+        greyed = lambda share: (
+            np.array(p.hair_colour) * (1 - share * p.grey) + white * share * p.grey
+        )  # brows and beards turn later
+        lips = (
+            skin * (0.98, 0.50, 0.50) * (1 - 0.35 * p.makeup)
+            + np.array([0.36, 0.05, 0.07]) * 0.35 * p.makeup
+        )
+        blink = max(act.get("eyeBlinkLeft", 0.0), act.get("eyeBlinkRight", 0.0))
+        own = dict(
+            skin=skin,
+            hair=greyed(1.0),
+            brow_hair=greyed(0.5),
+            beard_hair=greyed(0.65),
+            lip_colour=lips,
+            iris=p.eye_colour,
+            cloth=p.cloth,
+            cloth2=p.cloth2,
+            collar=float(COLLARS.index(p.collar)),
+            pattern=float(PATTERNS.index(p.pattern)),
+            eye_l=eyes[0],
+            eye_r=eyes[1],
+            gaze=unit(pose.gaze),
+            redness=p.redness,
+            freckles=p.freckles * (1 - 0.7 * p.melanin),
+            shine=p.shine,
+            wrinkles=p.wrinkles,
+            brow=p.brow,
+            beard=p.beard * man,
+            stubble=p.stubble * man,
+            makeup=p.makeup * np.clip((0.55 - p.gender) / 0.3, 0, 1),
+            scalp=dict(bald=0.0, buzz=0.85).get(p.hair_style, 0.95),
+            buzz=float(p.hair_style == "buzz"),
+            line=p.hairline,
+            recede=p.recede * p.wrinkles * p.gender,
+            neckline=p.neckline,
+            smile=max(act.get("mouthSmileLeft", 0.0), 0.0),
+            frown=act.get("browDownLeft", 0.0),
+            lashes=p.lashes * (1 - 0.5 * man),
+            open=1.0 - min(blink, 1.0),
+            puff=1.0,
+        )
         return shared, own, dict(hair=p.hair_colour, grey=p.grey)
 
     def _depth(self, fbo, S):
         "(S,S) metres from the camera."
-        z = np.frombuffer(fbo.read(attachment=-1, components=1, dtype="f4"), np.float32).reshape(S, S)[::-1] * 2. - 1; near, far = .1, 5.
+        z = (
+            np.frombuffer(fbo.read(attachment=-1, components=1, dtype="f4"), np.float32).reshape(
+                S, S
+            )[::-1]
+            * 2.0
+            - 1
+        )
+        near, far = 0.1, 5.0
         return 2 * far * near / (far + near - z * (far - near))
 
     def _faces(self):
         if not hasattr(self, "_index"):
-            f = self.head.faces; lash = (self.head.part[f] == 5).any(1); pack = lambda x: self.ctx.buffer(x.astype("i4").tobytes())
+            f = self.head.faces
+            lash = (self.head.part[f] == 5).any(1)
+            pack = lambda x: self.ctx.buffer(x.astype("i4").tobytes())
             self._index = pack(f), pack(f[~lash]), pack(f[lash])
         return self._index
 
     def _static(self):
         if not hasattr(self, "_rest"):
-            h = self.head; self._rest = self.ctx.buffer(np.c_[self.t, h.masks, h.part, h.occlusion].astype("f4").tobytes())
+            h = self.head
+            self._rest = self.ctx.buffer(
+                np.c_[self.t, h.masks, h.part, h.occlusion].astype("f4").tobytes()
+            )
         return self._rest
 
     def _set(self, program, values):
         for name, value in values.items():
-            if name in program: program[name].write(np.asarray(value, "f4").tobytes())
+            if name in program:
+                program[name].write(np.asarray(value, "f4").tobytes())
 
 # %% ../../nbs/people/10_renderer.ipynb #a72b2006
 def ink(
-    rgba:np.ndarray,   # (S,S,4) uint8 premultiplied
-    labels:np.ndarray, # (S,S) uint8
-    depth:np.ndarray,  # (S,S) metres
-)->np.ndarray:         # (S,S,4) uint8
+    rgba: np.ndarray,  # (S,S,4) uint8 premultiplied
+    labels: np.ndarray,  # (S,S) uint8
+    depth: np.ndarray,  # (S,S) metres
+) -> np.ndarray:  # (S,S,4) uint8
     "Dark outlines where the class changes or the surface breaks off, as in a drawn film."
     from scipy.ndimage import gaussian_filter, maximum_filter
-    group = np.zeros(256, np.uint8); group[[1, 2, 3, 10, 6, 9]] = 1; group[[4, 5]] = 2; group[[7, 8]] = 3; group[11] = 4; group[[12, 13]] = 5; group[14] = 1; group[16] = 6; group[17] = 7
-    g, line = group[labels], np.zeros(labels.shape, bool); ragged = g == 7
-    step = np.where(ragged, .050, .0045)
+
+    group = np.zeros(256, np.uint8)
+    group[[1, 2, 3, 10, 6, 9]] = 1
+    group[[4, 5]] = 2
+    group[[7, 8]] = 3
+    group[11] = 4
+    group[[12, 13]] = 5
+    group[14] = 1
+    group[16] = 6
+    group[17] = 7
+    g, line = group[labels], np.zeros(labels.shape, bool)
+    ragged = g == 7
+    step = np.where(ragged, 0.050, 0.0045)
     for axis in (0, 1):
         for way in (1, -1):
             other, deeper = np.roll(g, way, axis), np.roll(depth, way, axis)
             bend = deeper - depth - (depth - np.roll(depth, -way, axis))
-            line |= (g > 0) & ((g != other) & (deeper > depth - .002) & ~((g == 5) & ((other == 1) | (other == 4))) | (bend > step) & (deeper - depth > step))
+            line |= (g > 0) & (
+                (g != other)
+                & (deeper > depth - 0.002)
+                & ~((g == 5) & ((other == 1) | (other == 4)))
+                | (bend > step) & (deeper - depth > step)
+            )
     line[:1] = line[-1:] = line[:, :1] = line[:, -1:] = False
-    size = max(1, round(labels.shape[0] / 300)); soft = gaussian_filter(maximum_filter(line, size + 1).astype(np.float32), .45 * size)[..., None] * (rgba[..., 3:] / 255.)
-    out = rgba.astype(np.float32); out[..., :3] = out[..., :3] * (1 - .88 * soft) + .88 * soft * np.array([26, 18, 22])
-    return (out + .5).clip(0, 255).astype(np.uint8)
+    size = max(1, round(labels.shape[0] / 300))
+    soft = gaussian_filter(maximum_filter(line, size + 1).astype(np.float32), 0.45 * size)[
+        ..., None
+    ] * (rgba[..., 3:] / 255.0)
+    out = rgba.astype(np.float32)
+    out[..., :3] = out[..., :3] * (1 - 0.88 * soft) + 0.88 * soft * np.array([26, 18, 22])
+    return (out + 0.5).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/people/10_renderer.ipynb #b7103ca2
-NEUTRAL = dict(gender=.5, age=.72, muscle=.5, weight=.5, height=.5, proportions=.5, african=1 / 3, asian=1 / 3, caucasian=1 / 3)
+NEUTRAL = dict(
+    gender=0.5,
+    age=0.72,
+    muscle=0.5,
+    weight=0.5,
+    height=0.5,
+    proportions=0.5,
+    african=1 / 3,
+    asian=1 / 3,
+    caucasian=1 / 3,
+)
 
 # %% ../../nbs/people/10_renderer.ipynb #d02560dd
-def _rotate(x:np.ndarray, axis:np.ndarray, angle:np.ndarray)->np.ndarray:
+def _rotate(x: np.ndarray, axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
     "Rodrigues' formula, one angle for each point."
     c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
     return x * c + np.cross(axis, x) * s + axis * (x @ axis)[:, None] * (1 - c)
@@ -1233,14 +1939,24 @@ def anny_coefficients():
     "Function (phenotype dict, local dict) -> (B,) blend-shape coefficients, and the names of the local changes."
     model = anny_model()
     keep = np.array([not str(l).startswith("facial_action") for l in model.blendshape_labels])
-    return (lambda phenotype, local: _coefficients(model, phenotype, local)[keep]), tuple(map(str, model.local_change_labels))
+    return (lambda phenotype, local: _coefficients(model, phenotype, local)[keep]), tuple(
+        map(str, model.local_change_labels)
+    )
 
 # %% ../../nbs/people/10_renderer.ipynb #35e995c1
 def skin_colour(
-    melanin:float, # 0 to 1
-    redness:float, # 0 to 1
-)->np.ndarray:     # (3,) linear RGB
+    melanin: float,  # 0 to 1
+    redness: float,  # 0 to 1
+) -> np.ndarray:  # (3,) linear RGB
     "From pale to dark, by way of measured-looking tones; interpolated in the logarithm."
-    tones = np.log([[.80, .56, .45], [.68, .44, .32], [.50, .30, .20], [.30, .165, .105], [.13, .068, .045]])
+    tones = np.log(
+        [
+            [0.80, 0.56, 0.45],
+            [0.68, 0.44, 0.32],
+            [0.50, 0.30, 0.20],
+            [0.30, 0.165, 0.105],
+            [0.13, 0.068, 0.045],
+        ]
+    )
     c = np.exp([np.interp(melanin, np.linspace(0, 1, 5), tones[:, k]) for k in range(3)])
-    return c * (1, 1 - .10 * (redness - .5), 1 - .10 * (redness - .5))
+    return c * (1, 1 - 0.10 * (redness - 0.5), 1 - 0.10 * (redness - 0.5))

@@ -16,177 +16,318 @@ from ..core import StitchError
 # %% ../../nbs/people/16_shards.ipynb #c1dfd96e
 class Shards:
     "A folder of shards that may still grow; `holdout` selects the people never trained on, None all."
-    def __init__(self,
-        folder,                 # where the shards are
-        holdout:bool|None=False,# False: training shards; True: holdout shards; None: both
-        kind:str='crops',       # 'crops', or 'pairs'
-        every:float=60.,        # seconds between two looks at the folder
+
+    def __init__(
+        self,
+        folder,  # where the shards are
+        holdout: bool | None = False,  # False: training shards; True: holdout shards; None: both
+        kind: str = 'crops',  # 'crops', or 'pairs'
+        every: float = 60.0,  # seconds between two looks at the folder
     ):
         self.folder, self.holdout, self.kind, self.every = Path(folder), holdout, kind, every
-        self.names, self.open, self.meta, self.starts, self.seen = [], {}, {}, np.zeros(1, int), -1e9
+        self.names, self.open, self.meta, self.starts, self.seen = (
+            [],
+            {},
+            {},
+            np.zeros(1, int),
+            -1e9,
+        )
         self.rescan()
 
-    def rescan(self,
-        force:bool=False, # look even if the last look was a moment ago
-    )->int:               # pictures (or pairs) there are now
+    def rescan(
+        self,
+        force: bool = False,  # look even if the last look was a moment ago
+    ) -> int:  # pictures (or pairs) there are now
         "Take up the shards that have appeared."
-        if not force and time.monotonic() - self.seen < self.every: return len(self)
+        if not force and time.monotonic() - self.seen < self.every:
+            return len(self)
         self.seen = time.monotonic()
         ends = 'meta_*.npz' if self.kind == 'crops' else 'pairs_*.npz'
         for path in sorted(self.folder.glob(ends)):
             name = path.stem.split('_', 1)[1]
-            if name in self.meta or (self.holdout is not None and name.startswith('h') != self.holdout): continue
+            if name in self.meta or (
+                self.holdout is not None and name.startswith('h') != self.holdout
+            ):
+                continue
             try:
-                with np.load(path, allow_pickle=False) as file: meta = dict(file)
-                first = np.load(self._path('crops' if self.kind == 'crops' else 'a', name), mmap_mode='r')
-            except (OSError, ValueError): continue   # still being written: next time
+                with np.load(path, allow_pickle=False) as file:
+                    meta = dict(file)
+                first = np.load(
+                    self._path('crops' if self.kind == 'crops' else 'a', name), mmap_mode='r'
+                )
+            except (OSError, ValueError):
+                continue  # still being written: next time
             count = len(meta['identity' if self.kind == 'crops' else 'delta'])
-            if len(first) != count: continue
+            if len(first) != count:
+                continue
             self.meta[name] = meta
             self.names.append(name)
             self.starts = np.append(self.starts, self.starts[-1] + count)
         return len(self)
 
-    def __len__(self): return int(self.starts[-1])
+    def __len__(self):
+        return int(self.starts[-1])
 
     def _path(self, part, name):
         stem = f'{part}_{name}' if self.kind == 'crops' else f'pairs_{name}_{part}'
-        return self.folder/f'{stem}.npy'
+        return self.folder / f'{stem}.npy'
 
-    def has(self,
-        part:str, # 'labels', 'frames', 'lb', ...
-    )->bool:      # every shard has it
+    def has(
+        self,
+        part: str,  # 'labels', 'frames', 'lb', ...
+    ) -> bool:  # every shard has it
         "Whether an array may be asked for."
         return bool(self.names) and all(self._path(part, n).is_file() for n in self.names)
 
-    def take(self,
-        part:str,          # 'crops', 'labels', 'frames'; 'a', 'b', 'la', 'lb' of pairs; or a name of the meta file
-        index:np.ndarray,  # (N,) int, 0 <= index < len(self)
-    )->np.ndarray:         # (N,...) a copy
+    def take(
+        self,
+        part: str,  # 'crops', 'labels', 'frames'; 'a', 'b', 'la', 'lb' of pairs; or a name of the meta file
+        index: np.ndarray,  # (N,) int, 0 <= index < len(self)
+    ) -> np.ndarray:  # (N,...) a copy
         "The pictures (or numbers) at these positions."
         index = np.asarray(index)
-        if not len(self): raise StitchError(f"{self.folder} holds no {self.kind} yet: render some first")
+        if not len(self):
+            raise StitchError(f"{self.folder} holds no {self.kind} yet: render some first")
         which = np.searchsorted(self.starts, index, 'right') - 1
         rows = []
         for s, i in zip(which, index - self.starts[which]):
             name = self.names[s]
-            if part in self.meta[name]: rows.append(self.meta[name][part][i]); continue
-            if (part, name) not in self.open: self.open[part, name] = np.load(self._path(part, name), mmap_mode='r')
+            if part in self.meta[name]:
+                rows.append(self.meta[name][part][i])
+                continue
+            if (part, name) not in self.open:
+                self.open[part, name] = np.load(self._path(part, name), mmap_mode='r')
             rows.append(np.array(self.open[part, name][i]))
         return np.stack(rows)
 
     @property
-    def attribute_names(self)->list:
+    def attribute_names(self) -> list:
         "Names of the attributes, in the order of their columns."
-        if not self.names: raise StitchError(f"{self.folder} holds no {self.kind} yet: render some first")
+        if not self.names:
+            raise StitchError(f"{self.folder} holds no {self.kind} yet: render some first")
         meta = self.meta[self.names[0]]
         return [str(name) for name in meta['attribute_names']] if 'attribute_names' in meta else []
 
 # %% ../../nbs/people/16_shards.ipynb #fe5dbbce
 TOY_ATTRIBUTES = ('smile', 'age', 'gender', 'yaw', 'pitch', 'roll', 'mouth_open', 'eyes_open')
 
+
 def toy_landmarks(
-    a:np.ndarray,  # (8,) attributes in the order of TOY_ATTRIBUTES, standard deviations
-    who:np.ndarray,# (6,) standard normal numbers that make a person
-)->np.ndarray:     # (68,2) float32; the face is about 2 wide and high round (0,0), y down
+    a: np.ndarray,  # (8,) attributes in the order of TOY_ATTRIBUTES, standard deviations
+    who: np.ndarray,  # (6,) standard normal numbers that make a person
+) -> np.ndarray:  # (68,2) float32; the face is about 2 wide and high round (0,0), y down
     "Where the 68 points of a toy face are."
-    smile, _, gender, yaw, pitch, _, mouth_open, eyes_open = np.tanh(a/3)*3
-    wide, eye, nose, lip = 1 + .06*who[0] + .04*gender, .36 + .02*who[1], .09 + .02*who[2], .3 + .03*who[3]
+    smile, _, gender, yaw, pitch, _, mouth_open, eyes_open = np.tanh(a / 3) * 3
+    wide, eye, nose, lip = (
+        1 + 0.06 * who[0] + 0.04 * gender,
+        0.36 + 0.02 * who[1],
+        0.09 + 0.02 * who[2],
+        0.3 + 0.03 * who[3],
+    )
     t = np.linspace(0, np.pi, 17)
-    jaw = np.stack([-np.cos(t)*wide*.95, np.sin(t)*(1.05 + .05*gender) - .1], 1)
+    jaw = np.stack([-np.cos(t) * wide * 0.95, np.sin(t) * (1.05 + 0.05 * gender) - 0.1], 1)
     s = np.linspace(-1, 1, 5)
-    brow = np.stack([s*.24, .06*s**2 - .02 - .01*smile], 1)
-    brows = np.concatenate([brow + [-eye-.04, -.42], brow + [eye+.04, -.42]])
-    ridge = np.stack([np.zeros(4), np.linspace(-.22, .18, 4)], 1)
-    nostrils = np.stack([s*nose*1.6, .26 + .03*(1-s**2)], 1)
-    u = np.array([np.pi, 4*np.pi/3, 5*np.pi/3, 0, np.pi/3, 2*np.pi/3])
-    lid = np.stack([.15*np.cos(u), .06*(1 + .3*np.clip(eyes_open, -2.5, 2.5))*np.sin(u)], 1)
-    eyes = np.concatenate([lid + [-eye, -.22], lid + [eye, -.22]])
-    half, gap = lip*(1 + .1*smile), .035*max(0., mouth_open + 1)
+    brow = np.stack([s * 0.24, 0.06 * s**2 - 0.02 - 0.01 * smile], 1)
+    brows = np.concatenate([brow + [-eye - 0.04, -0.42], brow + [eye + 0.04, -0.42]])
+    ridge = np.stack([np.zeros(4), np.linspace(-0.22, 0.18, 4)], 1)
+    nostrils = np.stack([s * nose * 1.6, 0.26 + 0.03 * (1 - s**2)], 1)
+    u = np.array([np.pi, 4 * np.pi / 3, 5 * np.pi / 3, 0, np.pi / 3, 2 * np.pi / 3])
+    lid = np.stack(
+        [0.15 * np.cos(u), 0.06 * (1 + 0.3 * np.clip(eyes_open, -2.5, 2.5)) * np.sin(u)], 1
+    )
+    eyes = np.concatenate([lid + [-eye, -0.22], lid + [eye, -0.22]])
+    half, gap = lip * (1 + 0.1 * smile), 0.035 * max(0.0, mouth_open + 1)
+
     def arc(n, y, bow):
         v = np.linspace(-1, 1, n)
-        return np.stack([v*half, .55 + y*(1-v**2) - .07*smile*v**2 + bow*np.abs(v)*(1-np.abs(v))], 1)
-    up, low = arc(7, -.09-gap, .03), arc(7, .1+gap, 0)[::-1][1:-1]
-    inside_up, inside_low = arc(5, -.02-gap, 0)*[.85, 1], arc(5, .02+gap, 0)[::-1][1:-1]*[.85, 1]
-    points = np.concatenate([jaw, brows, ridge, nostrils, eyes, up, low, inside_up, inside_low]).astype(np.float32)
-    depth = 1 - (points**2).sum(1)*.5
-    points[:, 0] += .13*yaw*depth - .04*yaw
-    points[:, 1] += .1*pitch*depth - .03*pitch
+        return np.stack(
+            [
+                v * half,
+                0.55 + y * (1 - v**2) - 0.07 * smile * v**2 + bow * np.abs(v) * (1 - np.abs(v)),
+            ],
+            1,
+        )
+
+    up, low = arc(7, -0.09 - gap, 0.03), arc(7, 0.1 + gap, 0)[::-1][1:-1]
+    inside_up, inside_low = (
+        arc(5, -0.02 - gap, 0) * [0.85, 1],
+        arc(5, 0.02 + gap, 0)[::-1][1:-1] * [0.85, 1],
+    )
+    points = np.concatenate(
+        [jaw, brows, ridge, nostrils, eyes, up, low, inside_up, inside_low]
+    ).astype(np.float32)
+    depth = 1 - (points**2).sum(1) * 0.5
+    points[:, 0] += 0.13 * yaw * depth - 0.04 * yaw
+    points[:, 1] += 0.1 * pitch * depth - 0.03 * pitch
     return points
 
+
 def toy_person(
-    identity:int,            # makes the same person every time
-)->tuple:                    # (6,) shape, (3,3) colours 0..255 of skin, hair and clothes
+    identity: int,  # makes the same person every time
+) -> tuple:  # (6,) shape, (3,3) colours 0..255 of skin, hair and clothes
     "A person's shape and colours, from the number alone."
     rng = np.random.default_rng(identity)
-    skin = np.array([224, 178, 146])*rng.uniform(.45, 1.05) + rng.normal(0, 6, 3)
-    hair = np.array([96, 66, 44])*rng.uniform(.3, 1.8) + rng.normal(0, 6, 3)
+    skin = np.array([224, 178, 146]) * rng.uniform(0.45, 1.05) + rng.normal(0, 6, 3)
+    hair = np.array([96, 66, 44]) * rng.uniform(0.3, 1.8) + rng.normal(0, 6, 3)
     return rng.normal(0, 1, 6), np.clip([skin, hair, rng.uniform(40, 200, 3)], 0, 235)
 
+
 def toy_draw(
-    faces:list,          # of (landmarks (68,2) in image px, colours (3,3), age, gender)
-    size:int,            # side of the picture, pixels
-    ground:np.ndarray,   # (3,) background colour
-)->tuple:                # (size,size,3) uint8 picture, (size,size) uint8 labels
+    faces: list,  # of (landmarks (68,2) in image px, colours (3,3), age, gender)
+    size: int,  # side of the picture, pixels
+    ground: np.ndarray,  # (3,) background colour
+) -> tuple:  # (size,size,3) uint8 picture, (size,size) uint8 labels
     "Fill the polygons of some faces, picture and label map alike."
     k = 2
-    picture = Image.new('RGB', (size*k, size*k), tuple(int(v) for v in ground))
+    picture = Image.new('RGB', (size * k, size * k), tuple(int(v) for v in ground))
     labels = Image.new('L', (size, size), 0)
     ink, name = ImageDraw.Draw(picture), ImageDraw.Draw(labels)
+
     def fill(points, colour, label):
         colour = tuple(int(v) for v in np.clip(colour, 0, 255))
-        ink.polygon([tuple(p) for p in (points*k + .5*k).tolist()], fill=colour)
+        ink.polygon([tuple(p) for p in (points * k + 0.5 * k).tolist()], fill=colour)
         name.polygon([tuple(p) for p in points.tolist()], fill=LABEL_OF[label])
+
     for points, (skin, hair, cloth), age, gender in faces:
         jaw, mid = points[:17], points[27:31].mean(0)
-        side, down = (jaw[16] - jaw[0])/2, jaw[8] - (jaw[0] + jaw[16])/2
-        hair = hair + (np.array([200, 200, 205]) - hair)*np.clip((age + .5)/3, 0, 1)
-        t = np.linspace(0, 2*np.pi, 40)[:, None]
-        centre = (jaw[0] + jaw[16])/2
-        fill(centre + 1.25*np.cos(t)*side + 1.35*np.sin(t)*down*np.where(np.sin(t) > 0, .6 - .25*gender/2, 1.), hair, 'hair')
-        neck = np.array([centre-.5*side, centre+.5*side, centre+.55*side+3*down, centre-.55*side+3*down])
-        fill(neck, skin*.85, 'neck')
-        fill(np.array([centre-2.2*side+2.2*down, centre-.5*side+1.6*down, centre+.5*side+1.6*down, centre+2.2*side+2.2*down, centre+2*side+6*down, centre-2*side+6*down]), cloth, 'cloth')
-        for s in (-1, 1): fill(centre + s*side*1.03 + .12*np.cos(t)*side + .22*np.sin(t)*down, skin*.9, 'l_ear' if s < 0 else 'r_ear')
-        fill(np.concatenate([jaw, centre + np.cos(t[20:])*side*1.0 + np.sin(t[20:])*down*.8]), skin, 'skin')
+        side, down = (jaw[16] - jaw[0]) / 2, jaw[8] - (jaw[0] + jaw[16]) / 2
+        hair = hair + (np.array([200, 200, 205]) - hair) * np.clip((age + 0.5) / 3, 0, 1)
+        t = np.linspace(0, 2 * np.pi, 40)[:, None]
+        centre = (jaw[0] + jaw[16]) / 2
+        fill(
+            centre
+            + 1.25 * np.cos(t) * side
+            + 1.35 * np.sin(t) * down * np.where(np.sin(t) > 0, 0.6 - 0.25 * gender / 2, 1.0),
+            hair,
+            'hair',
+        )
+        neck = np.array(
+            [
+                centre - 0.5 * side,
+                centre + 0.5 * side,
+                centre + 0.55 * side + 3 * down,
+                centre - 0.55 * side + 3 * down,
+            ]
+        )
+        fill(neck, skin * 0.85, 'neck')
+        fill(
+            np.array(
+                [
+                    centre - 2.2 * side + 2.2 * down,
+                    centre - 0.5 * side + 1.6 * down,
+                    centre + 0.5 * side + 1.6 * down,
+                    centre + 2.2 * side + 2.2 * down,
+                    centre + 2 * side + 6 * down,
+                    centre - 2 * side + 6 * down,
+                ]
+            ),
+            cloth,
+            'cloth',
+        )
+        for s in (-1, 1):
+            fill(
+                centre + s * side * 1.03 + 0.12 * np.cos(t) * side + 0.22 * np.sin(t) * down,
+                skin * 0.9,
+                'l_ear' if s < 0 else 'r_ear',
+            )
+        fill(
+            np.concatenate(
+                [jaw, centre + np.cos(t[20:]) * side * 1.0 + np.sin(t[20:]) * down * 0.8]
+            ),
+            skin,
+            'skin',
+        )
         for a, b, label in ((17, 22, 'l_brow'), (22, 27, 'r_brow')):
-            fill(np.concatenate([points[a:b], points[a:b][::-1] - down*.07]), hair*.7, label)
-        fill(np.concatenate([points[27:28], points[31:36][::-1]]), skin*.88, 'nose')
+            fill(np.concatenate([points[a:b], points[a:b][::-1] - down * 0.07]), hair * 0.7, label)
+        fill(np.concatenate([points[27:28], points[31:36][::-1]]), skin * 0.88, 'nose')
         for a, label in ((36, 'l_eye'), (42, 'r_eye')):
-            lid = points[a:a+6]
+            lid = points[a : a + 6]
             fill(lid, (235, 235, 235), label)
-            height = np.linalg.norm(lid[1] - lid[5])/2
-            fill(lid.mean(0) + .8*height*np.concatenate([np.cos(t), np.sin(t)], 1), (50, 40, 30), label)
-        fill(points[48:60], (185, 85, 85) + .1*skin, 'u_lip')
-        fill(np.concatenate([points[54:60], points[48:49], points[60:65] + 0, ]), (175, 80, 80) + .1*skin, 'l_lip')
+            height = np.linalg.norm(lid[1] - lid[5]) / 2
+            fill(
+                lid.mean(0) + 0.8 * height * np.concatenate([np.cos(t), np.sin(t)], 1),
+                (50, 40, 30),
+                label,
+            )
+        fill(points[48:60], (185, 85, 85) + 0.1 * skin, 'u_lip')
+        fill(
+            np.concatenate(
+                [
+                    points[54:60],
+                    points[48:49],
+                    points[60:65] + 0,
+                ]
+            ),
+            (175, 80, 80) + 0.1 * skin,
+            'l_lip',
+        )
         fill(points[60:68], (70, 25, 25), 'mouth')
         for n in range(int(max(0, age))):
-            for s in (-1, 1): ink.line([tuple((points[31 if s < 0 else 35] + (s*(.1+.08*n))*side)*k), tuple((points[48 if s < 0 else 54] + (s*(.1+.08*n))*side)*k)], fill=tuple(int(v) for v in skin*.75), width=k)
+            for s in (-1, 1):
+                ink.line(
+                    [
+                        tuple((points[31 if s < 0 else 35] + (s * (0.1 + 0.08 * n)) * side) * k),
+                        tuple((points[48 if s < 0 else 54] + (s * (0.1 + 0.08 * n)) * side) * k),
+                    ],
+                    fill=tuple(int(v) for v in skin * 0.75),
+                    width=k,
+                )
     return np.array(picture.resize((size, size), Image.Resampling.BOX)), np.array(labels)
 
-LABEL_OF = {n: i for i, n in enumerate(('background', 'skin', 'l_brow', 'r_brow', 'l_eye', 'r_eye', 'eye_glasses', 'l_ear', 'r_ear',
-            'ear_ring', 'nose', 'mouth', 'u_lip', 'l_lip', 'neck', 'necklace', 'cloth', 'hair', 'hat'))}
+
+LABEL_OF = {
+    n: i
+    for i, n in enumerate(
+        (
+            'background',
+            'skin',
+            'l_brow',
+            'r_brow',
+            'l_eye',
+            'r_eye',
+            'eye_glasses',
+            'l_ear',
+            'r_ear',
+            'ear_ring',
+            'nose',
+            'mouth',
+            'u_lip',
+            'l_lip',
+            'neck',
+            'necklace',
+            'cloth',
+            'hair',
+            'hat',
+        )
+    )
+}
 
 # %% ../../nbs/people/16_shards.ipynb #7b52009b
 def write_toy_shards(
-    folder,                 # made if absent
-    shards:int=2,           # training shards
-    holdout:int=1,          # holdout shards
-    n:int=100,              # pictures in each shard
-    pairs:int=50,           # pairs in each shard
-    seed:int=0,             # another seed, other people
-)->Path:                    # the folder
+    folder,  # made if absent
+    shards: int = 2,  # training shards
+    holdout: int = 1,  # holdout shards
+    n: int = 100,  # pictures in each shard
+    pairs: int = 50,  # pairs in each shard
+    seed: int = 0,  # another seed, other people
+) -> Path:  # the folder
     "Shards with the renderer's file names and shapes, drawn by the toy draughtsman."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
     def face(identity, a, scale, shift):
         who, colours = toy_person(identity)
-        turn = .12*a[5]
-        points = toy_landmarks(a, who) @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        return (points*scale + shift).astype(np.float32), colours, a[1], a[2]
-    for s, name in enumerate([f'{i:04d}' for i in range(shards)] + [f'h{i:03d}' for i in range(holdout)]):
+        turn = 0.12 * a[5]
+        points = toy_landmarks(a, who) @ np.array(
+            [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+        )
+        return (points * scale + shift).astype(np.float32), colours, a[1], a[2]
+
+    for s, name in enumerate(
+        [f'{i:04d}' for i in range(shards)] + [f'h{i:03d}' for i in range(holdout)]
+    ):
         rng = np.random.default_rng((seed, s))
-        identity = rng.integers(s*1000, s*1000 + max(1, n//4), n)
+        identity = rng.integers(s * 1000, s * 1000 + max(1, n // 4), n)
         attributes = rng.normal(0, 1, (n, 8)).astype(np.float32)
         ground = rng.uniform(60, 190, (n, 3))
         faces = np.full((n, 2, 68, 2), np.nan, np.float32)
@@ -194,40 +335,80 @@ def write_toy_shards(
         for i in range(n):
             one = face(identity[i], attributes[i], 34, np.array([64, 62]) + rng.normal(0, 1, 2))
             picture, label = toy_draw([one], 128, ground[i])
-            crops.append(picture); labels.append(label); points.append(one[0])
+            crops.append(picture)
+            labels.append(label)
+            points.append(one[0])
             there = []
-            for j in range(rng.choice(3, p=[.1, .7, .2])):
-                scale = rng.uniform(18, 45) if j == 0 and rng.random() < .7 else rng.uniform(18, 26)
-                at = rng.uniform(.2, .8, 2)*160 if not there else (there[0][0].mean(0) + 80) % 160
-                there.append(face(identity[i] if j == 0 else identity[i-1], attributes[i-j], scale, at))
+            for j in range(rng.choice(3, p=[0.1, 0.7, 0.2])):
+                scale = (
+                    rng.uniform(18, 45) if j == 0 and rng.random() < 0.7 else rng.uniform(18, 26)
+                )
+                at = (
+                    rng.uniform(0.2, 0.8, 2) * 160
+                    if not there
+                    else (there[0][0].mean(0) + 80) % 160
+                )
+                there.append(
+                    face(identity[i] if j == 0 else identity[i - 1], attributes[i - j], scale, at)
+                )
                 faces[i, j] = there[-1][0]
             frames.append(toy_draw(there, 160, ground[i])[0])
-        for part, array in (('crops', crops), ('labels', labels), ('frames', frames)): np.save(folder/f'{part}_{name}.npy', np.stack(array))
+        for part, array in (('crops', crops), ('labels', labels), ('frames', frames)):
+            np.save(folder / f'{part}_{name}.npy', np.stack(array))
         if pairs:
-            attr, delta = rng.integers(0, 8, pairs), rng.choice([-2, -1, 1, 2], pairs).astype(np.float32)
+            attr, delta = (
+                rng.integers(0, 8, pairs),
+                rng.choice([-2, -1, 1, 2], pairs).astype(np.float32),
+            )
             both = []
             for i in range(pairs):
                 a, at = rng.normal(0, 1, 8), np.array([64, 62]) + rng.normal(0, 1, 2)
-                both.append([toy_draw([face(identity[i % n], v, 34, at)], 128, ground[i % n]) for v in (a, a + delta[i]*np.eye(8)[attr[i]])])
+                both.append(
+                    [
+                        toy_draw([face(identity[i % n], v, 34, at)], 128, ground[i % n])
+                        for v in (a, a + delta[i] * np.eye(8)[attr[i]])
+                    ]
+                )
             for k, side in enumerate('ab'):
-                np.save(folder/f'pairs_{name}_{side}.npy', np.stack([p[k][0] for p in both]))
-                np.save(folder/f'pairs_{name}_l{side}.npy', np.stack([p[k][1] for p in both]))
-            np.savez(folder/f'pairs_{name}.npz', attr=attr, delta=delta, attribute_names=np.array(TOY_ATTRIBUTES))
-        np.savez(folder/f'meta_{name}.npz', identity=identity, attributes=attributes, attribute_names=np.array(TOY_ATTRIBUTES),
-                 crop_landmarks=np.stack(points), frame_faces=faces)
+                np.save(folder / f'pairs_{name}_{side}.npy', np.stack([p[k][0] for p in both]))
+                np.save(folder / f'pairs_{name}_l{side}.npy', np.stack([p[k][1] for p in both]))
+            np.savez(
+                folder / f'pairs_{name}.npz',
+                attr=attr,
+                delta=delta,
+                attribute_names=np.array(TOY_ATTRIBUTES),
+            )
+        np.savez(
+            folder / f'meta_{name}.npz',
+            identity=identity,
+            attributes=attributes,
+            attribute_names=np.array(TOY_ATTRIBUTES),
+            crop_landmarks=np.stack(points),
+            frame_faces=faces,
+        )
     return folder
 
 # %% ../../nbs/people/16_shards.ipynb #b3f0c7f6
 MIRROR_LABELS = np.arange(19)
-for _a, _b in ((2, 3), (4, 5), (7, 8)): MIRROR_LABELS[[_a, _b]] = _b, _a
-MIRROR_POINTS = np.array(list(range(16, -1, -1)) + list(range(26, 16, -1)) + list(range(27, 31)) + list(range(35, 30, -1))
-                         + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40] + list(range(54, 47, -1)) + list(range(59, 54, -1))
-                         + list(range(64, 59, -1)) + [67, 66, 65])  # position i of the mirrored face is point MIRROR_POINTS[i]
+for _a, _b in ((2, 3), (4, 5), (7, 8)):
+    MIRROR_LABELS[[_a, _b]] = _b, _a
+MIRROR_POINTS = np.array(
+    list(range(16, -1, -1))
+    + list(range(26, 16, -1))
+    + list(range(27, 31))
+    + list(range(35, 30, -1))
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    + list(range(54, 47, -1))
+    + list(range(59, 54, -1))
+    + list(range(64, 59, -1))
+    + [67, 66, 65]
+)  # position i of the mirrored face is point MIRROR_POINTS[i]
+
 
 def mirror_points(
-    points:np.ndarray, # (...,68,2) pixels
-    width:int,         # of the picture, pixels
-)->np.ndarray:         # (...,68,2) pixels, new
+    points: np.ndarray,  # (...,68,2) pixels
+    width: int,  # of the picture, pixels
+) -> np.ndarray:  # (...,68,2) pixels, new
     "Landmarks of the mirrored picture."
     out = points[..., MIRROR_POINTS, :].copy()
     out[..., 0] = width - 1 - out[..., 0]

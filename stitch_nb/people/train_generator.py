@@ -21,108 +21,152 @@ from PIL import Image
 from torch import nn
 from fastcore.script import call_parse
 from tqdm.auto import tqdm
-from ..core import StitchError, clone_network, load_meta, load_tensors, save_tensors, to_image, to_tensor
+from stitch_nb.core import (
+    StitchError,
+    clone_network,
+    load_meta,
+    load_tensors,
+    save_tensors,
+    to_image,
+    to_tensor,
+)
 from ..generator import Generator
 from ..encode import Encoder
 from ..networks import LABELS
 from .shards import Shards
 
 # %% ../../nbs/people/20_train_generator.ipynb #c1dfd96e
-CLASS_WEIGHTS = dict(background=.3, neck=.5, cloth=.4, hair=.8, l_ear=.8, r_ear=.8, skin=1.2, nose=2., l_brow=4., r_brow=4.,
-                     l_eye=6., r_eye=6., mouth=5., u_lip=5., l_lip=5.)  # price of a pixel's error; others 1
+CLASS_WEIGHTS = dict(
+    background=0.3,
+    neck=0.5,
+    cloth=0.4,
+    hair=0.8,
+    l_ear=0.8,
+    r_ear=0.8,
+    skin=1.2,
+    nose=2.0,
+    l_brow=4.0,
+    r_brow=4.0,
+    l_eye=6.0,
+    r_eye=6.0,
+    mouth=5.0,
+    u_lip=5.0,
+    l_lip=5.0,
+)  # price of a pixel's error; others 1
+
 
 def region_weights(
-    labels:torch.Tensor,          # (N,R,R) integer classes
-    change:torch.Tensor|None=None,# (N,1,R,R) float >= 0: extra weight where a pair differs
-)->torch.Tensor:                  # (N,1,R,R) float32 of mean 1 in each picture
+    labels: torch.Tensor,  # (N,R,R) integer classes
+    change: torch.Tensor | None = None,  # (N,1,R,R) float >= 0: extra weight where a pair differs
+) -> torch.Tensor:  # (N,1,R,R) float32 of mean 1 in each picture
     "The price of each pixel, softened by two pixels so that it reaches over the edges."
-    table = torch.tensor([CLASS_WEIGHTS.get(name, 1.) for name in LABELS], device=labels.device)
+    table = torch.tensor([CLASS_WEIGHTS.get(name, 1.0) for name in LABELS], device=labels.device)
     w = table[labels.long()][:, None]
     w = F.max_pool2d(w, 3, 1, 1)
-    if change is not None: w = w*(1 + change)
-    w = F.avg_pool2d(F.pad(w, (2,)*4, mode='replicate'), 5, 1)
-    return w/w.mean((1, 2, 3), keepdim=True)
+    if change is not None:
+        w = w * (1 + change)
+    w = F.avg_pool2d(F.pad(w, (2,) * 4, mode='replicate'), 5, 1)
+    return w / w.mean((1, 2, 3), keepdim=True)
 
 # %% ../../nbs/people/20_train_generator.ipynb #0ade7c2c
 def reconstruction_loss(
-    x:torch.Tensor,       # (N,3,R,R) target, [-1,1]
-    y:torch.Tensor,       # (N,3,R,R)
-    weights:torch.Tensor, # (N,1,R,R) mean 1
-    levels:int=3,         # of the pyramid
-    lambda_grad:float=.7, # weight of the gradient term
-)->torch.Tensor:          # scalar
+    x: torch.Tensor,  # (N,3,R,R) target, [-1,1]
+    y: torch.Tensor,  # (N,3,R,R)
+    weights: torch.Tensor,  # (N,1,R,R) mean 1
+    levels: int = 3,  # of the pyramid
+    lambda_grad: float = 0.7,  # weight of the gradient term
+) -> torch.Tensor:  # scalar
     "Weighted L1 of the pictures and of their differences, over a pyramid."
-    total, d = 0., y - x
+    total, d = 0.0, y - x
     for k in range(levels):
-        if k: d, weights = F.avg_pool2d(d, 2), F.avg_pool2d(weights, 2)
+        if k:
+            d, weights = F.avg_pool2d(d, 2), F.avg_pool2d(weights, 2)
         du, dv = d[..., 1:] - d[..., :-1], d[..., 1:, :] - d[..., :-1, :]
-        total = total + (weights*d.abs()).mean()
-        total = total + lambda_grad*((weights[..., 1:]*du.abs()).mean() + (weights[..., 1:, :]*dv.abs()).mean())
-    return total/levels
+        total = total + (weights * d.abs()).mean()
+        total = total + lambda_grad * (
+            (weights[..., 1:] * du.abs()).mean() + (weights[..., 1:, :] * dv.abs()).mean()
+        )
+    return total / levels
 
 # %% ../../nbs/people/20_train_generator.ipynb #bd307a3e
 def feature_loss(
-    trunk,           # network with forward -> list of maps
-    x:torch.Tensor,  # (N,3,R,R) target
-    y:torch.Tensor,  # (N,3,R,R)
-)->torch.Tensor:     # scalar
+    trunk,  # network with forward -> list of maps
+    x: torch.Tensor,  # (N,3,R,R) target
+    y: torch.Tensor,  # (N,3,R,R)
+) -> torch.Tensor:  # scalar
     "Relative L1 between the feature maps of two pictures."
-    with torch.no_grad(): targets = trunk(x)
-    terms = [(a - b).abs().float().mean()/(a.abs().float().mean() + 1e-4) for a, b in zip(targets, trunk(y))]
-    return sum(terms)/len(terms)
+    with torch.no_grad():
+        targets = trunk(x)
+    terms = [
+        (a - b).abs().float().mean() / (a.abs().float().mean() + 1e-4)
+        for a, b in zip(targets, trunk(y))
+    ]
+    return sum(terms) / len(terms)
 
 # %% ../../nbs/people/20_train_generator.ipynb #f1abd670
 def smaller(
-    G:Generator,     # the full generator
-    resolution:int,  # of the picture wanted, at most G's
-)->Generator:        # shares every parameter with `G`
+    G: Generator,  # the full generator
+    resolution: int,  # of the picture wanted, at most G's
+) -> Generator:  # shares every parameter with `G`
     "The lower-resolution generator inside `G`."
-    if resolution == G.resolution: return G
+    if resolution == G.resolution:
+        return G
     H = Generator(**G.config | dict(resolution=resolution))
-    for r in H.synthesis.resolutions: setattr(H.synthesis, f'b{r}', getattr(G.synthesis, f'b{r}'))
+    for r in H.synthesis.resolutions:
+        setattr(H.synthesis, f'b{r}', getattr(G.synthesis, f'b{r}'))
     H.mapping = G.mapping
     return H
 
 # %% ../../nbs/people/20_train_generator.ipynb #9e6a55b6
 class PatchCritic(nn.Module):
     "Is this patch rendered or generated? (N,3,R,R) -> list of feature maps, the last of them the scores."
-    def __init__(self,
-        widths:tuple=(32, 64, 128, 128), # channels at R/2, R/4, R/8, R/8
-        coarse:int=8,                    # pixels: coarser structure is not seen
+
+    def __init__(
+        self,
+        widths: tuple = (32, 64, 128, 128),  # channels at R/2, R/4, R/8, R/8
+        coarse: int = 8,  # pixels: coarser structure is not seen
     ):
         super().__init__()
         self.coarse, ins = coarse, (3,) + tuple(widths)
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 4 if k < 3 else 3, 2 if k < 3 else 1, 1)
-                                   for k, (i, o) in enumerate(zip(ins, widths)))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 4 if k < 3 else 3, 2 if k < 3 else 1, 1)
+            for k, (i, o) in enumerate(zip(ins, widths))
+        )
         self.score = nn.Conv2d(widths[-1], 1, 3, 1, 1)
-        for conv in self.convs: nn.init.kaiming_normal_(conv.weight, .2)
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, 0.2)
 
     def forward(self, x):
-        coarse = F.interpolate(F.avg_pool2d(x, self.coarse), scale_factor=self.coarse, mode='bilinear')
-        x, maps = 8*(x - coarse), []   # the band's spread is about .1
+        coarse = F.interpolate(
+            F.avg_pool2d(x, self.coarse), scale_factor=self.coarse, mode='bilinear'
+        )
+        x, maps = 8 * (x - coarse), []  # the band's spread is about .1
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), .2)
+            x = F.leaky_relu(conv(x), 0.2)
             maps.append(x)
         return maps + [self.score(x)]
 
+
 def penalty(
-    critic:nn.Module,   # its last output is the scores
-    x:torch.Tensor,     # (N,3,R,R) renders
-)->torch.Tensor:        # scalar, mean over pictures of the squared gradient of the mean score
+    critic: nn.Module,  # its last output is the scores
+    x: torch.Tensor,  # (N,3,R,R) renders
+) -> torch.Tensor:  # scalar, mean over pictures of the squared gradient of the mean score
     "R1: how steep the critic is at real pictures."
     x = x.detach().requires_grad_()
-    slope = torch.autograd.grad(critic(x)[-1].float().mean((1, 2, 3)).sum(), x, create_graph=True)[0]
+    slope = torch.autograd.grad(critic(x)[-1].float().mean((1, 2, 3)).sum(), x, create_graph=True)[
+        0
+    ]
     return slope.square().sum((1, 2, 3)).mean()
 
 # %% ../../nbs/people/20_train_generator.ipynb #472b07b9
 def balanced_gradient(
-    first:torch.Tensor,   # (N,3,R,R) gradient that sets the scale, for the first N of the pictures
-    second:torch.Tensor,  # (M,3,R,R) gradient to be scaled, M >= N
-    share:float,          # of the first's norm that the second may have on the same pictures
-)->torch.Tensor:          # (M,3,R,R) their sum; beyond N the second alone
+    first: torch.Tensor,  # (N,3,R,R) gradient that sets the scale, for the first N of the pictures
+    second: torch.Tensor,  # (M,3,R,R) gradient to be scaled, M >= N
+    share: float,  # of the first's norm that the second may have on the same pictures
+) -> torch.Tensor:  # (M,3,R,R) their sum; beyond N the second alone
     "Add two gradients at a fixed ratio of their norms."
     n = len(first)
-    out = second*(share*first.norm()/second[:n].norm().clamp_min(1e-12))
+    out = second * (share * first.norm() / second[:n].norm().clamp_min(1e-12))
     out[:n] += first
     return out
 
@@ -130,246 +174,363 @@ def balanced_gradient(
 @dataclass(frozen=True)
 class GeneratorTraining:
     "Everything that the training may depend on; shares are fractions of the whole run."
-    batch:int=16                # pictures in a step
-    pair_share:float=.375       # share of the batch taken from pairs, if there are any
-    lr_generator:float=5e-3     # Adam, generator and directions
-    lr_encoder:float=1e-3       # Adam, encoder; six times that for its last, equalised layers
-    lr_head:float=2e-3          # Adam, linear attribute head
-    lr_critic:float=4e-4        # Adam, patch discriminator
-    gamma:float=.02             # weight of R1
-    r1_every:int=16             # steps between two penalties
-    clip:float=1.               # bound on the gradient norm of generator and encoder
-    small_until:float=0.        # share of the run at half resolution
-    anneal_from:float=.65       # share after which the learning rates fall linearly to a tenth
-    critic_from:float=.55       # share after which the critic learns; its voice rises to full over a tenth of the run
-    lambda_feature:float=.25    # trunk features
-    lambda_delta:float=.02      # mean square of the layers' differences from w
-    lambda_w:float=.02          # (variance of w - 1)^2 and a tenth of its squared mean
-    lambda_attribute:float=.2   # linear head to the attributes
-    share_adversarial:float=.5  # norm of the critic's gradient on the pictures, as a share of the reconstruction's
-    lambda_match:float=.3       # critic's features
-    drop_delta:float=.25        # share of pictures drawn from w alone
-    delta_from:float=.02        # share of the run before layers may differ; full at twice that
-    ema:float=.998              # decay of the averaged networks, per step
-    z_dim:int=256               # generator
-    w_dim:int=256               # generator, encoder
-    channel_base:int=4096       # generator
-    channel_max:int=256         # generator
-    mapping_layers:int=4        # generator
-    seed:int=0                  # of weights and batches
+
+    batch: int = 16  # pictures in a step
+    pair_share: float = 0.375  # share of the batch taken from pairs, if there are any
+    lr_generator: float = 5e-3  # Adam, generator and directions
+    lr_encoder: float = 1e-3  # Adam, encoder; six times that for its last, equalised layers
+    lr_head: float = 2e-3  # Adam, linear attribute head
+    lr_critic: float = 4e-4  # Adam, patch discriminator
+    gamma: float = 0.02  # weight of R1
+    r1_every: int = 16  # steps between two penalties
+    clip: float = 1.0  # bound on the gradient norm of generator and encoder
+    small_until: float = 0.0  # share of the run at half resolution
+    anneal_from: float = 0.65  # share after which the learning rates fall linearly to a tenth
+    critic_from: float = (
+        0.55  # share after which the critic learns; its voice rises to full over a tenth of the run
+    )
+    lambda_feature: float = 0.25  # trunk features
+    lambda_delta: float = 0.02  # mean square of the layers' differences from w
+    lambda_w: float = 0.02  # (variance of w - 1)^2 and a tenth of its squared mean
+    lambda_attribute: float = 0.2  # linear head to the attributes
+    share_adversarial: float = (
+        0.5  # norm of the critic's gradient on the pictures, as a share of the reconstruction's
+    )
+    lambda_match: float = 0.3  # critic's features
+    drop_delta: float = 0.25  # share of pictures drawn from w alone
+    delta_from: float = 0.02  # share of the run before layers may differ; full at twice that
+    ema: float = 0.998  # decay of the averaged networks, per step
+    z_dim: int = 256  # generator
+    w_dim: int = 256  # generator, encoder
+    channel_base: int = 4096  # generator
+    channel_max: int = 256  # generator
+    mapping_layers: int = 4  # generator
+    seed: int = 0  # of weights and batches
 
     def __post_init__(self):
-        if not 0 < self.batch: raise StitchError(f'batch is {self.batch}; it must be at least 1')
+        if not 0 < self.batch:
+            raise StitchError(f'batch is {self.batch}; it must be at least 1')
         if not 0 <= self.small_until <= self.critic_from <= 1:
-            raise StitchError(f'small_until {self.small_until} and critic_from {self.critic_from} must rise within 0..1')
+            raise StitchError(
+                f'small_until {self.small_until} and critic_from {self.critic_from} must rise within 0..1'
+            )
 
-    def lr_factor(self, progress): # progress 0..1 -> factor on all learning rates
+    def lr_factor(self, progress):  # progress 0..1 -> factor on all learning rates
         "1, and from `anneal_from` on down to 0.1."
-        return 1. if progress < self.anneal_from else 1 - .9*min(1., (progress - self.anneal_from)/(1 - self.anneal_from))
+        return (
+            1.0
+            if progress < self.anneal_from
+            else 1 - 0.9 * min(1.0, (progress - self.anneal_from) / (1 - self.anneal_from))
+        )
 
-FLIPPED = ('yaw', 'roll')   # attributes that change sign in a mirror
-ENCODER = dict(width=16, blocks=(2, 2, 2, 1), head_width=12, stem_stride=2, coarse=5, middle=9, pool=4)  # a narrow `Encoder`: 1.5 million weights
+
+FLIPPED = ('yaw', 'roll')  # attributes that change sign in a mirror
+ENCODER = dict(
+    width=16, blocks=(2, 2, 2, 1), head_width=12, stem_stride=2, coarse=5, middle=9, pool=4
+)  # a narrow `Encoder`: 1.5 million weights
 
 # %% ../../nbs/people/20_train_generator.ipynb #887309d0
 class Batches:
     "Random batches of renders and pairs, as tensors."
-    def __init__(self,
-        folder,                     # of shards
-        config:GeneratorTraining,   # batch, pair_share
-        names:list|None=None,       # attributes wanted, in this order; None: as the shards have them
+
+    def __init__(
+        self,
+        folder,  # of shards
+        config: GeneratorTraining,  # batch, pair_share
+        names: list
+        | None = None,  # attributes wanted, in this order; None: as the shards have them
     ):
         self.config = config
         self.crops, self.pairs = Shards(folder), Shards(folder, kind='pairs')
         self.names = list(names or self.crops.attribute_names)
-        self.sign = torch.tensor([-1. if n in FLIPPED else 1. for n in self.names])
+        self.sign = torch.tensor([-1.0 if n in FLIPPED else 1.0 for n in self.names])
 
-    def columns(self, attributes, theirs):  # (N,B) float and its names -> (N,A) float in the order of `names`
+    def columns(
+        self, attributes, theirs
+    ):  # (N,B) float and its names -> (N,A) float in the order of `names`
         "The attributes in our order; one that is missing is NaN."
         out = np.full((len(attributes), len(self.names)), np.nan, np.float32)
         for k, name in enumerate(self.names):
-            if name in theirs: out[:, k] = attributes[:, theirs.index(name)]
+            if name in theirs:
+                out[:, k] = attributes[:, theirs.index(name)]
         return out
 
-    def draw(self,
-        random:torch.Generator, # source of the choice
-    )->dict:                    # crops (n,3,R,R), labels, attributes; a, b, labels_b, attr, delta of the pairs (may have 0 rows)
+    def draw(
+        self,
+        random: torch.Generator,  # source of the choice
+    ) -> dict:  # crops (n,3,R,R), labels, attributes; a, b, labels_b, attr, delta of the pairs (may have 0 rows)
         "One batch."
-        self.crops.rescan(); self.pairs.rescan()
+        self.crops.rescan()
+        self.pairs.rescan()
         pick = lambda n, high: torch.randint(high, (n,), generator=random).numpy()
-        n_pairs = round(self.config.batch*self.config.pair_share) if len(self.pairs) else 0
+        n_pairs = round(self.config.batch * self.config.pair_share) if len(self.pairs) else 0
         n = self.config.batch - n_pairs
-        index, flip = pick(n, len(self.crops)), torch.rand(n, generator=random) < .5
-        turn = lambda x, flip: torch.where(flip.view(-1, *[1]*(x.ndim-1)), x.flip(-1), x)
-        out = dict(crops=turn(to_tensor(self.crops.take('crops', index)), flip),
-                   labels=turn(torch.from_numpy(self.crops.take('labels', index)), flip))
-        attributes = torch.from_numpy(self.columns(self.crops.take('attributes', index), self.crops.attribute_names))
-        out['attributes'] = torch.where(flip[:, None], attributes*self.sign, attributes)
-        if not n_pairs: return out
-        index, flip = pick(n_pairs, len(self.pairs)), torch.rand(n_pairs, generator=random) < .5
-        for side in 'ab': out[side] = turn(to_tensor(self.pairs.take(side, index)), flip)
+        index, flip = pick(n, len(self.crops)), torch.rand(n, generator=random) < 0.5
+        turn = lambda x, flip: torch.where(flip.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+        out = dict(
+            crops=turn(to_tensor(self.crops.take('crops', index)), flip),
+            labels=turn(torch.from_numpy(self.crops.take('labels', index)), flip),
+        )
+        attributes = torch.from_numpy(
+            self.columns(self.crops.take('attributes', index), self.crops.attribute_names)
+        )
+        out['attributes'] = torch.where(flip[:, None], attributes * self.sign, attributes)
+        if not n_pairs:
+            return out
+        index, flip = pick(n_pairs, len(self.pairs)), torch.rand(n_pairs, generator=random) < 0.5
+        for side in 'ab':
+            out[side] = turn(to_tensor(self.pairs.take(side, index)), flip)
         theirs = self.pairs.attribute_names or self.crops.attribute_names
         attr = self.pairs.take('attr', index)
         out['attr'] = torch.tensor([self.names.index(theirs[k]) for k in attr])
         delta = torch.from_numpy(self.pairs.take('delta', index)).float()
-        out['delta'] = torch.where(flip, delta*self.sign[out['attr']], delta)
-        if self.pairs.has('lb'): out['labels_b'] = turn(torch.from_numpy(self.pairs.take('lb', index)), flip)
+        out['delta'] = torch.where(flip, delta * self.sign[out['attr']], delta)
+        if self.pairs.has('lb'):
+            out['labels_b'] = turn(torch.from_numpy(self.pairs.take('lb', index)), flip)
         return out
 
 # %% ../../nbs/people/20_train_generator.ipynb #7719a1c7
 def sliced_distance(
-    a:torch.Tensor,         # (N,D) sample
-    b:torch.Tensor,         # (N,D) sample of the same size
-    lines:torch.Tensor,     # (D,K) unit columns
-)->torch.Tensor:            # scalar >= 0
+    a: torch.Tensor,  # (N,D) sample
+    b: torch.Tensor,  # (N,D) sample of the same size
+    lines: torch.Tensor,  # (D,K) unit columns
+) -> torch.Tensor:  # scalar >= 0
     "Mean squared distance of the sorted projections."
     return (torch.sort(a @ lines, 0).values - torch.sort(b @ lines, 0).values).square().mean()
 
+
 def fit_mapping(
-    mapping:nn.Module,      # Generator.mapping, changed in place
-    w:torch.Tensor,         # (M,D) latents
-    steps:int=400,          # of each of the two parts
-    batch:int=1024,         # samples a step
-    seed:int=0,             # of noise and lines
-)->list:                    # sliced distance, one number a step of the second part
+    mapping: nn.Module,  # Generator.mapping, changed in place
+    w: torch.Tensor,  # (M,D) latents
+    steps: int = 400,  # of each of the two parts
+    batch: int = 1024,  # samples a step
+    seed: int = 0,  # of noise and lines
+) -> list:  # sliced distance, one number a step of the second part
     "Make mapping(z) distributed as `w`; sets w_avg to the mean."
     random = torch.Generator().manual_seed(seed)
     w = w.float().cpu()
     mean, centred = w.mean(0), w - w.mean(0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred/max(1, len(w) - 1))
+    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(w) - 1))
     affine = torch.zeros(mapping.z_dim, w.shape[1])
     top = min(mapping.z_dim, w.shape[1])
-    affine[:top] = (vectors*values.clamp_min(0).sqrt()).T.flip(0)[:top]
+    affine[:top] = (vectors * values.clamp_min(0).sqrt()).T.flip(0)[:top]
     scale = max(float(centred.std()), 1e-3)
     frozen = not mapping.fc0.weight.requires_grad
-    optimiser = torch.optim.Adam(mapping.requires_grad_(True).parameters(), lr=.2, betas=(.9, .99))
+    optimiser = torch.optim.Adam(
+        mapping.requires_grad_(True).parameters(), lr=0.2, betas=(0.9, 0.99)
+    )
     history = []
-    for step in range(2*steps):
-        for group in optimiser.param_groups: group['lr'] = .2*(1 - .98*(step % steps)/steps)*(1. if step < steps else .4)
+    for step in range(2 * steps):
+        for group in optimiser.param_groups:
+            group['lr'] = 0.2 * (1 - 0.98 * (step % steps) / steps) * (1.0 if step < steps else 0.4)
         z = torch.randn(batch, mapping.z_dim, generator=random)
         out = mapping.single(z)
         if step < steps:
-            z = z*(z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
-            loss = (out - mean - z @ affine).square().mean()/scale**2
+            z = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+            loss = (out - mean - z @ affine).square().mean() / scale**2
         else:
             lines = F.normalize(torch.randn(w.shape[1], 128, generator=random), dim=0)
             lines = torch.cat([lines, vectors[:, -32:]], 1)
-            loss = sliced_distance(out, w[torch.randint(len(w), (batch,), generator=random)], lines)/scale**2
+            loss = (
+                sliced_distance(out, w[torch.randint(len(w), (batch,), generator=random)], lines)
+                / scale**2
+            )
             history.append(float(loss.detach()))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
     mapping.requires_grad_(not frozen)
-    with torch.no_grad(): mapping.w_avg.copy_(mean)
+    with torch.no_grad():
+        mapping.w_avg.copy_(mean)
     return history
 
 # %% ../../nbs/people/20_train_generator.ipynb #b6692ea5
 def r_squared(
-    truth:torch.Tensor,      # (M,A) NaN where unknown
-    predicted:torch.Tensor,  # (M,A)
-)->torch.Tensor:             # (A,) 1 is perfect, 0 no better than the mean
+    truth: torch.Tensor,  # (M,A) NaN where unknown
+    predicted: torch.Tensor,  # (M,A)
+) -> torch.Tensor:  # (A,) 1 is perfect, 0 no better than the mean
     "Share of each attribute's variance that a prediction explains."
     known = ~truth.isnan()
     t = torch.where(known, truth, torch.zeros(()))
     n = known.sum(0).clamp_min(1)
     residual = torch.where(known, predicted - t, torch.zeros(())).square().sum(0)
-    spread = torch.where(known, t - t.sum(0)/n, torch.zeros(())).square().sum(0)
-    return 1 - residual/spread.clamp_min(1e-6)
+    spread = torch.where(known, t - t.sum(0) / n, torch.zeros(())).square().sum(0)
+    return 1 - residual / spread.clamp_min(1e-6)
+
 
 def psnr(
-    x:torch.Tensor, # (N,3,R,R), [-1,1]
-    y:torch.Tensor, # (N,3,R,R)
-)->float:           # dB, mean over pictures
+    x: torch.Tensor,  # (N,3,R,R), [-1,1]
+    y: torch.Tensor,  # (N,3,R,R)
+) -> float:  # dB, mean over pictures
     "Peak signal-to-noise ratio."
-    mse = ((x - y.clamp(-1, 1))/2).square().mean((1, 2, 3)).clamp_min(1e-10)
-    return float((-10*mse.log10()).mean())
+    mse = ((x - y.clamp(-1, 1)) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
+    return float((-10 * mse.log10()).mean())
+
 
 class Training:
     "Generator, encoder, directions, head and critic, with everything needed to go on after a stop."
-    def __init__(self,
-        config:GeneratorTraining, # settings
-        names:list,               # attribute names
-        resolution:int=128,       # R
-        device='cpu',             # where to compute
-        encoder:dict|None=None,   # size of the encoder; None: `ENCODER`
-        trunk=None,               # frozen network for `feature_loss`
+
+    def __init__(
+        self,
+        config: GeneratorTraining,  # settings
+        names: list,  # attribute names
+        resolution: int = 128,  # R
+        device='cpu',  # where to compute
+        encoder: dict | None = None,  # size of the encoder; None: `ENCODER`
+        trunk=None,  # frozen network for `feature_loss`
     ):
         torch.manual_seed(config.seed)
         self.config, self.names, self.device = config, list(names), torch.device(device)
         place = lambda net: net.to(self.device).to(memory_format=torch.channels_last)
-        self.G = place(Generator(config.z_dim, config.w_dim, resolution, config.channel_base, config.channel_max, config.mapping_layers))
-        self.E = place(Encoder(resolution=resolution, num_ws=self.G.num_ws, w_dim=config.w_dim, **(encoder or ENCODER)))
-        self.half = smaller(self.G, resolution//2)
+        self.G = place(
+            Generator(
+                config.z_dim,
+                config.w_dim,
+                resolution,
+                config.channel_base,
+                config.channel_max,
+                config.mapping_layers,
+            )
+        )
+        self.E = place(
+            Encoder(
+                resolution=resolution,
+                num_ws=self.G.num_ws,
+                w_dim=config.w_dim,
+                **(encoder or ENCODER),
+            )
+        )
+        self.half = smaller(self.G, resolution // 2)
         with torch.no_grad():  # begin with latents of about unit spread
-            for k, style in enumerate(self.E.styles): style.linear.weight.mul_(1.3 if k == 0 else .3)
-            if config.small_until: getattr(self.G.synthesis, f'b{resolution}').torgb.weight.zero_()  # not trained at first
+            for k, style in enumerate(self.E.styles):
+                style.linear.weight.mul_(1.3 if k == 0 else 0.3)
+            if config.small_until:
+                getattr(
+                    self.G.synthesis, f'b{resolution}'
+                ).torgb.weight.zero_()  # not trained at first
         self.head = nn.Linear(config.w_dim, len(names)).to(self.device)
-        self.directions = nn.Parameter(torch.zeros(len(names), self.G.num_ws, config.w_dim, device=self.device))
+        self.directions = nn.Parameter(
+            torch.zeros(len(names), self.G.num_ws, config.w_dim, device=self.device)
+        )
         self.critic = place(PatchCritic())
-        self.G_ema, self.E_ema = clone_network(self.G, trainable=False), clone_network(self.E, trainable=False).eval()
+        self.G_ema, self.E_ema = (
+            clone_network(self.G, trainable=False),
+            clone_network(self.E, trainable=False).eval(),
+        )
         self.directions_ema = self.directions.detach().clone()
         self.trunk = place(trunk).eval().requires_grad_(False) if trunk is not None else None
         painted = list(self.G.synthesis.parameters()) + [self.directions]
         self.optimisers = dict(
-            G=torch.optim.Adam(painted, lr=config.lr_generator, betas=(.9, .99)),
-            E=torch.optim.Adam([dict(params=[p for n, p in self.E.named_parameters() if '.linear.' not in n], times=1.),
-                                dict(params=[p for n, p in self.E.named_parameters() if '.linear.' in n], times=6.)], lr=config.lr_encoder, betas=(.9, .99)),
-            H=torch.optim.Adam(self.head.parameters(), lr=config.lr_head, betas=(.9, .99)),
-            C=torch.optim.Adam(self.critic.parameters(), lr=config.lr_critic, betas=(.5, .99)))
+            G=torch.optim.Adam(painted, lr=config.lr_generator, betas=(0.9, 0.99)),
+            E=torch.optim.Adam(
+                [
+                    dict(
+                        params=[p for n, p in self.E.named_parameters() if '.linear.' not in n],
+                        times=1.0,
+                    ),
+                    dict(
+                        params=[p for n, p in self.E.named_parameters() if '.linear.' in n],
+                        times=6.0,
+                    ),
+                ],
+                lr=config.lr_encoder,
+                betas=(0.9, 0.99),
+            ),
+            H=torch.optim.Adam(self.head.parameters(), lr=config.lr_head, betas=(0.9, 0.99)),
+            C=torch.optim.Adam(self.critic.parameters(), lr=config.lr_critic, betas=(0.5, 0.99)),
+        )
         self.random = torch.Generator().manual_seed(config.seed)
-        self.images, self.steps, self.seconds = 0, 0, 0.
+        self.images, self.steps, self.seconds = 0, 0, 0.0
         self.recent = torch.zeros(0, config.w_dim)
         fast = self.device.type in ('cpu', 'cuda')
-        self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        self.autocast = lambda: (
+            torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        )
 
-    def latents(self, x, share):  # (N,3,R,R), how much of the layers' differences is allowed -> (N,L,D) used, (N,D) w, differences
+    def latents(
+        self, x, share
+    ):  # (N,3,R,R), how much of the layers' differences is allowed -> (N,L,D) used, (N,D) w, differences
         "Encode; some pictures keep w alone."
-        with self.autocast(): w_plus = self.E(x)
+        with self.autocast():
+            w_plus = self.E(x)
         w_plus = w_plus.float()
         w = w_plus[:, 0]
         delta = w_plus - w[:, None]
-        keep = (torch.rand(len(x), 1, 1, generator=self.random) >= self.config.drop_delta).float().to(x.device)
-        return w[:, None] + delta*keep*share, w, delta
+        keep = (
+            (torch.rand(len(x), 1, 1, generator=self.random) >= self.config.drop_delta)
+            .float()
+            .to(x.device)
+        )
+        return w[:, None] + delta * keep * share, w, delta
 
-    def step(self,
-        batch:dict,      # from `Batches.draw`
-        progress:float,  # 0..1, how much of the run is over
-    )->dict:             # name -> float: parts of the loss
+    def step(
+        self,
+        batch: dict,  # from `Batches.draw`
+        progress: float,  # 0..1, how much of the run is over
+    ) -> dict:  # name -> float: parts of the loss
         "One update of everything."
         c = self.config
         b = {k: v.to(self.device) for k, v in batch.items()}
-        for key, lr in (('G', c.lr_generator), ('E', c.lr_encoder), ('H', c.lr_head), ('C', c.lr_critic)):
-            for group in self.optimisers[key].param_groups: group['lr'] = lr*c.lr_factor(progress)*group.get('times', 1.)
+        for key, lr in (
+            ('G', c.lr_generator),
+            ('E', c.lr_encoder),
+            ('H', c.lr_head),
+            ('C', c.lr_critic),
+        ):
+            for group in self.optimisers[key].param_groups:
+                group['lr'] = lr * c.lr_factor(progress) * group.get('times', 1.0)
         n, paired = len(b['crops']), 'a' in b
         source = torch.cat([b['crops'], b['a']]) if paired else b['crops']
         target = torch.cat([b['crops'], b['b']]) if paired else b['crops']
-        share = min(1., max(0., progress/max(c.delta_from, 1e-6) - 1))
+        share = min(1.0, max(0.0, progress / max(c.delta_from, 1e-6) - 1))
         w_plus, w, delta = self.latents(source.contiguous(memory_format=torch.channels_last), share)
-        if paired: w_plus = torch.cat([w_plus[:n], w_plus[n:] + b['delta'][:, None, None]*self.directions[b['attr']]])
+        if paired:
+            w_plus = torch.cat(
+                [w_plus[:n], w_plus[n:] + b['delta'][:, None, None] * self.directions[b['attr']]]
+            )
         weights = region_weights(b['labels'])
         if paired:
             change = (b['b'] - b['a']).abs().mean(1, keepdim=True)
-            change = (4*change/(change.amax((2, 3), keepdim=True) + .05)).clamp(0, 4)
+            change = (4 * change / (change.amax((2, 3), keepdim=True) + 0.05)).clamp(0, 4)
             labels_b = b.get('labels_b', torch.ones_like(b['b'][:, 0], dtype=torch.long))
             weights = torch.cat([weights, region_weights(labels_b, change)])
         G = self.G
         if progress < c.small_until:
             G, target, weights = self.half, F.avg_pool2d(target, 2), F.avg_pool2d(weights, 2)
-        loud = min(1., max(0., (progress - c.critic_from)/.1))
+        loud = min(1.0, max(0.0, (progress - c.critic_from) / 0.1))
         extra = None
-        if loud and len(self.recent) >= 4*c.w_dim: extra = self.gaussian(c.batch//4)
-        codes = w_plus if extra is None else torch.cat([w_plus, extra[:, None].expand(-1, w_plus.shape[1], -1)])
-        with self.autocast(): drawn = G.synthesis(codes[:, :G.num_ws], noise='none')
+        if loud and len(self.recent) >= 4 * c.w_dim:
+            extra = self.gaussian(c.batch // 4)
+        codes = (
+            w_plus
+            if extra is None
+            else torch.cat([w_plus, extra[:, None].expand(-1, w_plus.shape[1], -1)])
+        )
+        with self.autocast():
+            drawn = G.synthesis(codes[:, : G.num_ws], noise='none')
         drawn = drawn.float()
-        leaf = drawn.detach().requires_grad_()   # losses on the picture stop here; their gradients are balanced, then go on together
-        mine = leaf[:len(target)]
-        parts = dict(rec=reconstruction_loss(target, mine, weights), delta=delta.square().mean(), w=(w.var(0).mean() - 1).square() + .1*w.mean(0).square().mean())
+        leaf = (
+            drawn.detach().requires_grad_()
+        )  # losses on the picture stop here; their gradients are balanced, then go on together
+        mine = leaf[: len(target)]
+        parts = dict(
+            rec=reconstruction_loss(target, mine, weights),
+            delta=delta.square().mean(),
+            w=(w.var(0).mean() - 1).square() + 0.1 * w.mean(0).square().mean(),
+        )
         known = ~b['attributes'].isnan()
         guess = self.head(w[:n])
         parts['attribute'] = F.smooth_l1_loss(guess[known], b['attributes'][known])
-        seen, code_loss = parts['rec'], c.lambda_delta*parts['delta'] + c.lambda_w*parts['w'] + c.lambda_attribute*parts['attribute']
+        seen, code_loss = (
+            parts['rec'],
+            c.lambda_delta * parts['delta']
+            + c.lambda_w * parts['w']
+            + c.lambda_attribute * parts['attribute'],
+        )
         if self.trunk is not None and G is self.G:
-            with self.autocast(): parts['feature'] = feature_loss(self.trunk, target, mine)
-            seen = seen + c.lambda_feature*parts['feature']
+            with self.autocast():
+                parts['feature'] = feature_loss(self.trunk, target, mine)
+            seen = seen + c.lambda_feature * parts['feature']
         if loud:
             self.critic.requires_grad_(True)
             with self.autocast():
@@ -378,24 +539,40 @@ class Training:
             cost = parts['critic']
             if self.steps % c.r1_every == 0:
                 parts['r1'] = penalty(self.critic, target)
-                cost = cost + .5*c.gamma*c.r1_every*parts['r1']
+                cost = cost + 0.5 * c.gamma * c.r1_every * parts['r1']
             self._update('C', cost)
             self.critic.requires_grad_(False)
             with self.autocast():
                 maps = self.critic(leaf)
-                with torch.no_grad(): goal = self.critic(target)
+                with torch.no_grad():
+                    goal = self.critic(target)
             parts['adversarial'] = F.softplus(-maps[-1].float()).mean()
-            parts['match'] = sum((p[:len(target)].float() - q.float()).abs().mean()/(q.float().abs().mean() + 1e-3) for p, q in zip(maps[:-1], goal))/4
-            seen = seen + loud*c.lambda_match*parts['match']
+            parts['match'] = (
+                sum(
+                    (p[: len(target)].float() - q.float()).abs().mean()
+                    / (q.float().abs().mean() + 1e-3)
+                    for p, q in zip(maps[:-1], goal)
+                )
+                / 4
+            )
+            seen = seen + loud * c.lambda_match * parts['match']
             against = torch.autograd.grad(parts['adversarial'], leaf, retain_graph=True)[0]
-        gradient = torch.autograd.grad(seen, leaf)[0][:len(target)]
-        if loud: gradient = balanced_gradient(gradient, against, loud*c.share_adversarial)
-        for key in 'GEH': self.optimisers[key].zero_grad(set_to_none=True)
+        gradient = torch.autograd.grad(seen, leaf)[0][: len(target)]
+        if loud:
+            gradient = balanced_gradient(gradient, against, loud * c.share_adversarial)
+        for key in 'GEH':
+            self.optimisers[key].zero_grad(set_to_none=True)
         torch.autograd.backward([drawn, code_loss], [gradient, None])
-        norms = [nn.utils.clip_grad_norm_([p for g in self.optimisers[k].param_groups for p in g['params']], c.clip) for k in 'GE']
+        norms = [
+            nn.utils.clip_grad_norm_(
+                [p for g in self.optimisers[k].param_groups for p in g['params']], c.clip
+            )
+            for k in 'GE'
+        ]
         parts['norm_G'], parts['norm_E'] = norms
         if all(bool(torch.isfinite(v)) for v in norms):
-            for key in 'GEH': self.optimisers[key].step()
+            for key in 'GEH':
+                self.optimisers[key].step()
         self._average()
         self.recent = torch.cat([self.recent, w.detach().float().cpu()])[-4096:]
         self.images, self.steps = self.images + len(target), self.steps + 1
@@ -408,17 +585,18 @@ class Training:
 
     @torch.no_grad()
     def _average(self):
-        decay = min(self.config.ema, (1 + self.steps)/(10 + self.steps))
+        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
         for average, net in ((self.G_ema, self.G), (self.E_ema, self.E)):
             torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-            for p, q in zip(average.buffers(), net.buffers()): p.copy_(q)
+            for p, q in zip(average.buffers(), net.buffers()):
+                p.copy_(q)
         self.directions_ema.lerp_(self.directions.detach(), 1 - decay)
 
     def gaussian(self, n):  # -> (n,D) latents
         "New people: a normal distribution with the mean and spread of those seen lately."
         mean, spread = self.recent.mean(0), self.recent.var(0)
         centred = self.recent - mean
-        mix = torch.randn(n, len(centred), generator=self.random)/len(centred)**.5
+        mix = torch.randn(n, len(centred), generator=self.random) / len(centred) ** 0.5
         assert spread.isfinite().all()
         return (mean + mix @ centred).to(self.device)
 
@@ -427,36 +605,86 @@ class Training:
         tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
         for k, net in self.modules().items():
             own = net.state_dict()
-            net.load_state_dict({n: tensors.get(f'{k}/{n}', v) if getattr(tensors.get(f'{k}/{n}'), 'shape', None) == v.shape else v for n, v in own.items()})
+            net.load_state_dict(
+                {
+                    n: tensors.get(f'{k}/{n}', v)
+                    if getattr(tensors.get(f'{k}/{n}'), 'shape', None) == v.shape
+                    else v
+                    for n, v in own.items()
+                }
+            )
         with torch.no_grad():
             for i, name in enumerate(self.names):
-                if name not in meta['names']: continue
+                if name not in meta['names']:
+                    continue
                 j = meta['names'].index(name)
-                self.directions[i], self.directions_ema[i] = tensors['directions'][j].to(self.device), tensors['directions_ema'][j].to(self.device)
-                self.head.weight[i], self.head.bias[i] = tensors['head/weight'][j].to(self.device), tensors['head/bias'][j].to(self.device)
+                self.directions[i], self.directions_ema[i] = (
+                    tensors['directions'][j].to(self.device),
+                    tensors['directions_ema'][j].to(self.device),
+                )
+                self.head.weight[i], self.head.bias[i] = (
+                    tensors['head/weight'][j].to(self.device),
+                    tensors['head/bias'][j].to(self.device),
+                )
         self.recent = tensors['recent']
 
     # what survives a restart
-    def modules(self): return dict(G=self.G, E=self.E, G_ema=self.G_ema, E_ema=self.E_ema, head=self.head, critic=self.critic)
+    def modules(self):
+        return dict(
+            G=self.G,
+            E=self.E,
+            G_ema=self.G_ema,
+            E_ema=self.E_ema,
+            head=self.head,
+            critic=self.critic,
+        )
 
     def save(self, path):
         "Everything, in one safetensors file."
-        out = {f'{k}/{name}': v for k, net in self.modules().items() for name, v in net.state_dict().items()}
-        out |= dict(directions=self.directions.detach(), directions_ema=self.directions_ema, random=self.random.get_state(), recent=self.recent)
+        out = {
+            f'{k}/{name}': v
+            for k, net in self.modules().items()
+            for name, v in net.state_dict().items()
+        }
+        out |= dict(
+            directions=self.directions.detach(),
+            directions_ema=self.directions_ema,
+            random=self.random.get_state(),
+            recent=self.recent,
+        )
         for key, optimiser in self.optimisers.items():
             for i, state in optimiser.state_dict()['state'].items():
-                out |= {f'optimiser {key}/{i}/{name}': torch.as_tensor(v) for name, v in state.items()}
-        meta = dict(images=self.images, steps=self.steps, seconds=self.seconds, names=self.names, config=asdict(self.config), encoder=self.E.config)
-        save_tensors(path, {k: v.detach().cpu().contiguous().clone() for k, v in out.items()}, meta={'training': json.dumps(meta)})
+                out |= {
+                    f'optimiser {key}/{i}/{name}': torch.as_tensor(v) for name, v in state.items()
+                }
+        meta = dict(
+            images=self.images,
+            steps=self.steps,
+            seconds=self.seconds,
+            names=self.names,
+            config=asdict(self.config),
+            encoder=self.E.config,
+        )
+        save_tensors(
+            path,
+            {k: v.detach().cpu().contiguous().clone() for k, v in out.items()},
+            meta={'training': json.dumps(meta)},
+        )
 
     def load(self, path):
         "Go on where `save` left off."
         tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
-        if meta['names'] != self.names: raise StitchError(f"{path} was trained for {meta['names']}, not {self.names}: choose another --out")
+        if meta['names'] != self.names:
+            raise StitchError(
+                f"{path} was trained for {meta['names']}, not {self.names}: choose another --out"
+            )
         for k, net in self.modules().items():
-            net.load_state_dict({name[len(k)+1:]: v for name, v in tensors.items() if name.startswith(k + '/')})
+            net.load_state_dict(
+                {name[len(k) + 1 :]: v for name, v in tensors.items() if name.startswith(k + '/')}
+            )
         with torch.no_grad():
-            self.directions.copy_(tensors['directions']); self.directions_ema.copy_(tensors['directions_ema'])
+            self.directions.copy_(tensors['directions'])
+            self.directions_ema.copy_(tensors['directions_ema'])
         self.random.set_state(tensors['random'])
         self.recent = tensors['recent']
         for key, optimiser in self.optimisers.items():
@@ -473,55 +701,78 @@ class Training:
         "Latents of many crops."
         out = []
         for i in range(0, len(index), batch):
-            x = to_tensor(shards.take('crops', index[i:i+batch])).to(self.device)
-            with self.autocast(): out.append(self.E_ema(x).float().cpu())
+            x = to_tensor(shards.take('crops', index[i : i + batch])).to(self.device)
+            with self.autocast():
+                out.append(self.E_ema(x).float().cpu())
         return torch.cat(out)
 
 # %% ../../nbs/people/20_train_generator.ipynb #972a67c4
 @torch.no_grad()
 def evaluate(
-    training:Training, # networks
-    held:Shards,       # holdout renders
-    pairs:Shards,      # holdout pairs, may be empty
-    n:int=96,          # pictures at most
-)->dict:               # name -> float
+    training: Training,  # networks
+    held: Shards,  # holdout renders
+    pairs: Shards,  # holdout pairs, may be empty
+    n: int = 96,  # pictures at most
+) -> dict:  # name -> float
     "Numbers on people that were never trained on."
     index = np.linspace(0, len(held) - 1, min(n, len(held))).round().astype(int)
     x = to_tensor(held.take('crops', index)).to(training.device)
     codes = training.encode_all(held, index).to(training.device)
-    draw = lambda w: torch.cat([training.G_ema.synthesis(c, noise='none').float() for c in w.split(16)])
-    with training.autocast(): y = draw(codes)
+    draw = lambda w: torch.cat(
+        [training.G_ema.synthesis(c, noise='none').float() for c in w.split(16)]
+    )
+    with training.autocast():
+        y = draw(codes)
     out = dict(psnr=psnr(x, y))
     weights = region_weights(torch.from_numpy(held.take('labels', index))).to(x.device)
-    out['psnr_face'] = float((-10*(weights*((x - y.clamp(-1, 1))/2).square()).mean((1, 2, 3)).log10()).mean())
+    out['psnr_face'] = float(
+        (-10 * (weights * ((x - y.clamp(-1, 1)) / 2).square()).mean((1, 2, 3)).log10()).mean()
+    )
     names = held.attribute_names
     truth = held.take('attributes', index)
-    truth = np.stack([truth[:, names.index(k)] if k in names else np.full(len(truth), np.nan, np.float32) for k in training.names], 1)
+    truth = np.stack(
+        [
+            truth[:, names.index(k)] if k in names else np.full(len(truth), np.nan, np.float32)
+            for k in training.names
+        ],
+        1,
+    )
     scores = r_squared(torch.from_numpy(truth), training.head(codes[:, 0]).cpu())
     out |= {f'r2_{k}': float(v) for k, v in zip(training.names, scores)}
     if len(pairs):
-        index = np.linspace(0, len(pairs) - 1, min(n//2, len(pairs))).round().astype(int)
+        index = np.linspace(0, len(pairs) - 1, min(n // 2, len(pairs))).round().astype(int)
         theirs = pairs.attribute_names or training.names
         k = torch.tensor([training.names.index(theirs[i]) for i in pairs.take('attr', index)])
-        delta = torch.from_numpy(pairs.take('delta', index)).float().to(training.device)[:, None, None]
+        delta = (
+            torch.from_numpy(pairs.take('delta', index)).float().to(training.device)[:, None, None]
+        )
         a, b = (to_tensor(pairs.take(s, index)).to(training.device) for s in 'ab')
         with training.autocast():
             code = training.E_ema(a).float()
-            y = draw(code + delta*training.directions_ema[k])
+            y = draw(code + delta * training.directions_ema[k])
             z = draw(code)
-        changed = ((a - b).abs().amax(1, keepdim=True) > .15).float()
-        error = lambda p: float((((p.clamp(-1, 1) - b)/2).square()*changed).sum()/(3*changed.sum().clamp_min(1)))
-        out |= dict(pair_psnr=psnr(b, y), pair_gain=-10*np.log10(error(y)/error(z)))
+        changed = ((a - b).abs().amax(1, keepdim=True) > 0.15).float()
+        error = lambda p: float(
+            (((p.clamp(-1, 1) - b) / 2).square() * changed).sum() / (3 * changed.sum().clamp_min(1))
+        )
+        out |= dict(pair_psnr=psnr(b, y), pair_gain=-10 * np.log10(error(y) / error(z)))
     return out
+
 
 @torch.no_grad()
 def sheet(
-    training:Training,  # networks
-    held:Shards,        # renders to show
-    n:int=10,           # columns
-    edits:tuple=(('smile', -2), ('smile', 2), ('age', 2), ('yaw', 2), ('mouth_open', 2)), # rows of edits
-    samples:bool=False, # add a row of random people (after `fit_mapping`)
-)->np.ndarray:          # uint8 picture
+    training: Training,  # networks
+    held: Shards,  # renders to show
+    n: int = 10,  # columns
+    edits: tuple = (
+        ('smile', -2),
+        ('smile', 2),
+        ('age', 2),
+        ('yaw', 2),
+        ('mouth_open', 2),
+    ),  # rows of edits
+    samples: bool = False,  # add a row of random people (after `fit_mapping`)
+) -> np.ndarray:  # uint8 picture
     "Rows: renders, reconstructions, edits, random people."
     index = np.linspace(0, len(held) - 1, n).round().astype(int)
     x = held.take('crops', index)
@@ -530,10 +781,16 @@ def sheet(
     draw = lambda w: to_image(training.G_ema.synthesis(w, noise='none').float())
     with training.autocast():
         rows.append(draw(code))
-        rows += [draw(code + s*training.directions_ema[training.names.index(k)]) for k, s in edits if k in training.names]
+        rows += [
+            draw(code + s * training.directions_ema[training.names.index(k)])
+            for k, s in edits
+            if k in training.names
+        ]
         if samples:
-            z = torch.randn(2*n, training.config.z_dim, generator=torch.Generator().manual_seed(1)).to(training.device)
-            people = draw(training.G_ema.mapping(z, .7))
+            z = torch.randn(
+                2 * n, training.config.z_dim, generator=torch.Generator().manual_seed(1)
+            ).to(training.device)
+            people = draw(training.G_ema.mapping(z, 0.7))
             rows += [people[:n], people[n:]]
         elif len(training.recent) > 64:
             state = training.random.get_state()
@@ -543,49 +800,70 @@ def sheet(
 
 # %% ../../nbs/people/20_train_generator.ipynb #cb7a1d77
 def train(
-    data,                           # folder of shards, may be growing
-    out,                            # folder for checkpoint.safetensors, log.csv, samples_*.png
-    minutes:float=60.,              # computing time of the whole schedule, restarts added up
-    images:int|None=None,           # length of the schedule in pictures instead
-    config:GeneratorTraining=GeneratorTraining(),
-    device:str='cpu',
-    trunk=None,                     # network for `feature_loss`
-    encoder:dict|None=None,         # size of the encoder
-    init='',                        # checkpoint of another run to begin from
-    every:float=180.,               # seconds between two looks and checkpoints
-    say=print,                      # called with one line now and then
-)->Training:
+    data,  # folder of shards, may be growing
+    out,  # folder for checkpoint.safetensors, log.csv, samples_*.png
+    minutes: float = 60.0,  # computing time of the whole schedule, restarts added up
+    images: int | None = None,  # length of the schedule in pictures instead
+    config: GeneratorTraining = GeneratorTraining(),
+    device: str = 'cpu',
+    trunk=None,  # network for `feature_loss`
+    encoder: dict | None = None,  # size of the encoder
+    init='',  # checkpoint of another run to begin from
+    every: float = 180.0,  # seconds between two looks and checkpoints
+    say=print,  # called with one line now and then
+) -> Training:
     "Run the schedule, or what is left of it, and fit the mapping network at the end."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     held, held_pairs = Shards(data, holdout=True), Shards(data, holdout=True, kind='pairs')
     batches = Batches(data, config)
-    training = Training(config, batches.names, batches.crops.take('crops', [0]).shape[1], device, encoder, trunk)
-    checkpoint = out/'checkpoint.safetensors'
+    training = Training(
+        config, batches.names, batches.crops.take('crops', [0]).shape[1], device, encoder, trunk
+    )
+    checkpoint = out / 'checkpoint.safetensors'
     if checkpoint.is_file():
         training.load(checkpoint)
-        say(f'goes on at {training.images} images, {training.seconds/60:.1f} minutes')
-    elif init: training.begin_from(init)
-    progress = lambda: training.images/images if images else training.seconds/(60*minutes)
+        say(f'goes on at {training.images} images, {training.seconds / 60:.1f} minutes')
+    elif init:
+        training.begin_from(init)
+    progress = lambda: training.images / images if images else training.seconds / (60 * minutes)
     looked, parts, tick = time.monotonic(), [], time.monotonic()
+
     def look(last=False):
-        held.rescan(); held_pairs.rescan()
+        held.rescan()
+        held_pairs.rescan()
         look_at = held if len(held) else batches.crops
         scores = evaluate(training, look_at, held_pairs)
         keys = sorted({k for p in parts for k in p})
-        row = dict(images=training.images, seconds=round(training.seconds, 1), progress=round(progress(), 4), crops=len(batches.crops), pairs=len(batches.pairs))
-        row |= {k: round(float(np.mean([p[k] for p in parts if k in p])), 5) for k in keys} | {k: round(v, 4) for k, v in scores.items()}
-        append_row(out/'log.csv', row)
+        row = dict(
+            images=training.images,
+            seconds=round(training.seconds, 1),
+            progress=round(progress(), 4),
+            crops=len(batches.crops),
+            pairs=len(batches.pairs),
+        )
+        row |= {k: round(float(np.mean([p[k] for p in parts if k in p])), 5) for k in keys} | {
+            k: round(v, 4) for k, v in scores.items()
+        }
+        append_row(out / 'log.csv', row)
         picture = sheet(training, look_at, samples=last)
-        Image.fromarray(picture).save(out/f'samples_{training.images:07d}.png')
-        Image.fromarray(picture).save(out/'samples_latest.png')
+        Image.fromarray(picture).save(out / f'samples_{training.images:07d}.png')
+        Image.fromarray(picture).save(out / 'samples_latest.png')
         training.save(checkpoint)
         parts.clear()
         say(' '.join(f'{k}={v}' for k, v in row.items()))
-    bar = tqdm(total=1000, initial=min(1000, int(1000*progress())), desc='training', unit='/1000', dynamic_ncols=True, mininterval=5)
+
+    bar = tqdm(
+        total=1000,
+        initial=min(1000, int(1000 * progress())),
+        desc='training',
+        unit='/1000',
+        dynamic_ncols=True,
+        mininterval=5,
+    )
     try:
         while progress() < 1:
-            bar.update(min(1000, int(1000*progress())) - bar.n)
+            bar.update(min(1000, int(1000 * progress())) - bar.n)
             p = training.step(batches.draw(training.random), progress())
             parts.append(p)
             now = time.monotonic()
@@ -596,21 +874,24 @@ def train(
     except KeyboardInterrupt:
         training.save(checkpoint)
         raise
-    finally: bar.close()
+    finally:
+        bar.close()
     index = np.random.default_rng(config.seed).permutation(len(batches.crops))[:6000]
     fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0])
     training.G.mapping.load_state_dict(training.G_ema.mapping.state_dict())
     look(last=True)
     return training
 
+
 def append_row(
-    path,      # csv file, made if absent
-    row:dict,  # column -> value; columns may grow from one call to the next
+    path,  # csv file, made if absent
+    row: dict,  # column -> value; columns may grow from one call to the next
 ):
     "Add a row to a table on disk, adding columns where they are new."
     path, old = Path(path), []
     if path.is_file():
-        with open(path, newline='') as file: old = list(csv.DictReader(file))
+        with open(path, newline='') as file:
+            old = list(csv.DictReader(file))
     columns = list(dict.fromkeys([k for r in old for k in r] + list(row)))
     with open(path, 'w', newline='') as file:
         writer = csv.DictWriter(file, columns, restval='')
@@ -620,29 +901,42 @@ def append_row(
 # %% ../../nbs/people/20_train_generator.ipynb #2e01e174
 @call_parse
 def main(
-    data:str='data',     # folder of shards
-    out:str='run',       # folder for checkpoint, log and pictures
-    minutes:float=60.,   # computing time of the whole schedule
-    images:int=0,        # length of the schedule in pictures instead of minutes
-    threads:int=1,       # of the CPU
-    device:str='cpu',    # cpu, cuda, mps
-    trunk:str='',        # .safetensors of a trained trunk (people/30_train_small), for the feature loss
-    batch:int=16,        # pictures in a step
-    seed:int=0,          # of weights and batches
-    every:float=180.,    # seconds between looks and checkpoints
-    init:str='',         # checkpoint of another run to begin from
-    settings:str='',     # further fields of GeneratorTraining: critic_from=0,lr_encoder=5e-4
+    data: str = 'data',  # folder of shards
+    out: str = 'run',  # folder for checkpoint, log and pictures
+    minutes: float = 60.0,  # computing time of the whole schedule
+    images: int = 0,  # length of the schedule in pictures instead of minutes
+    threads: int = 1,  # of the CPU
+    device: str = 'cpu',  # cpu, cuda, mps
+    trunk: str = '',  # .safetensors of a trained trunk (people/30_train_small), for the feature loss
+    batch: int = 16,  # pictures in a step
+    seed: int = 0,  # of weights and batches
+    every: float = 180.0,  # seconds between looks and checkpoints
+    init: str = '',  # checkpoint of another run to begin from
+    settings: str = '',  # further fields of GeneratorTraining: critic_from=0,lr_encoder=5e-4
 ):
     "Train generator, encoder and directions from shards of renders."
     torch.set_num_threads(threads)
     config = GeneratorTraining(batch=batch, seed=seed)
     for part in filter(None, settings.split(',')):
         key, _, value = part.partition('=')
-        if key not in asdict(config): raise StitchError(f'{key!r} is no setting; there are {", ".join(asdict(config))}')
+        if key not in asdict(config):
+            raise StitchError(f'{key!r} is no setting; there are {", ".join(asdict(config))}')
         config = replace(config, **{key: type(getattr(config, key))(float(value))})
     net = None
     if trunk:
         from stitch_nb.models import convert_weights
+
         net = convert_weights(trunk)
         net = getattr(net, 'trunk', net)
-    train(data, out, minutes, images or None, config, device, net, init=init, every=every, say=lambda s: print(s, flush=True))
+    train(
+        data,
+        out,
+        minutes,
+        images or None,
+        config,
+        device,
+        net,
+        init=init,
+        every=every,
+        say=lambda s: print(s, flush=True),
+    )

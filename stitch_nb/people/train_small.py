@@ -19,123 +19,185 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from fastcore.script import call_parse
-from ..core import StitchError, clone_network, load_meta, load_tensors, save_tensors, to_tensor
+from stitch_nb.core import (
+    StitchError,
+    clone_network,
+    load_meta,
+    load_tensors,
+    save_tensors,
+    to_tensor,
+)
 from ..models import save_network
-from ..networks import (LABELS, PATCH, PATCH_SCALE, FaceDetector, IdentityNet, LandmarkNet, Parser, face_heat, find_peaks,
-                                patch_box)
+from stitch_nb.networks import (
+    LABELS,
+    PATCH,
+    PATCH_SCALE,
+    FaceDetector,
+    IdentityNet,
+    LandmarkNet,
+    Parser,
+    face_heat,
+    find_peaks,
+    patch_box,
+)
 from .shards import MIRROR_LABELS, Shards, mirror_points
 from .train_generator import FLIPPED, append_row, r_squared
 
 # %% ../../nbs/people/30_train_small.ipynb #c1dfd96e
 def spoil(
-    x:torch.Tensor,          # (N,3,H,W), [-1,1]
-    random:np.random.Generator,  # source of the choice
-    strength:float=1.,       # 0 returns the pictures as they are
-)->torch.Tensor:             # (N,3,H,W), [-1,1], new
+    x: torch.Tensor,  # (N,3,H,W), [-1,1]
+    random: np.random.Generator,  # source of the choice
+    strength: float = 1.0,  # 0 returns the pictures as they are
+) -> torch.Tensor:  # (N,3,H,W), [-1,1], new
     "Colour, blur, noise and compression, different for each picture."
     n, dtype = len(x), x.dtype
-    if not strength: return x.clone()
-    value = lambda low, high, *shape: torch.from_numpy(random.uniform(low, high, (n,) + shape)).to(dtype)
-    y = (x + 1)/2
-    gain = (1 + strength*value(-.25, .25, 1, 1, 1))*(1 + strength*value(-.1, .1, 3, 1, 1))
-    y = (y*gain + strength*value(-.08, .08, 1, 1, 1)).clamp(1e-3, 1)**(2**(strength*value(-.5, .5, 1, 1, 1)))
-    y = y*2 - 1
+    if not strength:
+        return x.clone()
+    value = lambda low, high, *shape: torch.from_numpy(random.uniform(low, high, (n,) + shape)).to(
+        dtype
+    )
+    y = (x + 1) / 2
+    gain = (1 + strength * value(-0.25, 0.25, 1, 1, 1)) * (1 + strength * value(-0.1, 0.1, 3, 1, 1))
+    y = (y * gain + strength * value(-0.08, 0.08, 1, 1, 1)).clamp(1e-3, 1) ** (
+        2 ** (strength * value(-0.5, 0.5, 1, 1, 1))
+    )
+    y = y * 2 - 1
     size = y.shape[-2:]
     for i in range(n):
         dice = random.random(3)
-        if dice[0] < .35*strength:
-            small = [max(8, int(s*random.uniform(.4, .9))) for s in size]
-            y[i] = F.interpolate(F.interpolate(y[i:i+1], small, mode='bilinear', antialias=True), size, mode='bilinear')[0]
-        if dice[1] < .35*strength: y[i] += torch.randn(y[i].shape, generator=torch.Generator().manual_seed(int(random.integers(2**31))))*random.uniform(.01, .05)
-        if dice[2] < .25*strength:
+        if dice[0] < 0.35 * strength:
+            small = [max(8, int(s * random.uniform(0.4, 0.9))) for s in size]
+            y[i] = F.interpolate(
+                F.interpolate(y[i : i + 1], small, mode='bilinear', antialias=True),
+                size,
+                mode='bilinear',
+            )[0]
+        if dice[1] < 0.35 * strength:
+            y[i] += torch.randn(
+                y[i].shape, generator=torch.Generator().manual_seed(int(random.integers(2**31)))
+            ) * random.uniform(0.01, 0.05)
+        if dice[2] < 0.25 * strength:
             buffer = io.BytesIO()
-            Image.fromarray(((y[i].clamp(-1, 1) + 1)*127.5).byte().permute(1, 2, 0).numpy()).save(buffer, 'JPEG', quality=int(random.integers(25, 90)))
-            y[i] = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)/127.5 - 1
+            Image.fromarray(((y[i].clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()).save(
+                buffer, 'JPEG', quality=int(random.integers(25, 90))
+            )
+            y[i] = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 127.5 - 1
     return y.clamp(-1, 1)
 
 # %% ../../nbs/people/30_train_small.ipynb #0ade7c2c
 def random_patches(
-    pictures:torch.Tensor,       # (N,3,h,w), [-1,1]
-    landmarks:np.ndarray,        # (N,68,2) pixels of the picture
-    random:np.random.Generator,  # source of the choice
-    amount:float=1.,             # 0: the exact patch
-)->tuple:                        # (N,3,96,96) patches; (N,68,2) float32 tensor, patch pixels
+    pictures: torch.Tensor,  # (N,3,h,w), [-1,1]
+    landmarks: np.ndarray,  # (N,68,2) pixels of the picture
+    random: np.random.Generator,  # source of the choice
+    amount: float = 1.0,  # 0: the exact patch
+) -> tuple:  # (N,3,96,96) patches; (N,68,2) float32 tensor, patch pixels
     "Cut out faces, not quite where they are."
     n, (h, w) = len(pictures), pictures.shape[-2:]
     centre, size = patch_box(landmarks.astype(np.float64))
-    side = PATCH_SCALE*size*np.exp(amount*random.uniform(-.15, .15, n))
-    centre = centre + amount*random.uniform(-.09, .09, (n, 2))*size[:, None] + .5
-    angle = amount*random.uniform(-.4, .4, n)*(random.random(n) < .6)
+    side = PATCH_SCALE * size * np.exp(amount * random.uniform(-0.15, 0.15, n))
+    centre = centre + amount * random.uniform(-0.09, 0.09, (n, 2)) * size[:, None] + 0.5
+    angle = amount * random.uniform(-0.4, 0.4, n) * (random.random(n) < 0.6)
     cos, sin = np.cos(angle), np.sin(angle)
     turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-    p = (np.arange(PATCH) + .5)/PATCH - .5
+    p = (np.arange(PATCH) + 0.5) / PATCH - 0.5
     grid = np.stack(np.meshgrid(p, p), -1).reshape(1, -1, 2)
-    at = np.einsum('nij,nkj->nki', turn, grid*side[:, None, None]) + centre[:, None]
-    at = torch.from_numpy((2*at/[w, h] - 1).reshape(n, PATCH, PATCH, 2)).float()
-    patches = F.grid_sample(pictures, at, mode='bilinear', padding_mode='reflection', align_corners=False)
-    back = np.einsum('nji,nkj->nki', turn, landmarks + .5 - centre[:, None])/side[:, None, None]
-    return patches, torch.from_numpy((back + .5)*PATCH - .5).float()
+    at = np.einsum('nij,nkj->nki', turn, grid * side[:, None, None]) + centre[:, None]
+    at = torch.from_numpy((2 * at / [w, h] - 1).reshape(n, PATCH, PATCH, 2)).float()
+    patches = F.grid_sample(
+        pictures, at, mode='bilinear', padding_mode='reflection', align_corners=False
+    )
+    back = np.einsum('nji,nkj->nki', turn, landmarks + 0.5 - centre[:, None]) / side[:, None, None]
+    return patches, torch.from_numpy((back + 0.5) * PATCH - 0.5).float()
 
 # %% ../../nbs/people/30_train_small.ipynb #7b52009b
 def run_loop(
-    name:str,             # of the checkpoint and log files
-    nets:nn.Module,       # what is trained (with any heads)
-    draw,                 # np.random.Generator -> batch
-    loss_of,              # nets, batch -> scalar loss, dict of floats
-    score_of,             # averaged nets -> dict of floats, measured on the holdout
-    out,                  # folder
-    minutes:float,        # computing time, restarts added up
-    lr:float=2e-3,        # peak learning rate
-    seed:int=0,           # of the batches
-    every:float=60.,      # seconds between checkpoints
-    say=print,            # called with a line at each look
-    device:str='cpu',     # where to compute; scores are taken on the cpu
-    init='',              # state file of another run to begin from, as far as shapes agree
-)->nn.Module:             # averaged weights, frozen, evaluation mode, on the cpu
+    name: str,  # of the checkpoint and log files
+    nets: nn.Module,  # what is trained (with any heads)
+    draw,  # np.random.Generator -> batch
+    loss_of,  # nets, batch -> scalar loss, dict of floats
+    score_of,  # averaged nets -> dict of floats, measured on the holdout
+    out,  # folder
+    minutes: float,  # computing time, restarts added up
+    lr: float = 2e-3,  # peak learning rate
+    seed: int = 0,  # of the batches
+    every: float = 60.0,  # seconds between checkpoints
+    say=print,  # called with a line at each look
+    device: str = 'cpu',  # where to compute; scores are taken on the cpu
+    init='',  # state file of another run to begin from, as far as shapes agree
+) -> nn.Module:  # averaged weights, frozen, evaluation mode, on the cpu
     "Train against the clock."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    path = out/f'{name}.state.safetensors'
-    if init and not path.is_file(): begin_from(nets, init)
+    path = out / f'{name}.state.safetensors'
+    if init and not path.is_file():
+        begin_from(nets, init)
     nets = nets.to(device, memory_format=torch.channels_last).train()
-    place = lambda batch: tuple(place(v) for v in batch) if isinstance(batch, tuple) else batch.to(device) if torch.is_tensor(batch) else batch
+    place = lambda batch: (
+        tuple(place(v) for v in batch)
+        if isinstance(batch, tuple)
+        else batch.to(device)
+        if torch.is_tensor(batch)
+        else batch
+    )
     average = clone_network(nets, trainable=False)
-    optimiser = torch.optim.Adam(nets.parameters(), lr=lr, betas=(.9, .99))
-    seconds, steps = 0., 0
+    optimiser = torch.optim.Adam(nets.parameters(), lr=lr, betas=(0.9, 0.99))
+    seconds, steps = 0.0, 0
     if path.is_file():
         tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
         nets.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith('nets/')})
         average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith('average/')})
         state = {}
         for k, v in tensors.items():
-            if k.startswith('adam/'): state.setdefault(int(k.split('/')[1]), {})[k.split('/')[2]] = v
+            if k.startswith('adam/'):
+                state.setdefault(int(k.split('/')[1]), {})[k.split('/')[2]] = v
         optimiser.load_state_dict(optimiser.state_dict() | dict(state=state))
         seconds, steps = meta['seconds'], meta['steps']
     random = np.random.default_rng((seed, steps))
+
     def look():
         row = dict(network=name, seconds=round(seconds, 1), steps=steps)
-        row |= {k: round(float(np.mean([p[k] for p in parts])), 5) for k in (parts[0] if parts else {})}
-        row |= {k: round(float(v), 5) for k, v in score_of(copy.deepcopy(average).cpu().eval()).items()}
-        append_row(out/f'{name}.csv', row)
-        tensors = {f'{tag}/{k}': v for tag, net in (('nets', nets), ('average', average)) for k, v in net.state_dict().items()}
-        tensors |= {f'adam/{i}/{k}': torch.as_tensor(v) for i, s in optimiser.state_dict()['state'].items() for k, v in s.items()}
-        save_tensors(path, {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, meta={'training': json.dumps(dict(seconds=seconds, steps=steps))})
+        row |= {
+            k: round(float(np.mean([p[k] for p in parts])), 5) for k in (parts[0] if parts else {})
+        }
+        row |= {
+            k: round(float(v), 5) for k, v in score_of(copy.deepcopy(average).cpu().eval()).items()
+        }
+        append_row(out / f'{name}.csv', row)
+        tensors = {
+            f'{tag}/{k}': v
+            for tag, net in (('nets', nets), ('average', average))
+            for k, v in net.state_dict().items()
+        }
+        tensors |= {
+            f'adam/{i}/{k}': torch.as_tensor(v)
+            for i, s in optimiser.state_dict()['state'].items()
+            for k, v in s.items()
+        }
+        save_tensors(
+            path,
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            meta={'training': json.dumps(dict(seconds=seconds, steps=steps))},
+        )
         say(' '.join(f'{k}={v}' for k, v in row.items()))
         parts.clear()
+
     parts, looked, tick = [], time.monotonic(), time.monotonic()
-    while seconds < 60*minutes:
-        progress = seconds/(60*minutes)
-        for group in optimiser.param_groups: group['lr'] = lr*min(1., .1 + steps/100)*min(1., 2.5*(1 - progress) + .02)
-        with torch.autocast(torch.device(device).type, torch.bfloat16): loss, part = loss_of(nets, place(draw(random)))
+    while seconds < 60 * minutes:
+        progress = seconds / (60 * minutes)
+        for group in optimiser.param_groups:
+            group['lr'] = lr * min(1.0, 0.1 + steps / 100) * min(1.0, 2.5 * (1 - progress) + 0.02)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            loss, part = loss_of(nets, place(draw(random)))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(nets.parameters(), 5.)
+        nn.utils.clip_grad_norm_(nets.parameters(), 5.0)
         optimiser.step()
-        decay = min(.995, (1 + steps)/(10 + steps))
+        decay = min(0.995, (1 + steps) / (10 + steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1 - decay)
             for p, q in zip(average.buffers(), nets.buffers()):
-                if p.is_floating_point(): p.lerp_(q, 1 - decay)
+                if p.is_floating_point():
+                    p.lerp_(q, 1 - decay)
         parts.append({'loss': float(loss.detach())} | part)
         steps += 1
         now = time.monotonic()
@@ -143,70 +205,105 @@ def run_loop(
         if now - looked > every:
             look()
             looked = tick = time.monotonic()
-    if parts: look()
+    if parts:
+        look()
     return average.cpu().eval().requires_grad_(False)
 
+
 def begin_from(
-    nets:nn.Module, # changed in place
-    path,           # NAME.state.safetensors of another run
+    nets: nn.Module,  # changed in place
+    path,  # NAME.state.safetensors of another run
 ):
     "Take over the averaged weights of another run wherever names and shapes agree."
     tensors = load_tensors(path)
     own = nets.state_dict()
     theirs = {k: tensors.get(f'average/{k}') for k in own}
-    nets.load_state_dict({k: theirs[k] if theirs[k] is not None and theirs[k].shape == v.shape else v for k, v in own.items()})
+    nets.load_state_dict(
+        {
+            k: theirs[k] if theirs[k] is not None and theirs[k].shape == v.shape else v
+            for k, v in own.items()
+        }
+    )
 
 # %% ../../nbs/people/30_train_small.ipynb #fa35e192
 class ParserAndHeads(nn.Module):
     "The parser, and what its trunk must know besides."
-    def __init__(self, n_attributes:int, n_identity:int=64):
+
+    def __init__(self, n_attributes: int, n_identity: int = 64):
         super().__init__()
         self.parser = Parser()
         d = self.parser.trunk.widths[-1]
-        self.points = nn.Linear(d*16, 136)
-        self.attributes = nn.Linear(d*16, n_attributes)
-        self.identity = nn.Linear(d*16, n_identity)
+        self.points = nn.Linear(d * 16, 136)
+        self.attributes = nn.Linear(d * 16, n_attributes)
+        self.identity = nn.Linear(d * 16, n_identity)
         with torch.no_grad():
-            self.points.weight.mul_(.1); self.points.bias.zero_()
+            self.points.weight.mul_(0.1)
+            self.points.bias.zero_()
 
-    def forward(self, x):  # (N,3,R,R) -> logits (N,19,R,R), points (N,68,2) in [-1,1], attributes (N,A), identity (N,64) unit
+    def forward(
+        self, x
+    ):  # (N,3,R,R) -> logits (N,19,R,R), points (N,68,2) in [-1,1], attributes (N,A), identity (N,64) unit
         maps = self.parser.trunk(x)
         flat = F.adaptive_avg_pool2d(maps[-1], 4).flatten(1)
         with torch.autocast(x.device.type, enabled=False):
             flat = flat.float()
-            out = self.points(flat).unflatten(1, (68, 2)), self.attributes(flat), F.normalize(self.identity(flat), dim=1)
+            out = (
+                self.points(flat).unflatten(1, (68, 2)),
+                self.attributes(flat),
+                F.normalize(self.identity(flat), dim=1),
+            )
         return (self.parser.decode(maps), *out)
 
-LABEL_PRICE = dict(background=.6, l_brow=2., r_brow=2., l_eye=3., r_eye=3., mouth=3., u_lip=2.5, l_lip=2.5)  # others 1
+
+LABEL_PRICE = dict(
+    background=0.6, l_brow=2.0, r_brow=2.0, l_eye=3.0, r_eye=3.0, mouth=3.0, u_lip=2.5, l_lip=2.5
+)  # others 1
+
 
 def contrast(
-    vectors:torch.Tensor,   # (N,d) unit
-    identity:torch.Tensor,  # (N,) int
-    temperature:float=.1,   # of the softmax
-)->torch.Tensor:            # scalar
+    vectors: torch.Tensor,  # (N,d) unit
+    identity: torch.Tensor,  # (N,) int
+    temperature: float = 0.1,  # of the softmax
+) -> torch.Tensor:  # scalar
     "Supervised contrastive loss: pictures of one person should be each other's nearest."
     same = identity[:, None] == identity[None]
     same.fill_diagonal_(False)
-    logits = (vectors @ vectors.T/temperature).float().masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -1e4)
+    logits = (
+        (vectors @ vectors.T / temperature)
+        .float()
+        .masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -1e4)
+    )
     log_p = logits.log_softmax(1)
     some = same.any(1)
-    return -((log_p*same).sum(1)[some]/same.sum(1)[some]).mean() if some.any() else logits.sum()*0
+    return (
+        -((log_p * same).sum(1)[some] / same.sum(1)[some]).mean()
+        if some.any()
+        else logits.sum() * 0
+    )
 
 # %% ../../nbs/people/30_train_small.ipynb #0716d970
 class Renders:
     "Batches for all five trainings, from one folder of shards."
-    def __init__(self,
-        folder,       # of shards
-        strength=1.,  # of `spoil`
+
+    def __init__(
+        self,
+        folder,  # of shards
+        strength=1.0,  # of `spoil`
     ):
-        self.crops, self.pairs, self.strength = Shards(folder), Shards(folder, kind='pairs'), strength
+        self.crops, self.pairs, self.strength = (
+            Shards(folder),
+            Shards(folder, kind='pairs'),
+            strength,
+        )
         self.held = Shards(folder, holdout=True)
-        if not len(self.held): raise StitchError(f'{folder} has no holdout shard (meta_h000.npz): render one first')
+        if not len(self.held):
+            raise StitchError(f'{folder} has no holdout shard (meta_h000.npz): render one first')
         self.names, self.people, self.counted = self.crops.attribute_names, {}, 0
 
     def refresh(self):
         "Take up new shards and sort them by person."
-        if self.crops.rescan() == self.counted: return
+        if self.crops.rescan() == self.counted:
+            return
         who = self.crops.take('identity', np.arange(len(self.crops)))
         order = np.argsort(who, kind='stable')
         groups = np.split(order, np.flatnonzero(np.diff(who[order])) + 1)
@@ -214,19 +311,37 @@ class Renders:
         self.counted = len(self.crops)
 
     def crop_batch(self, n):  # -> draw(random): pictures, labels, points, attributes, identity
-        sign = np.array([-1. if k in FLIPPED else 1. for k in self.names], np.float32)
+        sign = np.array([-1.0 if k in FLIPPED else 1.0 for k in self.names], np.float32)
+
         def draw(random):
             self.refresh()
-            i = random.integers(len(self.crops), size=n//2)
-            i = np.concatenate([i, self._grouped(random, n - n//2, 2)]) if self.people else random.integers(len(self.crops), size=n)
+            i = random.integers(len(self.crops), size=n // 2)
+            i = (
+                np.concatenate([i, self._grouped(random, n - n // 2, 2)])
+                if self.people
+                else random.integers(len(self.crops), size=n)
+            )
             x, y = to_tensor(self.crops.take('crops', i)), self.crops.take('labels', i)
-            points, attributes = self.crops.take('crop_landmarks', i), self.crops.take('attributes', i)
-            for k in np.flatnonzero(random.random(len(i)) < .5):
-                x[k], y[k], points[k] = x[k].flip(-1), MIRROR_LABELS[y[k, :, ::-1]], mirror_points(points[k], x.shape[-1])
+            points, attributes = (
+                self.crops.take('crop_landmarks', i),
+                self.crops.take('attributes', i),
+            )
+            for k in np.flatnonzero(random.random(len(i)) < 0.5):
+                x[k], y[k], points[k] = (
+                    x[k].flip(-1),
+                    MIRROR_LABELS[y[k, :, ::-1]],
+                    mirror_points(points[k], x.shape[-1]),
+                )
                 attributes[k] *= sign
             R = x.shape[-1]
-            return (spoil(x, random, self.strength), torch.from_numpy(y).long(), torch.from_numpy(points*2/(R - 1) - 1).float(),
-                    torch.from_numpy(attributes), torch.from_numpy(self.crops.take('identity', i)))
+            return (
+                spoil(x, random, self.strength),
+                torch.from_numpy(y).long(),
+                torch.from_numpy(points * 2 / (R - 1) - 1).float(),
+                torch.from_numpy(attributes),
+                torch.from_numpy(self.crops.take('identity', i)),
+            )
+
         return draw
 
     def _grouped(self, random, n, k):  # -> (n,) positions, k of a person
@@ -241,110 +356,151 @@ class Renders:
             self.crops.rescan()
             i = random.integers(len(self.crops), size=n)
             x, faces = to_tensor(self.crops.take('frames', i)), self.crops.take('frame_faces', i)
-            flip = random.random(n) < .5
+            flip = random.random(n) < 0.5
             x[torch.from_numpy(flip)] = x[torch.from_numpy(flip)].flip(-1)
             faces[flip] = mirror_points(faces[flip], x.shape[-1])
             return (spoil(x, random, self.strength), *detector_targets(faces, *x.shape[-2:]))
+
         return draw
 
     def patch_batch(self, n):  # -> draw(random): patches, points
         def draw(random):
             self.crops.rescan()
-            i = random.integers(len(self.crops), size=n//2)
+            i = random.integers(len(self.crops), size=n // 2)
             x, points = to_tensor(self.crops.take('crops', i)), self.crops.take('crop_landmarks', i)
             one = random_patches(x, points, random)
-            i = random.integers(len(self.crops), size=2*n)
+            i = random.integers(len(self.crops), size=2 * n)
             faces = self.crops.take('frame_faces', i)
-            known = np.argwhere(np.isfinite(faces).all((2, 3)))[:n - n//2]
+            known = np.argwhere(np.isfinite(faces).all((2, 3)))[: n - n // 2]
             x = to_tensor(self.crops.take('frames', i[known[:, 0]]))
             two = random_patches(x, faces[known[:, 0], known[:, 1]], random)
             x, points = (torch.cat(v) for v in zip(one, two))
-            flip = random.random(len(x)) < .5
+            flip = random.random(len(x)) < 0.5
             x[torch.from_numpy(flip)] = x[torch.from_numpy(flip)].flip(-1)
-            points[torch.from_numpy(flip)] = torch.from_numpy(mirror_points(points.numpy()[flip], PATCH))
+            points[torch.from_numpy(flip)] = torch.from_numpy(
+                mirror_points(points.numpy()[flip], PATCH)
+            )
             return spoil(x, random, self.strength), points
+
         return draw
 
     def people_batch(self, n, k=3):  # -> draw(random): pictures, identity
         keep = ('smile', 'yaw', 'pitch', 'roll', 'mouth_open', 'eyes_open')
+
         def draw(random):
             self.refresh()
             self.pairs.rescan()
-            i = self._grouped(random, n, k) if self.people else random.integers(len(self.crops), size=n)
+            i = (
+                self._grouped(random, n, k)
+                if self.people
+                else random.integers(len(self.crops), size=n)
+            )
             x, who = to_tensor(self.crops.take('crops', i)), self.crops.take('identity', i)
             if len(self.pairs):  # twins that differ in expression or pose are one person, too
                 j = random.integers(len(self.pairs), size=n)
                 names = self.pairs.attribute_names or self.names
-                j = np.array([v for v, a in zip(j, self.pairs.take('attr', j)) if names[a] in keep][:n//6], int)
+                j = np.array(
+                    [v for v, a in zip(j, self.pairs.take('attr', j)) if names[a] in keep][
+                        : n // 6
+                    ],
+                    int,
+                )
                 if len(j):
                     x = torch.cat([x] + [to_tensor(self.pairs.take(s, j)) for s in 'ab'])
                     who = np.concatenate([who, -1 - j, -1 - j])
-            flip = torch.from_numpy(random.random(len(x)) < .5)
+            flip = torch.from_numpy(random.random(len(x)) < 0.5)
             x[flip] = x[flip].flip(-1)
             x = nudge(x, random)
             return spoil(x, random, self.strength), torch.from_numpy(who)
+
         return draw
 
+
 def nudge(
-    x:torch.Tensor,              # (N,3,R,R)
-    random:np.random.Generator,  # source of the choice
-)->torch.Tensor:                 # (N,3,R,R)
+    x: torch.Tensor,  # (N,3,R,R)
+    random: np.random.Generator,  # source of the choice
+) -> torch.Tensor:  # (N,3,R,R)
     "Small shifts, turns and changes of scale: what an imperfect alignment does."
     n = len(x)
-    a, s = random.uniform(-.06, .06, n), np.exp(random.uniform(-.06, .06, n))
-    theta = np.stack([np.stack([s*np.cos(a), -s*np.sin(a), random.uniform(-.05, .05, n)], -1),
-                      np.stack([s*np.sin(a), s*np.cos(a), random.uniform(-.05, .05, n)], -1)], 1)
+    a, s = random.uniform(-0.06, 0.06, n), np.exp(random.uniform(-0.06, 0.06, n))
+    theta = np.stack(
+        [
+            np.stack([s * np.cos(a), -s * np.sin(a), random.uniform(-0.05, 0.05, n)], -1),
+            np.stack([s * np.sin(a), s * np.cos(a), random.uniform(-0.05, 0.05, n)], -1),
+        ],
+        1,
+    )
     grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
 
+
 def detector_targets(
-    faces:np.ndarray,  # (N,2,68,2) frame pixels; NaN for absent ones
-    h:int, w:int,      # frame size, pixels
-)->tuple:              # heat (N,1,h/4,w/4) in [0,1]; log size, the same shape; where size is known, bool
+    faces: np.ndarray,  # (N,2,68,2) frame pixels; NaN for absent ones
+    h: int,
+    w: int,  # frame size, pixels
+) -> tuple:  # heat (N,1,h/4,w/4) in [0,1]; log size, the same shape; where size is known, bool
     "What the detector should answer; a face whose centre lies outside is nobody."
     heats, sizes, known = [], [], []
     for some in faces:
         some = some[np.isfinite(some).all((1, 2))]
-        centre, size = patch_box(torch.from_numpy(some.astype(np.float32))) if len(some) else (torch.zeros(0, 2), torch.zeros(0))
+        centre, size = (
+            patch_box(torch.from_numpy(some.astype(np.float32)))
+            if len(some)
+            else (torch.zeros(0, 2), torch.zeros(0))
+        )
         inside = ((centre >= 0) & (centre < torch.tensor([w, h]))).all(1)
         centre, size = centre[inside], size[inside]
         each = [face_heat(c[None], s[None], h, w) for c, s in zip(centre, size)]
-        stack = torch.stack(each) if each else torch.zeros(1, -(-h//4), -(-w//4))
+        stack = torch.stack(each) if each else torch.zeros(1, -(-h // 4), -(-w // 4))
         heat, nearest = stack.max(0)
         log_size = size.log()[nearest] if each else torch.zeros_like(heat)
-        heats.append(heat); sizes.append(log_size); known.append(heat > .3)
+        heats.append(heat)
+        sizes.append(log_size)
+        known.append(heat > 0.3)
     return tuple(torch.stack(v)[:, None] for v in (heats, sizes, known))
 
 # %% ../../nbs/people/30_train_small.ipynb #b3f0c7f6
 def parser_loss(nets, batch):
     x, labels, points, attributes, who = batch
     logits, p, a, v = nets(x)
-    price = torch.tensor([LABEL_PRICE.get(k, 1.) for k in LABELS], device=x.device)
-    parts = dict(labels=F.cross_entropy(logits.float(), labels, price), points=F.smooth_l1_loss(p, points, beta=.05),
-                 attributes=F.smooth_l1_loss(a, attributes), identity=contrast(v, who, .2))
-    loss = parts['labels'] + 2*parts['points'] + .1*parts['attributes'] + .05*parts['identity']
+    price = torch.tensor([LABEL_PRICE.get(k, 1.0) for k in LABELS], device=x.device)
+    parts = dict(
+        labels=F.cross_entropy(logits.float(), labels, price),
+        points=F.smooth_l1_loss(p, points, beta=0.05),
+        attributes=F.smooth_l1_loss(a, attributes),
+        identity=contrast(v, who, 0.2),
+    )
+    loss = (
+        parts['labels'] + 2 * parts['points'] + 0.1 * parts['attributes'] + 0.05 * parts['identity']
+    )
     return loss, {k: float(v.detach()) for k, v in parts.items()}
+
 
 def detector_loss(net, batch):
     x, heat, size, known = batch
     logits, log_size = (v.float() for v in net(x))
     p = logits.sigmoid().clamp(1e-5, 1 - 1e-5)
-    top = heat > .95
-    focal = torch.where(top, (1 - p)**2*p.log(), (1 - heat)**4*p**2*(1 - p).log())
-    parts = dict(heat=-focal.sum()/top.sum().clamp_min(1), size=((log_size - size).abs()*known).sum()/known.sum().clamp_min(1))
+    top = heat > 0.95
+    focal = torch.where(top, (1 - p) ** 2 * p.log(), (1 - heat) ** 4 * p**2 * (1 - p).log())
+    parts = dict(
+        heat=-focal.sum() / top.sum().clamp_min(1),
+        size=((log_size - size).abs() * known).sum() / known.sum().clamp_min(1),
+    )
     return parts['heat'] + parts['size'], {k: float(v.detach()) for k, v in parts.items()}
+
 
 def landmark_loss(net, batch):
     x, points = batch
     heat = net.heat(x).float()
     p = heat.flatten(2).softmax(-1).unflatten(-1, heat.shape[-2:])
-    at = torch.arange(heat.shape[-1], device=heat.device)*4 + 1.5
+    at = torch.arange(heat.shape[-1], device=heat.device) * 4 + 1.5
     px, py = p.sum(-2), p.sum(-1)
-    mean = torch.stack([(px*at).sum(-1), (py*at).sum(-1)], -1)
-    spread = (px*(at - mean[..., :1])**2).sum(-1) + (py*(at - mean[..., 1:])**2).sum(-1)
+    mean = torch.stack([(px * at).sum(-1), (py * at).sum(-1)], -1)
+    spread = (px * (at - mean[..., :1]) ** 2).sum(-1) + (py * (at - mean[..., 1:]) ** 2).sum(-1)
     error = (mean - points).norm(dim=-1)
-    loss = F.smooth_l1_loss(mean, points, beta=.5) + .002*(spread - 24.).abs().mean()
+    loss = F.smooth_l1_loss(mean, points, beta=0.5) + 0.002 * (spread - 24.0).abs().mean()
     return loss, dict(pixels=float(error.detach().mean()))
+
 
 def identity_loss(net, batch):
     x, who = batch
@@ -357,16 +513,22 @@ def parser_scores(nets, data, n=128):
     index = np.linspace(0, len(data.held) - 1, min(n, len(data.held))).round().astype(int)
     hit, union = np.zeros(len(LABELS)), np.zeros(len(LABELS))
     predicted = []
-    for i in np.array_split(index, max(1, len(index)//16)):
-        with torch.autocast('cpu', torch.bfloat16): logits, _, a, _ = nets(to_tensor(data.held.take('crops', i)))
+    for i in np.array_split(index, max(1, len(index) // 16)):
+        with torch.autocast('cpu', torch.bfloat16):
+            logits, _, a, _ = nets(to_tensor(data.held.take('crops', i)))
         p, t = logits.argmax(1).numpy(), data.held.take('labels', i)
         predicted.append(a.float())
         for k in range(len(LABELS)):
-            hit[k] += ((p == k) & (t == k)).sum(); union[k] += ((p == k) | (t == k)).sum()
-    iou = hit/np.maximum(union, 1)
+            hit[k] += ((p == k) & (t == k)).sum()
+            union[k] += ((p == k) | (t == k)).sum()
+    iou = hit / np.maximum(union, 1)
     scores = r_squared(torch.from_numpy(data.held.take('attributes', index)), torch.cat(predicted))
-    return dict(miou=iou[union > 50].mean()) | {f'iou_{LABELS[k]}': iou[k] for k in (1, 2, 4, 10, 11, 12, 13, 17) if union[k] > 50} \
+    return (
+        dict(miou=iou[union > 50].mean())
+        | {f'iou_{LABELS[k]}': iou[k] for k in (1, 2, 4, 10, 11, 12, 13, 17) if union[k] > 50}
         | {f'r2_{k}': float(v) for k, v in zip(data.names, scores)}
+    )
+
 
 @torch.no_grad()
 def detector_scores(net, data, n=128):
@@ -375,7 +537,8 @@ def detector_scores(net, data, n=128):
     away, ratio = [], []
     for i in index:
         x = to_tensor(data.held.take('frames', [i]))
-        with torch.autocast('cpu', torch.bfloat16): heat, size = net(x)
+        with torch.autocast('cpu', torch.bfloat16):
+            heat, size = net(x)
         faces = find_peaks(heat[0, 0], size[0, 0])
         truth = data.held.take('frame_faces', [i])[0]
         truth = truth[np.isfinite(truth).all((1, 2))]
@@ -383,88 +546,144 @@ def detector_scores(net, data, n=128):
             centre, s = patch_box(truth)
             inside = ((centre >= 0) & (centre < x.shape[-1])).all(1)
             centre, s = centre[inside], s[inside]
-        else: centre, s = np.zeros((0, 2)), np.zeros(0)
+        else:
+            centre, s = np.zeros((0, 2)), np.zeros(0)
         wanted += len(s)
         for px, py, ps, _ in faces:
-            d = np.hypot(*(centre - [px, py]).T)/s if len(s) else np.array([9.])
-            if d.min() < .3: found += 1; away.append(d.min()); ratio.append(abs(np.log(ps/s[d.argmin()])))
-            else: false += 1
-    return dict(recall=found/max(1, wanted), false_per_frame=false/len(index), centre_error=np.mean(away or [9]), size_error=np.mean(ratio or [9]))
+            d = np.hypot(*(centre - [px, py]).T) / s if len(s) else np.array([9.0])
+            if d.min() < 0.3:
+                found += 1
+                away.append(d.min())
+                ratio.append(abs(np.log(ps / s[d.argmin()])))
+            else:
+                false += 1
+    return dict(
+        recall=found / max(1, wanted),
+        false_per_frame=false / len(index),
+        centre_error=np.mean(away or [9]),
+        size_error=np.mean(ratio or [9]),
+    )
+
 
 @torch.no_grad()
 def landmark_scores(net, data, n=128):
     index = np.linspace(0, len(data.held) - 1, min(n, len(data.held))).round().astype(int)
     points = data.held.take('crop_landmarks', index)
     out = {}
-    for name, amount in (('nme', 0.), ('nme_nudged', .7)):
-        x, t = random_patches(to_tensor(data.held.take('crops', index)), points, np.random.default_rng(0), amount)
-        with torch.autocast('cpu', torch.bfloat16): p = torch.cat([net(v) for v in x.split(32)])
+    for name, amount in (('nme', 0.0), ('nme_nudged', 0.7)):
+        x, t = random_patches(
+            to_tensor(data.held.take('crops', index)), points, np.random.default_rng(0), amount
+        )
+        with torch.autocast('cpu', torch.bfloat16):
+            p = torch.cat([net(v) for v in x.split(32)])
         eyes = (t[:, 36:42].mean(1) - t[:, 42:48].mean(1)).norm(dim=-1).clamp_min(10)
-        out[name] = float(100*((p - t).norm(dim=-1).mean(1)/eyes).mean())
+        out[name] = float(100 * ((p - t).norm(dim=-1).mean(1) / eyes).mean())
     return out
+
 
 @torch.no_grad()
 def identity_scores(net, data, n=256):
     who = data.held.take('identity', np.arange(len(data.held)))
     index = np.argsort(who, kind='stable')[:n]
-    with torch.autocast('cpu', torch.bfloat16): v = torch.cat([net(to_tensor(data.held.take('crops', i))) for i in np.array_split(index, max(1, len(index)//32))])
+    with torch.autocast('cpu', torch.bfloat16):
+        v = torch.cat(
+            [
+                net(to_tensor(data.held.take('crops', i)))
+                for i in np.array_split(index, max(1, len(index) // 32))
+            ]
+        )
     cos = (v @ v.T).numpy()
     same = who[index][:, None] == who[index][None]
     upper = np.triu(np.ones_like(same), 1)
     a, b = cos[same & upper], cos[~same & upper]
-    if not len(a) or not len(b): return {}
-    rank = np.searchsorted(np.sort(b), a)/len(b)
+    if not len(a) or not len(b):
+        return {}
+    rank = np.searchsorted(np.sort(b), a) / len(b)
     return dict(auc=rank.mean(), same=a.mean(), other=b.mean())
 
 # %% ../../nbs/people/30_train_small.ipynb #12c6fc06
-SHARES = dict(parser=.42, landmarks=.24, detector=.12, identity=.22)  # of the minutes
+SHARES = dict(parser=0.42, landmarks=0.24, detector=0.12, identity=0.22)  # of the minutes
+
 
 def train_small(
-    data,                     # folder of shards with a holdout
-    out,                      # folder for the networks, their states and logs
-    minutes:float=12.,        # computing time of all together
-    only:tuple=tuple(SHARES), # which of them, in this order
-    seed:int=0,
-    batch:int=32,             # pictures in a step; the parser takes half
-    every:float=60.,          # seconds between checkpoints
+    data,  # folder of shards with a holdout
+    out,  # folder for the networks, their states and logs
+    minutes: float = 12.0,  # computing time of all together
+    only: tuple = tuple(SHARES),  # which of them, in this order
+    seed: int = 0,
+    batch: int = 32,  # pictures in a step; the parser takes half
+    every: float = 60.0,  # seconds between checkpoints
     say=print,
-    device:str='cpu',         # where to compute
-    init='',                  # folder of another run to begin from
-)->dict:                      # name -> network (parser, trunk, landmarks, detector, identity)
+    device: str = 'cpu',  # where to compute
+    init='',  # folder of another run to begin from
+) -> dict:  # name -> network (parser, trunk, landmarks, detector, identity)
     "Train the small networks; whatever is finished already is only read."
     torch.manual_seed(seed)
     data, out, nets = Renders(data), Path(out), {}
-    kinds = dict(parser=(ParserAndHeads(len(data.names)), data.crop_batch(batch//2), parser_loss, parser_scores),
-                 landmarks=(LandmarkNet(), data.patch_batch(batch), landmark_loss, landmark_scores),
-                 detector=(FaceDetector(), data.frame_batch(batch), detector_loss, detector_scores),
-                 identity=(IdentityNet(), data.people_batch(2*batch), identity_loss, identity_scores))
+    kinds = dict(
+        parser=(
+            ParserAndHeads(len(data.names)),
+            data.crop_batch(batch // 2),
+            parser_loss,
+            parser_scores,
+        ),
+        landmarks=(LandmarkNet(), data.patch_batch(batch), landmark_loss, landmark_scores),
+        detector=(FaceDetector(), data.frame_batch(batch), detector_loss, detector_scores),
+        identity=(IdentityNet(), data.people_batch(2 * batch), identity_loss, identity_scores),
+    )
     for name in only:
-        if name not in kinds: raise StitchError(f"no small network is called {name!r}; there are {', '.join(kinds)}")
+        if name not in kinds:
+            raise StitchError(f"no small network is called {name!r}; there are {', '.join(kinds)}")
         net, draw, loss, score = kinds[name]
-        before = Path(init)/f'{name}.state.safetensors' if init else ''
-        net = run_loop(name, net, draw, loss, lambda n, score=score: score(n, data), out, minutes*SHARES[name],
-                       seed=seed, every=every, say=say, device=device, init=before)
+        before = Path(init) / f'{name}.state.safetensors' if init else ''
+        net = run_loop(
+            name,
+            net,
+            draw,
+            loss,
+            lambda n, score=score: score(n, data),
+            out,
+            minutes * SHARES[name],
+            seed=seed,
+            every=every,
+            say=say,
+            device=device,
+            init=before,
+        )
         if name == 'parser':
-            save_tensors(out/'heads.safetensors', {k: v for k, v in net.state_dict().items() if not k.startswith('parser.')}, meta={'names': json.dumps(list(data.names))})
+            save_tensors(
+                out / 'heads.safetensors',
+                {k: v for k, v in net.state_dict().items() if not k.startswith('parser.')},
+                meta={'names': json.dumps(list(data.names))},
+            )
             net = net.parser
             nets['trunk'] = net.trunk
-            save_network(out/'trunk.safetensors', net.trunk)
+            save_network(out / 'trunk.safetensors', net.trunk)
         nets[name] = net
-        save_network(out/f'{name}.safetensors', net)
+        save_network(out / f'{name}.safetensors', net)
     return nets
 
 # %% ../../nbs/people/30_train_small.ipynb #bc33ea4e
 @call_parse
 def main(
-    data:str='data',     # folder of shards
-    out:str='run',       # folder for networks, states and logs
-    minutes:float=12.,   # computing time of all together
-    threads:int=1,       # of the CPU
-    device:str='cpu',    # cpu, cuda, mps
-    only:str='parser,landmarks,detector,identity', # which of them
-    seed:int=0,          # of weights and batches
-    init:str='',         # folder of another run to begin from
+    data: str = 'data',  # folder of shards
+    out: str = 'run',  # folder for networks, states and logs
+    minutes: float = 12.0,  # computing time of all together
+    threads: int = 1,  # of the CPU
+    device: str = 'cpu',  # cpu, cuda, mps
+    only: str = 'parser,landmarks,detector,identity',  # which of them
+    seed: int = 0,  # of weights and batches
+    init: str = '',  # folder of another run to begin from
 ):
     "Train parser, trunk, landmarks, detector and identity from shards of renders."
     torch.set_num_threads(threads)
-    train_small(data, out, minutes, tuple(only.split(',')), seed, say=lambda s: print(s, flush=True), device=device, init=init)
+    train_small(
+        data,
+        out,
+        minutes,
+        tuple(only.split(',')),
+        seed,
+        say=lambda s: print(s, flush=True),
+        device=device,
+        init=init,
+    )
