@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from .core import StitchError, to_tensor
-from .networks import PATCH, PATCH_SCALE, find_peaks, patch_box
+from .nets.small import PATCH, PATCH_SCALE, find_peaks, patch_box
 from .align import check_frame, crop_frame, quads_from_landmarks, reflect_index, resample
 
 # %% ../nbs/08_faces.ipynb #0ade7c2c

@@ -29,8 +29,8 @@ from stitch_nb.core import (
     save_tensors,
     seeded,
 )
-from .formats import PARTS, build, convert_file, identify, load_converted, read_network
-from stitch_nb.registry import (
+from .weights.formats import PARTS, build, convert_file, identify, load_converted, read_network
+from stitch_nb.weights.catalogue import (
     bundle_files,
     cache_folder,
     convert,
@@ -44,12 +44,12 @@ from stitch_nb.registry import (
 CLASSES = dict(
     Generator="generator",
     Encoder="encode",
-    Trunk="networks",
-    Parser="networks",
-    FaceDetector="networks",
-    LandmarkNet="networks",
-    IdentityNet="networks",
-    BiSeNet="bisenet",
+    Trunk="nets.small",
+    Parser="nets.small",
+    FaceDetector="nets.small",
+    LandmarkNet="nets.small",
+    IdentityNet="nets.small",
+    BiSeNet="nets.bisenet",
 )
 ROLES = ("generator", "encoder", "parser", "detector", "landmarks", "identity", "perceptual")
 

@@ -14,7 +14,7 @@ import torch
 
 torch.set_num_threads(1)
 from stitch_nb.core import StitchError  # noqa: E402
-from stitch_nb.formats import read_network  # noqa: E402
+from stitch_nb.weights.formats import read_network  # noqa: E402
 
 MORE = 2**29  # bytes of address space on top of what the interpreter and torch have
 

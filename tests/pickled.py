@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from stitch_nb.formats import to_source_keys
+from stitch_nb.weights.formats import to_source_keys
 from stitch_nb.generator import fir_kernel
 
 SOURCE = "import torch\nfrom torch_utils import persistence\n\n@persistence.persistent_class\nclass Generator(torch.nn.Module):\n    def forward(self, z): return self.eval()\n"

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb import arms, pipeline
+from stitch_nb import pipeline
+from stitch_nb.figures import figure9 as arms
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig
 from stitch_nb.models import load_models

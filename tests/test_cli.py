@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb.cli import stitch_edit
+from stitch_nb.commands.edit import stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.pti import PTIConfig

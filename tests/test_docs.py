@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from stitch_nb import docs
+from stitch_nb.commands import docs
 from stitch_nb.core import StitchError
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"

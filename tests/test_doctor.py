@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stitch_nb import doctor
+from stitch_nb.commands import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ def test_official_estimate_without_the_files():
         "imageio_ffmpeg.get_ffmpeg_exe",
         "psutil.virtual_memory",
         "torch.get_num_threads",
-        "stitch_nb.doctor.missing_files",
+        "stitch_nb.commands.doctor.missing_files",
         "shutil.disk_usage",
         "importlib.metadata.version",
         "stitch_nb.video.write_video",

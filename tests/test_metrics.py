@@ -160,7 +160,7 @@ def test_identity_back_ends(monkeypatch, source):
     import sys
     import types
     import torch
-    from stitch_nb import identity
+    from stitch_nb.nets import identity
 
     crops = source[:, :64, :64]
     for name, package in (
@@ -198,7 +198,7 @@ def test_identity_back_ends(monkeypatch, source):
 
 def test_dlib_identity(source):
     pytest.importorskip("dlib")
-    from stitch_nb.identity import identity_backend
+    from stitch_nb.nets.identity import identity_backend
 
     crops = np.stack(list(read_clip(sample("talk"), frames=slice(8, 10)).frames()))[:, :, 24:216]
     v = identity_backend("dlib")(crops)

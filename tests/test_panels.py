@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tiny
-from stitch_nb import panels
+from stitch_nb.figures import panels
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
-from stitch_nb.panels import (
+from stitch_nb.figures.panels import (
     COLUMNS,
     PREVIEW,
     Figure3App,

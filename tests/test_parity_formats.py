@@ -9,11 +9,11 @@ from pickled import filled, write_ada, write_e4e, write_rosinality, write_run, w
 from test_parity_edit import normal
 from test_parity_generator import Checker
 
-from stitch_nb.bisenet import BiSeNet
+from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import StitchError
 from stitch_nb.edit import Edit, apply_edit, first_row, global_direction, reference_strength
 from stitch_nb.encode import Encoder
-from stitch_nb.formats import (
+from stitch_nb.weights.formats import (
     build,
     convert_file,
     generator_config,

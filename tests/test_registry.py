@@ -11,10 +11,10 @@ from collections import namedtuple
 
 import pytest
 
-from stitch_nb import registry
-from stitch_nb.cli import stitch_weights
+from stitch_nb.weights import catalogue as registry
+from stitch_nb.commands.edit import stitch_weights
 from stitch_nb.core import StitchError
-from stitch_nb.registry import OfficialFile, fetch, file_state, original_path, read_lock
+from stitch_nb.weights.catalogue import OfficialFile, fetch, file_state, original_path, read_lock
 
 BODY = bytes(range(256)) * 800  # 204 800 bytes
 RIGHT = hashlib.sha256(BODY).hexdigest()
@@ -324,7 +324,7 @@ def toys(server, monkeypatch, tmp_path):
         for n, m, sha in [("a.bin", "good", RIGHT), ("b.bin", "cuts", "")]
     }
     monkeypatch.setattr(registry, "REGISTRY", files)
-    monkeypatch.setattr("stitch_nb.cli.REGISTRY", files)
+    monkeypatch.setattr("stitch_nb.commands.edit.REGISTRY", files)
     return files
 
 

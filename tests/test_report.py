@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 import tiny
-from stitch_nb import report
+from stitch_nb.figures import report
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import RunConfig, edit_clip

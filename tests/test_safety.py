@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from pickled import (
-    ada_module,
+    ada_module,  # noqa: F401
     fake_modules,
-    filled,
+    filled,  # noqa: F401
     write_ada,
     write_e4e,
     write_pickle,
@@ -27,12 +27,12 @@ from pickled import (
 )  # noqa: F401
 from test_project import NOTEBOOKS, ROOT, SOURCES, code_of
 
-from stitch_nb.bisenet import BiSeNet
+from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder
-from stitch_nb.formats import convert_file, read_network, to_source_keys
+from stitch_nb.weights.formats import convert_file, read_network, to_source_keys
 from stitch_nb.generator import Generator
-from stitch_nb.pickles import MAGIC, read_pickle
+from stitch_nb.weights.pickles import MAGIC, read_pickle
 
 # ---- what the sources say -------------------------------------------------------------------------------------------------------------------------------------------
 

@@ -63,8 +63,8 @@ def test_contents(wheel):
         .decode()
     )
     assert (
-        "stitch_demo = stitch_nb.cli:stitch_demo" in scripts
-        and "stitch_edit = stitch_nb.cli:stitch_edit" in scripts
+        "stitch_demo = stitch_nb.commands.edit:stitch_demo" in scripts
+        and "stitch_edit = stitch_nb.commands.edit:stitch_edit" in scripts
     )
     assert not [n for n in names if n.startswith(("tests/", "nbs/", "tools/"))]
 
@@ -74,7 +74,7 @@ def test_runs_in_an_empty_directory(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     empty.mkdir()
     script = (
-        "import sys, stitch_nb; print(stitch_nb.__file__); sys.argv = ['stitch_demo']; from stitch_nb.cli import stitch_demo; "
+        "import sys, stitch_nb; print(stitch_nb.__file__); sys.argv = ['stitch_demo']; from stitch_nb.commands.edit import stitch_demo; "
         "stitch_demo(frames='0:3', pti_steps=1, stitch_steps=2)"
     )
     done = subprocess.run(

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from stitch_nb import pipeline
-from stitch_nb.cli import stitch_demo, stitch_edit
+from stitch_nb.commands.edit import stitch_demo, stitch_edit
 from stitch_nb.encode import Encoder
 from stitch_nb.faces import Detection
 from stitch_nb.generator import Generator
 from stitch_nb.models import save_bundle
-from stitch_nb.networks import IdentityNet, Trunk
+from stitch_nb.nets.small import IdentityNet, Trunk
 from stitch_nb.video import write_video
 
 

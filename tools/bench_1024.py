@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stitch_nb.bisenet import BiSeNet
+from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import autocast, sample, seeded
 from stitch_nb.encode import Encoder
 from stitch_nb.generator import Generator

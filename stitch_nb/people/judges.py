@@ -37,7 +37,7 @@ from ..faces import BundleFaces, dlib_model_file, face_patch, find_faces
 from ..masks import face_mask, segment
 from ..metrics import psnr, true_edit_psnr
 from ..models import bundle_folder, load_models
-from ..networks import LABELS, patch_box
+from ..nets.small import LABELS, patch_box
 from ..paste import paste
 from .dataset import STD
 from .directions import drawn, encode_in_batches, load_meter, responses

@@ -32,7 +32,7 @@ from stitch_nb.core import (
 )
 from ..generator import Generator
 from ..encode import Encoder
-from ..networks import LABELS
+from ..nets.small import LABELS
 from .shards import Shards
 
 # %% ../../nbs/people/20_train_generator.ipynb #c1dfd96e

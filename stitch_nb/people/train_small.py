@@ -28,7 +28,7 @@ from stitch_nb.core import (
     to_tensor,
 )
 from ..models import save_network
-from stitch_nb.networks import (
+from stitch_nb.nets.small import (
     LABELS,
     PATCH,
     PATCH_SCALE,
