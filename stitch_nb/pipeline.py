@@ -68,7 +68,8 @@ from stitch_nb.metrics import (
 from .models import Bundle, load_models
 from .paste import paste, paste_mask
 from .perceptual import choose_perceptual
-from .pti import PTIConfig, tune_generator, tuning_dtype
+from .pti import PTIConfig, tune_generator
+from .device import tuning_dtype
 from .show import resize_image, strip
 from .stitch import StitchConfig, stitch_frames, worker_count
 from .video import Clip, read_clip, write_video
