@@ -8,11 +8,12 @@ __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'pick_device', 'all
            'reuse_memory', 'Replay', 'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks', 'ranks',
            'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
 
-# %% ../nbs/03_device.ipynb #8f93188c
+# %% ../nbs/03_device.ipynb #a8739b70
 import contextlib
 import ctypes
 import os
 import platform
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -51,21 +52,26 @@ def pick_device(
         allow_tf32(tf32)
     return torch.device(name)
 
-# %% ../nbs/03_device.ipynb #04779602
+# %% ../nbs/03_device.ipynb #187f48bc
 def _float32_switches() -> (
     tuple
 ):  # (object, attribute) of both, what they say for IEEE and for TF32
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(cudnn, 'conv') and hasattr(cudnn.conv, 'fp32_precision'):
-        return [(matmul, 'fp32_precision'), (cudnn.conv, 'fp32_precision')], ('ieee', 'tf32')
-    return [(matmul, 'allow_tf32'), (cudnn, 'allow_tf32')], (False, True)
+    if hasattr(cudnn, 'allow_tf32'):
+        return [(matmul, 'allow_tf32'), (cudnn, 'allow_tf32')], (False, True)
+    return [(matmul, 'fp32_precision'), (cudnn.conv, 'fp32_precision')], ('ieee', 'tf32')
+
+
+def _set_switches(values):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # newer versions prefer another spelling of the same
+        for (owner, name), value in zip(_float32_switches()[0], values):
+            setattr(owner, name, value)
 
 
 def allow_tf32(allow: bool):
     "Whether float32 products and convolutions on CUDA cards may be TF32."
-    switches, values = _float32_switches()
-    for owner, name in switches:
-        setattr(owner, name, values[bool(allow)])
+    _set_switches([_float32_switches()[1][bool(allow)]] * 2)
 
 
 def float32_policy() -> str:  # 'ieee', 'tf32', or 'mixed' where PyTorch's own default is in force
@@ -81,19 +87,21 @@ def float32_policy() -> str:  # 'ieee', 'tf32', or 'mixed' where PyTorch's own d
 def precision(
     device,  # a torch.device or its name
     dtype: str,  # 'float32', 'tf32', 'bfloat16'
+    search: bool = True,  # let cuDNN try its kernels for each new shape and keep the fastest
 ):  # context manager
     "The float32 policy that `dtype` asks for, for as long as the block runs."
-    switches, values = _float32_switches()
     if torch.device(device).type != 'cuda':
         yield
         return
-    before = [getattr(owner, name) for owner, name in switches]
+    switches = _float32_switches()[0]
+    before, cudnn = [getattr(owner, name) for owner, name in switches], torch.backends.cudnn
+    searched, cudnn.benchmark = cudnn.benchmark, search
     allow_tf32(dtype == 'tf32')
     try:
         yield
     finally:
-        for (owner, name), value in zip(switches, before):
-            setattr(owner, name, value)
+        cudnn.benchmark = searched
+        _set_switches(before)
 
 # %% ../nbs/03_device.ipynb #e8f324c6
 DTYPES = ('auto', 'float32', 'tf32', 'bfloat16')

@@ -334,7 +334,7 @@ def _advance(loop: FrameLoop, step: int) -> bool:  # True: nothing is left to do
     "One update; on a CPU the losses are looked at before the weights change."
     tuner = loop.tuner
     set_rate(tuner.adam, loop.rate(step))
-    if tuner.replay.enabled:
+    if tuner.replay.enabled and all(lane.styles is None for lane in tuner.lanes):
         tuner.replay()
         loop.history[step] = tuner.terms
         due = (step + 1) % loop.every == 0 or step + 1 == loop.steps
