@@ -37,17 +37,10 @@ from stitch_nb.figures.panels import (
     stoppable,
     zoom_boxes,
 )
-from stitch_nb.pipeline import (
-    ARMS,
-    PAPER_ARMS,
-    RunConfig,
-    ablate,
-    check_arms,
-    clip_key,
-    edit_clip,
-    strip_frames,
-    write_json,
-)
+from ..pipeline import ablate, edit_clip
+from ..run.measure import strip_frames
+from ..run.settings import ARMS, PAPER_ARMS, RunConfig, check_arms
+from ..run.store import clip_key, write_json
 from ..show import inline_video
 from ..video import read_clip, write_video
 

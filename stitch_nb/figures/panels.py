@@ -49,10 +49,10 @@ from ..metrics import border_steps, psnr
 from ..models import Bundle, load_models
 from ..paste import paste, paste_mask
 from ..perceptual import choose_perceptual
-from stitch_nb.pipeline import (
+from ..run.measure import strip_frames
+from ..run.settings import RunConfig, as_edits
+from stitch_nb.run.stages import (
     FrameMasks,
-    RunConfig,
-    as_edits,
     crops_stage,
     draw,
     faces_stage,
@@ -61,10 +61,8 @@ from stitch_nb.pipeline import (
     load_pivots,
     masks_stage,
     pivots_stage,
-    run_stage,
-    strip_frames,
-    write_rows,
 )
+from ..run.store import run_stage, write_rows
 from ..show import as_image, inline_video
 from ..stitch import FrameTuner, StitchConfig, stitch_frame
 from ..video import Clip, parse_frames, read_clip, write_video
