@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['OPERATORS', 'CUSTOM', 'DTYPES', 'POINTWISE', 'DETECTOR_SIDE', 'MESH_SIDE', 'MESH_EYES', 'MESH_OVAL', 'MESH_TO_68',
-           'SELFIE_SIDE', 'NOT_HEAD', 'MIDDLE', 'Table', 'Step', 'Graph', 'read_step', 'read_graph', 'same_padding',
-           'torch_weights', 'GraphNet', 'padded', 'face_anchors', 'decode_boxes', 'overlap', 'blend_boxes', 'BlazeFace',
-           'face_square', 'FaceMesh', 'points_68', 'SelfieNet', 'resized', 'one_head', 'HeadParser']
+           'SELFIE_SIDE', 'NOT_HEAD', 'MIDDLE', 'FOLDER', 'FILES', 'Table', 'Step', 'Graph', 'read_step', 'read_graph',
+           'same_padding', 'torch_weights', 'GraphNet', 'padded', 'face_anchors', 'decode_boxes', 'overlap',
+           'blend_boxes', 'BlazeFace', 'face_square', 'FaceMesh', 'points_68', 'SelfieNet', 'resized', 'one_head',
+           'HeadParser', 'load_networks']
 
-# %% ../../nbs/nets/50_mediapipe.ipynb #b13e7a03
+# %% ../../nbs/nets/50_mediapipe.ipynb #bc496874
+import hashlib
 import struct
 from dataclasses import dataclass
 
@@ -239,8 +241,10 @@ class GraphNet(nn.Module):
         for step in graph.steps:
             for k in step.inputs[1:]:
                 array = graph.constants.get(k)
-                if array is not None and array.dtype.kind == 'f' and not hasattr(self, f'c{k}'):
-                    self.register_buffer(f'c{k}', torch_weights(step.kind, array))
+                known = array is None or array.dtype.kind != 'f' or hasattr(self, f'c{k}')
+                if not known:
+                    weights = torch_weights(step.kind, array)
+                    self.register_parameter(f'c{k}', nn.Parameter(weights, requires_grad=False))
 
     def forward(
         self,
@@ -415,7 +419,7 @@ def face_square(
 class FaceMesh(nn.Module):
     "MediaPipe's 468 points."
 
-    name, side = 'mediapipe', MESH_SIDE
+    name, side, eyes = 'mediapipe', MESH_SIDE, MESH_EYES
 
     def __init__(
         self,
@@ -432,6 +436,21 @@ class FaceMesh(nn.Module):
     ):  # (N,468,3) positions in patch pixels, z towards the camera negative; (N,) probability
         points, face = self.net((patches + 1) / 2)
         return points.reshape(len(patches), 468, 3), face.flatten().sigmoid()
+
+    def square(
+        self,
+        points: np.ndarray,  # (n,2) frame positions: box corners or a mesh
+        eyes: np.ndarray,  # (2,2) the eye on the picture's left, then the other
+    ) -> np.ndarray:  # (2,3) patch position -> frame position
+        "Where the network wants to look."
+        return face_square(points, eyes)
+
+    def points_68(
+        self,
+        mesh: np.ndarray,  # (...,468,2 or more)
+    ) -> np.ndarray:  # (...,68,2)
+        "The 68 points of a mesh."
+        return points_68(mesh)
 
 # %% ../../nbs/nets/50_mediapipe.ipynb #2c6dce63
 MESH_TO_68 = tuple(  # for each of the 68 points the two mesh points whose middle it is
@@ -527,3 +546,41 @@ class HeadParser(nn.Module):
         kept = torch.from_numpy(np.stack([one_head(k) for k in labels])).to(logits.device)
         best = logits.amax(1, keepdim=True) + 1
         return logits.scatter(1, kept[:, None].long(), best)
+
+# %% ../../nbs/nets/50_mediapipe.ipynb #fb17960c
+FOLDER = 'mediapipe/modules/'
+FILES = dict(  # role: class, member of the wheel, SHA-256
+    detector=(
+        BlazeFace,
+        FOLDER + 'face_detection/face_detection_short_range.tflite',
+        'bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8',
+    ),
+    landmarks=(
+        FaceMesh,
+        FOLDER + 'face_landmark/face_landmark.tflite',
+        '1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814',
+    ),
+    selfie=(
+        SelfieNet,
+        FOLDER + 'selfie_segmentation/selfie_segmentation.tflite',
+        '9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c',
+    ),
+)
+
+
+def load_networks(
+    read,  # name of a member of the wheel -> its bytes
+    roles=tuple(FILES),  # which
+) -> dict:  # role to network, float32 on the cpu, frozen
+    "MediaPipe's networks."
+    found = {}
+    for role in roles:
+        make, member, sha256 = FILES[role]
+        data = read(member)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise StitchError(
+                f'{member} is not the file that this page reads (SHA-256 differs): '
+                'fetch mediapipe 0.10.21 again'
+            )
+        found[role] = make(read_graph(data, member)).eval()
+    return found
