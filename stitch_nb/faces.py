@@ -52,7 +52,7 @@ def face_patch(
     size: float,  # face size, frame pixels: the longer side of the landmarks' bounding box
     R: int = PATCH,  # pixels of the patch's side
 ) -> tuple:  # (1,3,R,R) float32 in [-1,1], and the (2,3) map from patch to frame positions
-    "The upright square around a face that the landmark network looks at; reflected beyond the frame."
+    "The upright square that the landmark network looks at; reflected beyond the frame."
     side = PATCH_SCALE * size
     x0, y0 = np.floor(np.asarray(centre) - side / 2).astype(int) - 2
     n = int(side) + 6
@@ -148,11 +148,12 @@ class BundleFaces:
 
 # %% ../nbs/08_faces.ipynb #b3f0c7f6
 def dlib_model_file() -> Path:  # shape_predictor_68_face_landmarks.dat
-    "The 68 point model inside the `face_recognition_models` distribution, found without importing that package."
+    "The 68 point model inside `face_recognition_models`, which is not imported."
     spec = find_spec('face_recognition_models')
     if spec is None or not spec.submodule_search_locations:
         raise StitchError(
-            "dlib's landmark model is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment"
+            "dlib's landmark model is not installed: pip install 'stitch_nb[dlib]', or choose "
+            '--landmarks bundle or face_alignment'
         )
     file = (
         Path(list(spec.submodule_search_locations)[0])
@@ -161,7 +162,8 @@ def dlib_model_file() -> Path:  # shape_predictor_68_face_landmarks.dat
     )
     if not file.is_file():
         raise StitchError(
-            f'{file} is missing: reinstall with pip install --force-reinstall face_recognition_models'
+            f'{file} is missing: reinstall with '
+            'pip install --force-reinstall face_recognition_models'
         )
     return file
 
@@ -177,7 +179,8 @@ class DlibFaces:
             import dlib
         except ImportError:
             raise StitchError(
-                "dlib is not installed: pip install 'stitch_nb[dlib]', or choose --landmarks bundle or face_alignment"
+                "dlib is not installed: pip install 'stitch_nb[dlib]', or choose "
+                '--landmarks bundle or face_alignment'
             ) from None
         self.dlib, self.longer_side, self.margin, self.face_pixels = (
             dlib,
@@ -193,7 +196,7 @@ class DlibFaces:
     def boxes(
         self,
         frame: np.ndarray,  # (H,W,3) uint8
-        pad: int = 0,  # frame pixels added on every side by repeating the edge: finds a face that is cut off
+        pad: int = 0,  # frame pixels of margin, repeats of the edge: finds a face that is cut off
     ) -> list:  # of (x0,y0,x1,y1,score), frame pixels
         "Face rectangles."
         frame = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), mode='edge') if pad else frame
@@ -217,7 +220,7 @@ class DlibFaces:
         frame: np.ndarray,  # (H,W,3) uint8
         box: tuple,  # (x0,y0,x1,y1) frame pixels
     ) -> np.ndarray:  # (68,2) float64, frame pixels
-        "Landmarks in a rectangle. dlib answers in whole pixels, so it is asked on an enlarged face."
+        "Landmarks in a rectangle. dlib answers in whole pixels: it is asked on an enlarged face."
         x0, y0, x1, y1 = box
         side, centre = max(x1 - x0, y1 - y0), np.array([x0 + x1, y0 + y1]) / 2
         R = int(self.face_pixels * PATCH_SCALE)
@@ -257,7 +260,7 @@ def first_line(
 # %% ../nbs/08_faces.ipynb #d435a6cd
 @contextmanager
 def only_weights():
-    "Other libraries load their checkpoints as plain tensors inside of this block, or not at all: nothing in the file is executed."
+    "Inside of this block other libraries load checkpoints as plain tensors, or not at all."
     name, before = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD')
     os.environ[name] = '1'
     try:
@@ -276,7 +279,8 @@ class FaceAlignmentFaces:
             from face_alignment import FaceAlignment, LandmarksType
         except ImportError as error:
             raise StitchError(
-                f'face-alignment cannot be imported ({error}): pip install face-alignment, or choose --landmarks dlib'
+                f'face-alignment cannot be imported ({error}): '
+                'pip install face-alignment, or choose --landmarks dlib'
             ) from None
         try:
             with only_weights():
@@ -286,8 +290,9 @@ class FaceAlignmentFaces:
         except (OSError, RuntimeError) as error:
             folder = Path(torch.hub.get_dir()) / 'checkpoints'
             raise StitchError(
-                f'the weights of face-alignment cannot be loaded ({first_line(error)}): connect once so that they are fetched, put '
-                f's3fd-619a316812.pth and 2DFAN4-11f355bf06.pth.tar into {folder}, or choose --landmarks dlib'
+                f'the weights of face-alignment cannot be loaded ({first_line(error)}): '
+                'connect once so that they are fetched, put s3fd-619a316812.pth and 2DFAN4-11f355bf06.pth.tar '
+                f'into {folder}, or choose --landmarks dlib'
             ) from None
 
     def __call__(
@@ -321,7 +326,7 @@ class MediaPipeFaces:
     ):
         self.detector, self.mesh = detector, mesh
         self.parts, self.last, self.threshold = parts, last, threshold
-        self.device = next(detector.buffers()).device
+        self.device = next(detector.parameters()).device
 
     def candidates(
         self,
@@ -394,7 +399,7 @@ def square_starts(
     length: int,  # pixels of the frame along one axis
     side: float,  # pixels of a square
 ) -> list:  # where squares begin, pixels
-    "Squares that cover an axis, a quarter of one overlapping the next; one in the middle if it is longer."
+    "Squares that cover an axis, overlapping by a quarter; one in the middle if it is longer."
     if length <= side:
         return [(length - side) / 2]
     n = int(np.ceil((length - side) / (0.75 * side))) + 1
@@ -406,7 +411,7 @@ def centre_landmarks(
     W: int,  # frame, pixels
     scale: float = 1.0,  # side of the crop relative to FFHQ's square, as the bundle has it
 ) -> np.ndarray:  # (68,2) float64, frame pixels
-    "Points of a schematic upright face whose crop is the largest square in the middle of the frame."
+    "Points of a schematic face whose crop is the largest square in the middle of the frame."
 
     def arc(n, a, b, x, y, rx, ry):
         t = np.linspace(a, b, n)
@@ -418,7 +423,7 @@ def centre_landmarks(
     turn, e = (
         2 * np.pi,
         0.5 - 0.1 * 0.5 / 1.8,
-    )  # the eyes' height, from the crop's formula: its half side is 1.8 times eyes to mouth, and twice eye to eye
+    )  # the eyes' height: the crop's half side is 1.8 times eyes to mouth, twice eye to eye
     eye = lambda x: arc(7, turn / 2, 3 * turn / 2, x, e, 0.05, 0.02)[:6]
     mouth = e + 0.5 / 1.8
     unit = np.concatenate(
@@ -538,7 +543,7 @@ def strangers(
     a: np.ndarray,  # (16,16,3) signature
     b: np.ndarray,  # (16,16,3) signature, of the same place a moment later
 ) -> bool:
-    "Whether one face has become another between two frames: by the face alone, without what is around it."
+    "Whether one face has become another: by the face alone, without what is around it."
     return unlike(a[3:15, 3:13], b[3:15, 3:13]) > 0.06
 
 
@@ -600,7 +605,7 @@ class Track:
         detection: Detection,  # a face in it
         alone: bool = True,  # no other face covers part of it
     ) -> float:  # below 1: may be the same face
-        "How far a face is from where this track expects it, in face sizes; unlike looks count as distance."
+        "How far a face is from where it is expected, in face sizes; unlike looks are distance."
         gap, last = t - self.frames[-1], self.faces[-1]
         if not 0.5 < detection.size / max(last.size, 1e-6) < 2:
             return np.inf
@@ -653,7 +658,7 @@ def are_alone(
 # %% ../nbs/08_faces.ipynb #5b384ce3
 def link_faces(
     detections: list,  # T lists of Detection with signatures
-    patience: int = 25,  # frames that a face may be away and still be taken up where it was expected
+    patience: int = 25,  # frames that a face may be away and still be taken up again
     cuts: tuple = (),  # frames at which a shot begins: no track goes across
 ) -> list:  # of Track
     "Faces of successive frames that belong together."
@@ -708,7 +713,7 @@ def join_tracks(
     tracks: list,  # of Track
     alike: float = ALIKE,  # signatures closer than this are one person
 ) -> list:  # of dicts frame -> Detection, one for each person
-    "Tracks that follow one another and look the same are one person: after a cut, or after an absence."
+    "Tracks that follow one another and look the same are one person: after a cut or absence."
     people = []
     for track in sorted(tracks, key=lambda k: (k.frames[0], -len(k.frames))):
         free = [
@@ -728,7 +733,7 @@ def choose_person(
     people: list,  # of dicts frame -> Detection
     person='largest',  # 'largest', or a number counted from the left, 0 first
 ) -> tuple:  # the chosen dict, its number from the left, how many people there are
-    "Which of the people in view is meant; who is there less than a third as long as another does not count."
+    "Who is meant; a person in view less than a third as long as another does not count."
     most = max(map(len, people))
     seen = [p for p in people if len(p) >= 0.3 * most]
     seen.sort(key=lambda p: np.mean([d.centre[0] for d in p.values()]))
@@ -742,7 +747,8 @@ def choose_person(
         i = int(person)
     else:
         raise StitchError(
-            f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number from 0 to {len(seen) - 1}, left to right"
+            f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number "
+            f'from 0 to {len(seen) - 1}, left to right'
         )
     return seen[i], i, len(seen)
 
@@ -766,7 +772,7 @@ def fill_gaps(
     n_frames: int,  # T
     cuts: tuple = (),  # frames across which nothing is interpolated
 ) -> np.ndarray:  # (T,68,2) float64
-    "Landmarks in every frame: on a straight line between neighbours in time, held at a scene's ends; a scene without a face takes the nearest."
+    "Landmarks in every frame: interpolated within a scene, held at its ends; else the nearest."
     frames = np.array(sorted(faces))
     points = np.stack([faces[t].landmarks for t in frames]).reshape(len(frames), -1)
     out, bounds = np.empty((n_frames, 136)), (0, *cuts, n_frames)
@@ -816,7 +822,7 @@ def same_scene(
     shape: tuple,  # (H,W) of the frames
     brief: int = 5,  # frames: nobody leaves and comes back in so few
 ) -> bool:
-    "Whether the pictures of a gap still show what its neighbours show: at large, and where the face would be."
+    "Whether a gap shows what its neighbours show: at large, and where the face would be."
     for t in gap:
         maps = [changed_blocks(thumbnails[k], thumbnails[t]) for k in beside]
         if min(m.mean() for m in maps) > 0.5:
@@ -880,7 +886,7 @@ class FaceTrack:
 
     @property
     def edited_segments(self) -> tuple:
-        "((start, stop), ...) in the numbering of `edited_frames`: neither cut nor untouched frame inside."
+        "((start, stop), ...) among `edited_frames`: neither cut nor untouched frame inside."
         frames = self.edited_frames
         scene = np.searchsorted(self.cuts, frames, side='right')
         begins = np.flatnonzero((np.diff(frames) > 1) | (np.diff(scene) > 0)) + 1
@@ -954,7 +960,8 @@ def find_faces(
 
 
 NOBODY = {  # what to try when nobody is found, by backend
-    'bundle': "; the bundle's detector knows only rendered people, try --landmarks face_alignment or dlib",
+    'bundle': "; the bundle's detector knows only rendered people, "
+    'try --landmarks face_alignment or dlib',
     '': '; check that a face is in view and upright, or try another --landmarks '
     '(none: the centre of the frame, for what is no human face)',
 }

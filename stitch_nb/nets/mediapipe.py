@@ -171,7 +171,7 @@ def read_graph(
     data: bytes,  # a .tflite file
     name: str = 'the file',  # for messages
 ) -> Graph:
-    "The layers and weights of a TFLite file; `StitchError` if it is none, or uses what we do not know."
+    "The layers and weights of a TFLite file; `StitchError` for what is not understood."
     try:
         return _read_graph(bytes(data))
     except (struct.error, IndexError, ValueError, KeyError, AttributeError, TypeError) as error:
