@@ -4,7 +4,7 @@ Weights come from a formula (numbers from each entry's name), so nothing has to 
 Needs torch, numpy, scipy and pillow only; what needs more is left out, and said.
 
     python tools/bench.py                        what suits this machine, under five minutes on one with a GPU
-    python tools/bench.py --part update stitch   only these: check update stitch threads around run
+    python tools/bench.py --part update stitch   only these: check forward update stitch profile around clip compile threads run official
     python tools/bench.py --sizes people         sizes: people mobile official
     python tools/bench.py --json FILE            all numbers; --table FILE writes them as markdown, reference numbers beside them
 """
@@ -442,6 +442,52 @@ def whole_run(frames: int, device, passes=None, steps=None) -> dict:
     return found | {k: v['seconds'] for k, v in run.record['stages'].items()}
 
 
+def formula_bundle(device):
+    "Generator, e4e, BiSeNet and a perceptual distance as large as the published ones."
+    from stitch_nb.encode import Encoder
+    from stitch_nb.models import Bundle
+    from stitch_nb.nets.bisenet import BiSeNet
+
+    torch.manual_seed(0)
+    direction = 0.1 * torch.randn(18, 512, generator=seeded(0))
+    nets = dict(encoder=Encoder(), parser=BiSeNet())
+    nets = {k: formula_fill(net, 'convolutional').to(device) for k, net in nets.items()}
+    return Bundle(
+        'formula',
+        1024,
+        formula_fill(Generator(), 'generator').to(device),
+        **nets,
+        perceptual=AlexTrunk().to(device),
+        directions=dict(smile=direction.to(device)),
+        meta=dict(scale=1.0, recipe='reference'),
+        device=torch.device(device),
+        hash='formula',
+    )
+
+
+def official_run(dtype: str, device) -> dict:
+    "Every stage at the official size: two frames, one pass, two stitching updates each."
+    from stitch_nb.core import sample
+    from stitch_nb.pipeline import RunConfig, edit_clip
+    from stitch_nb.video import read_clip
+
+    models, start = formula_bundle(device), time.perf_counter()
+    config = RunConfig.for_models(
+        models,
+        landmarks='none',
+        pti=PTIConfig.reference(passes=1, dtype=dtype),
+        stitch=StitchConfig.reference(steps=2, dtype=dtype),
+    )
+    with tempfile.TemporaryDirectory() as out:
+        run = edit_clip(
+            read_clip(sample('talk'), frames=slice(0, 2)), 'smile=1', out, models, config
+        )
+    found = dict(
+        seconds=time.perf_counter() - start, peak_gib=peak_gib('cpu'), leak=run.metrics['leak']
+    )
+    return found | {k: v['seconds'] for k, v in run.record['stages'].items()}
+
+
 def profile_rows(case: Case, dtype: str, batch: int, top: int = 25) -> dict:
     "Where an update's time goes, kernel by kernel, in ms of the device."
     from torch.profiler import ProfilerActivity, profile
@@ -554,6 +600,9 @@ def measure(options) -> Book:
     if 'run' in parts:
         few = dict(passes=2, steps=4) if options.quick else {}
         book.add('run', 'people', whole_run, options.frames, device, **few)
+    if 'official' in parts:
+        for dtype in options.dtypes:
+            book.add('official run', dtype, official_run, dtype, device)
     return book
 
 
@@ -587,19 +636,22 @@ PARTS = (
     'compile',
     'threads',
     'run',
+    'official',
 )
+
+DEFAULT_PARTS = ('check', 'forward', 'update', 'stitch', 'around', 'clip', 'threads')
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', default='auto')
     parser.add_argument('--sizes', nargs='+', choices=list(SIZES), default=['people', 'official'])
     parser.add_argument(
-        '--part',
-        nargs='+',
-        choices=PARTS,
-        default=[p for p in PARTS if p not in ('profile', 'compile', 'run')],
+        '--part', nargs='+', choices=PARTS, default=[p for p in PARTS if p in DEFAULT_PARTS]
     )
     parser.add_argument('--check', choices=list(SIZES), default='people', help='size of that part')
+    parser.add_argument(
+        '--dtypes', nargs='+', default=['float32', 'bfloat16'], help='of the official run'
+    )
     parser.add_argument('--seconds', type=float, default=280, help='start nothing after this')
     parser.add_argument('--frames', type=int, default=24, help='of the whole run')
     parser.add_argument(
