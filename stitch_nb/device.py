@@ -82,7 +82,7 @@ def float32_policy() -> str:  # 'ieee', 'tf32', or 'mixed' where PyTorch's own d
         return 'ieee'
     return 'tf32' if found == {values[1]} else 'mixed'
 
-
+# %% ../nbs/03_device.ipynb #01ebb95e
 @contextlib.contextmanager
 def precision(
     device,  # a torch.device or its name
@@ -347,7 +347,7 @@ def join_ranks(
         dist.init_process_group('nccl' if cuda else 'gloo')
     return ranks()
 
-
+# %% ../nbs/03_device.ipynb #db1c616d
 @torch.no_grad()
 def add_over_ranks(tensors):
     "Replace each tensor by its sum over all processes, in one message; alone, nothing happens."

@@ -97,7 +97,7 @@ def trunk_file(net: str) -> Path:  # 'alex', 'vgg' or 'squeeze'
     "Where the fetched weights lie, or would lie."
     return Path(torch.hub.get_dir()) / 'checkpoints' / Path(trunk_url(net)).name
 
-
+# %% ../nbs/35_perceptual.ipynb #9e6b5375
 def trunk_state(
     net: str,  # 'alex', 'vgg' or 'squeeze'
     file: Path | None = None,  # the weights, if they are on disk elsewhere (.pth or .safetensors)
@@ -173,7 +173,7 @@ class LpipsPerceptual(Perceptual):
     def weights(self, n):
         return [lin.model[-1].weight.flatten().clamp(min=0) for lin in self.lpips.lins]
 
-
+# %% ../nbs/35_perceptual.ipynb #124b4858
 def lpips_perceptual(
     net: str = 'alex',  # 'alex' (what the authors use), 'vgg' or 'squeeze'
     file: Path
