@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['DIGITS', 'STAGE_NAME', 'OUTPUTS', 'as_json', 'write_json', 'seal_of', 'write_sealed', 'read_sealed', 'clip_key',
            'network_key', 'digest_of', 'is_plain', 'is_folder', 'wrong_files', 'remove', 'hidden_folder', 'try_lock',
-           'wait_lock', 'hold', 'spending', 'Stage', 'run_stage', 'sweep_parts', 'write_rows', 'in_use', 'living_since',
-           'stages_in', 'tidy', 'sweep', 'check_inside', 'shelf_name', 'make_way', 'place', 'finished']
+           'wait_lock', 'hold', 'spending', 'Stage', 'run_stage', 'touch', 'sweep_parts', 'write_rows', 'in_use',
+           'living_since', 'stages_in', 'is_held', 'tidy', 'sweep', 'check_inside', 'shelf_name', 'make_way', 'place',
+           'finished']
 
 # %% ../../nbs/run/20_store.ipynb #c2d3000a
 import json
@@ -312,7 +313,7 @@ def run_stage(
     ):
         record = _kept(path, note)
         if record is not None:
-            os.utime(note)  # used just now: `tidy` goes by it
+            touch(note)
             tick(1, 1, "kept from before")
             return Stage(name, key, path, record, True)
         if is_folder(path) != (suffix == ""):
@@ -322,6 +323,11 @@ def run_stage(
             found = make(path, tick) or {}
         write_sealed(note, spent | found | dict(digest=digest_of(path)))
     return Stage(name, key, path, as_json(spent | found), False)
+
+
+def touch(note: Path) -> None:
+    "Remember that a stage was used just now: `tidy` goes by it. When it was made stays as it is."
+    os.utime(note, ns=(time.time_ns(), note.stat().st_mtime_ns))
 
 
 def sweep_parts(
@@ -411,10 +417,21 @@ def stages_in(
 
 
 def _size_and_age(paths: list) -> tuple:
-    "Bytes, and when it was last used (ns)."
+    "Bytes, and when it was last written or used (ns)."
     files = [f for p in paths for f in ([p, *p.rglob("*")] if is_folder(p) else [p])]
     found = [f.lstat() for f in files if os.path.lexists(f)]
-    return sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
+    used = [p.lstat().st_atime_ns for p in paths if p.suffix == ".json" and os.path.lexists(p)]
+    ages = [s.st_mtime_ns for s in found] + used
+    return sum(s.st_size for s in found), max(ages, default=0)
+
+
+def is_held(path: Path) -> bool:
+    "Whether a living run works inside of this folder."
+    for lock in path.rglob(".run/*.lock") if is_folder(path) else ():
+        with try_lock(lock.parent.parent, lock.stem) as ours:
+            if not ours:
+                return True
+    return False
 
 
 def tidy(
@@ -430,9 +447,10 @@ def tidy(
             break
         if name in keep or (since is not None and age >= since - 2_000_000_000):
             continue
-        with try_lock(folder, name) as ours:
+        lock = try_lock(folder, name) if STAGE_NAME.fullmatch(name) else nullcontext(True)
+        with lock as ours:
             paths = stages_in(folder).get(name, [])
-            if not ours or _size_and_age(paths)[1] != age:
+            if not ours or _size_and_age(paths)[1] != age or any(map(is_held, paths)):
                 continue
             for path in sorted(paths, key=lambda p: p.suffix != ".json"):
                 remove(path)
