@@ -49,23 +49,22 @@ def faces_stage(clip, models, config, folder, progress):
         track = find_faces(
             clip, backend, person=config.person, max_missing=config.max_missing, progress=tick
         )
-        edited = getattr(track, "edited", np.ones(len(track.found), bool))
         save_arrays(
             path,
             landmarks=track.landmarks,
             found=track.found,
-            edited=edited,
-            segments=getattr(track, "edited_segments", track.segments),
+            edited=track.edited,
+            segments=track.edited_segments,
         )
         return dict(
             landmarks=name,
             found=int(track.found.sum()),
-            interpolated=np.flatnonzero(~track.found),
+            interpolated=np.flatnonzero(~track.found & track.edited),
             cuts=track.cuts,
             people=track.people,
             person=track.person,
-            untouched=np.flatnonzero(~edited),
-            terms=getattr(track, "terms", ""),
+            untouched=np.flatnonzero(~track.edited),
+            terms=track.terms,
         )
 
     used = ""
@@ -209,7 +208,7 @@ def generator_stage(models, config, crops, pivots, perceptual, folder, progress)
 def is_readable(path) -> bool:
     "Whether this is an undamaged file of tensors."
     try:
-        load_tensors(path)
+        load_tensors(path, checked=True)
     except StitchError:
         return False
     return is_plain(path)
