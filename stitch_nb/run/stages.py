@@ -89,7 +89,9 @@ def crops_stage(clip, models, config, faces, folder, progress):
     "Aligned crops (K,R,R,3) uint8 as .npy, one for each edited frame; the quads beside them."
     R, scale = models.resolution, models.scale if config.scale is None else config.scale
     landmarks, edited, segments = load_track(faces)
-    quads = quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
+    quads = quads_from_landmarks(
+        landmarks, scale, config.sigma_centre, config.sigma_axes, segments
+    )
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
