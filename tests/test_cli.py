@@ -12,7 +12,9 @@ import tiny
 from stitch_nb.commands.edit import stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
+from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 
@@ -67,7 +69,7 @@ def test_outputs(call, disc_clip, tmp_path):
     assert metrics["leak"] == 0 and metrics["outside_identical"] == 1
     changed = [(a != b).any(-1).mean() for a, b in zip(source.frames(), result.frames())]
     assert all(0 < part < 0.8 for part in changed)  # something changed, and not everything
-    assert {"faces", "crops", "masks", "pivots", "generator", "recon", "stitched", "result"} == set(
+    assert {"faces", "crops", "masks", "pivots", "generator", "scores", "stitched", "result"} == set(
         record["stages"]
     )
     assert all(s["seconds"] >= 0 and s["peak_mib"] > 50 for s in record["stages"].values())
@@ -234,7 +236,7 @@ def test_hard_clips_work(call, tmp_path, kind):
 
 def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle, disc_clip):
     "It gets the hull of its landmarks, and the run says so; the reference's weights became NaN."
-    from stitch_nb import pipeline
+    import stitch_nb.run.stages as stages
     from stitch_nb.models import load_models
 
     tiny.use_disc(monkeypatch)
@@ -243,11 +245,11 @@ def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle,
     )
     central = np.pad(np.ones((16, 16), np.uint8), 8)
     monkeypatch.setattr(
-        pipeline, "segment", lambda S, crops: np.stack([next(labels) * central for _ in crops])
+        stages, "segment", lambda S, crops: np.stack([next(labels) * central for _ in crops])
     )
     models = replace(load_models(bundle), parser=object())
-    config = pipeline.RunConfig(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1))
-    run = pipeline.edit_clip(
+    config = RunConfig(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1))
+    run = edit_clip(
         read_clip(disc_clip, frames=slice(0, 3)), "smile=1", tmp_path, models, config
     )
     assert run.record["stages"]["masks"]["hull_frames"] == [1]

@@ -9,8 +9,9 @@ import pytest
 
 from stitch_nb.core import sample
 from stitch_nb.models import load_models
-from stitch_nb.pipeline import RunConfig, ablate, edit_clip
+from stitch_nb.pipeline import ablate, edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 

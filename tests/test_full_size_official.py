@@ -34,7 +34,7 @@ def test_whole_run_at_1024(dtype):
         "masks",
         "pivots",
         "generator",
-        "recon",
+        "scores",
         "stitched",
         "result",
     }

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 import tiny
+from stitch_nb.commands.figure import stitch_report
 from stitch_nb.figures import report
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
@@ -148,7 +149,7 @@ def test_an_older_run(runs, tmp_path):
 
 
 def test_command(runs, tmp_path, capsys):
-    report.stitch_report([str(runs[1].out)], out=str(tmp_path / "r.html"))
+    stitch_report([str(runs[1].out)], out=str(tmp_path / "r.html"))
     assert "1 run," in capsys.readouterr().out and (tmp_path / "r.html").read_text().startswith(
         "<!DOCTYPE html>"
     )
@@ -157,11 +158,11 @@ def test_command(runs, tmp_path, capsys):
         ([str(tmp_path)], "holds no finished run"),
     ):
         with pytest.raises(SystemExit) as left:
-            report.stitch_report(args, out=str(tmp_path / "r.html"))
+            stitch_report(args, out=str(tmp_path / "r.html"))
         err = capsys.readouterr().err
         assert left.value.code == 2 and said in err and err.count("\n") == 1
     with pytest.raises(SystemExit):
-        report.stitch_report([str(runs[1].out)], out=str(tmp_path / "r.pdf"))
+        stitch_report([str(runs[1].out)], out=str(tmp_path / "r.pdf"))
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(StitchError, match="cannot be read"):
         report.read_run(tmp_path)

@@ -15,8 +15,10 @@ import pytest
 
 import tiny
 from stitch_nb.models import load_models
-from stitch_nb.pipeline import OUTPUTS, RunConfig, edit_clip
+from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run.settings import RunConfig
+from stitch_nb.run.store import OUTPUTS
 from stitch_nb.stitch import StitchConfig
 
 CONFIG = RunConfig(
@@ -31,7 +33,7 @@ STAGES = (
     "masks",
     "pivots",
     "generator",
-    "recon",
+    "scores",
     "stitched",
     "result",
     "compare",
@@ -177,8 +179,8 @@ def test_what_was_changed_is_computed_again(tmp_path, monkeypatch, models, clip_
     assert again() == []
     assert again(feather=1) == []
     assert again(stitch=StitchConfig(steps=2)) == ["stitched"]
-    assert again(pti=PTIConfig(passes=2)) == ["generator", "recon", "stitched"]
-    assert again(sigma_axes=0.0) == ["crops", "masks", "pivots", "generator", "recon", "stitched"]
+    assert again(pti=PTIConfig(passes=2)) == ["generator", "scores", "stitched"]
+    assert again(sigma_axes=0.0) == ["crops", "masks", "pivots", "generator", "scores", "stitched"]
 
 
 def test_a_clip_of_another_content_is_another_clip(tmp_path, monkeypatch, models):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stitch_nb import pipeline
+import stitch_nb.run.stages as stages
 from stitch_nb.commands.edit import stitch_demo, stitch_edit
 from stitch_nb.encode import Encoder
 from stitch_nb.faces import Detection
@@ -106,9 +106,9 @@ def use_disc(monkeypatch=None):
     "Runs find discs instead of faces."
     replacement = lambda name="auto", models=None, device=None: Disc()
     if monkeypatch is None:
-        pipeline.landmark_backend = replacement
+        stages.landmark_backend = replacement
     else:
-        monkeypatch.setattr(pipeline, "landmark_backend", replacement)
+        monkeypatch.setattr(stages, "landmark_backend", replacement)
 
 
 def outcome(command, capsys, *args, **options) -> tuple:

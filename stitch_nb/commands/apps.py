@@ -18,8 +18,8 @@ from ..core import StitchError
 
 # %% ../../nbs/commands/60_apps.ipynb #1b645389
 PAGES = {
-    "3": ("figures/90_figure_3.ipynb", "figures.panels", "Figure3App"),
-    "9": ("figures/91_figure_9.ipynb", "figures.figure9", "Figure9App"),
+    "3": ("figures/90_figure_3.ipynb", "figures.app", "Figure3App"),
+    "9": ("figures/91_figure_9.ipynb", "figures.app", "Figure9App"),
     "walkthrough": ("walkthrough.ipynb", None, None),
 }  # name -> notebook, module and class of the app
 

@@ -5,56 +5,33 @@
 # %% auto #0
 __all__ = ['LEGEND', 'NUMBERS', 'CLAIMS', 'CURVES', 'Arm', 'Number', 'look_up', 'arm_table', 'best_arm', 'table_html', 'Claim',
            'check_claims', 'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png',
-           'arm_frames', 'figure_9', 'describe_arms', 'arm_video', 'write_figure_9', 'Figure9App']
+           'arm_frames', 'figure_9', 'describe_arms', 'arm_video', 'write_figure_9']
 
 # %% ../../nbs/figures/40_figure9.ipynb #77de68da
-import base64
 import html
 import io
 import json
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..core import StitchError, atomic_path, hash_of
-from ..models import Bundle
-from stitch_nb.figures.panels import (
-    OKABE_ITO,
-    STYLE,
-    Figure3App,
-    column_frames,
-    img_tag,
-    lay_out_grid,
-    open_clip,
-    paint,
-    paint_pdf,
-    prepare,
-    sample_clips,
-    settings_for,
-    stoppable,
-    zoom_boxes,
-)
-from stitch_nb.pipeline import (
-    ARMS,
-    PAPER_ARMS,
-    RunConfig,
-    ablate,
-    check_arms,
-    clip_key,
-    edit_clip,
-    strip_frames,
-    write_json,
-)
-from ..show import inline_video
+from ..core import StitchError, atomic_path
 from ..video import read_clip, write_video
+from ..models import Bundle
+from ..pipeline import ablate
+from ..run.settings import PAPER_ARMS, RunConfig
+from ..run.store import write_json
+from ..run.measure import strip_frames
+from .sheet import OKABE_ITO, column_frames, lay_out_grid, paint, paint_pdf
+from .state import open_clip, prepare, settings_for, zoom_boxes
 
 # %% ../../nbs/figures/40_figure9.ipynb #c1dfd96e
 @dataclass(frozen=True)
 class Arm:
-    "One way to do it, for the reader: the full method with one thing changed (`pipeline.ARMS` changes it)."
+    "One way to do it, for the reader: the full method with one thing changed (`run.settings.ARMS` changes it)."
 
     title: str  # of its column
     note: str  # what is changed, and what that should show
@@ -563,11 +540,11 @@ def figure_9(
     clip,  # `Clip`
     runs: dict,  # from `pipeline.ablate`
     rows=None,  # frame numbers within the clip; None: three, spread over it
-    state=None,  # `panels.ClipState` of the clip, for `zoom`
+    state=None,  # `state.ClipState` of the clip, for `zoom`
     zoom=(),  # regions to enlarge: hair, neck, mouth
     kept=None,  # as in `arm_frames`
     cell: int | None = None,  # px, width of a picture; None: its own, within 256 to 400
-):  # `panels.Sheet`
+):  # `sheet.Sheet`
     "Source and arms side by side, each with its gap, its flicker and its distance from the person."
     rows = list(rows) if rows is not None else strip_frames(len(clip))
     wrong = [t for t in rows if not 0 <= t < len(clip)]
@@ -685,241 +662,3 @@ def write_figure_9(
         with (progress or (lambda _: nullcontext(None)))("video") as tick:
             made["mp4"] = arm_video(clip, runs, out / "figure_9.mp4", video, progress=tick)
     return made
-
-# %% ../../nbs/figures/40_figure9.ipynb #b6692ea5
-class Figure9App(Figure3App):
-    "Figure 9 with its knobs, for a notebook; how it works and waits is Figure 3's."
-
-    def __init__(
-        self,
-        clip: str = "talk",  # the name of a sample, or a path
-        edit: str | None = None,  # None: 'smile' if the bundle has it, else its first
-        strength: float = 2.0,
-        models: Bundle | str | None = None,  # None: the default bundle
-        config: RunConfig | None = None,  # the full method's; None: what suits the bundle
-        folder: str | Path | None = None,  # where runs are kept; None: `panels.default_folder()`
-        part: slice = slice(0, 8),  # frames of the clip that are edited: eight keep it brisk
-        arms=PAPER_ARMS,  # which are on at first
-        start: bool = True,  # begin to work at once
-    ):
-        self.arms_on, self.part_wanted, self.runs, self.kept = check_arms(arms), part, {}, {}
-        super().__init__(clip, edit, strength, models, config, folder, start=start)
-
-    def _build(self, clip, edit, strength):
-        "The controls; each has a class by which tests and style sheets find it."
-        import ipywidgets as w
-
-        names, samples = list(self.models.directions), sample_clips()
-        text = dict(description_width="110px")
-
-        def made(cls, kind, *args, **kwargs):
-            widget = cls(
-                *args,
-                **{
-                    **dict(
-                        layout=w.Layout(width="auto", flex="1 1 260px", min_width="240px"),
-                        style=text,
-                    ),
-                    **kwargs,
-                },
-            )
-            return widget.add_class(f"stitch-{kind}")
-
-        toggle = lambda a: made(
-            w.Checkbox,
-            f"arm-{a.replace('_', '-')}",
-            a in self.arms_on,
-            description=LEGEND[a].title,
-            indent=False,
-            tooltip=LEGEND[a].note,
-            style={},
-            layout=w.Layout(width="auto", min_width="150px", margin="0 12px 0 0"),
-        )
-        self.toggles = {a: toggle(a) for a in LEGEND}
-        self.clip = made(
-            w.Dropdown,
-            "clip",
-            options=samples if clip in samples else [str(clip), *samples],
-            value=str(clip),
-            description="clip",
-        )
-        self.edit = made(
-            w.Dropdown,
-            "edit",
-            options=names,
-            value=edit or ("smile" if "smile" in names else names[0]),
-            description="edit",
-        )
-        self.strength = made(
-            w.FloatSlider,
-            "strength",
-            strength,
-            min=-4,
-            max=4,
-            step=0.5,
-            description="strength",
-            continuous_update=False,
-        )
-        self.frame = made(w.IntSlider, "frame", 0, 0, 1, description="frame")
-        self.curve = made(
-            w.Dropdown,
-            "curve",
-            options=[(v[0], k) for k, v in CURVES.items()],
-            value="edit_flicker",
-            description="curve",
-        )
-        self.video_button = made(
-            w.Button,
-            "video-button",
-            description="make the video",
-            style={},
-            layout=w.Layout(width="150px"),
-        )
-        self.cancel = made(
-            w.Button,
-            "cancel",
-            description="cancel",
-            style={},
-            disabled=True,
-            layout=w.Layout(width="100px"),
-        )
-        self.progress = made(
-            w.IntProgress,
-            "progress",
-            0,
-            0,
-            1000,
-            layout=w.Layout(flex="1 1 200px", width="auto", height="22px"),
-            style=dict(bar_color=OKABE_ITO["blue"]),
-        )
-        plain = lambda kind, value="": made(
-            w.HTML, kind, value, style={}, layout=w.Layout(width="100%")
-        )
-        self.status, self.image, self.diagram, self.table, self.claims, self.video = (
-            plain(k) for k in ("status", "picture", "diagram", "numbers", "claims", "video")
-        )
-        row = lambda *items: w.Box(
-            items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center")
-        )
-        style = (
-            STYLE.replace("figure3", "figure9")
-            + "<style>.stitch-figure9 caption {text-align:left; font-weight:bold} .stitch-numbers .widget-html-content {overflow-x:auto}</style>"
-        )
-        self.root = w.VBox(
-            [
-                plain("style", style),
-                row(self.clip, self.edit, self.strength),
-                row(*self.toggles.values()),
-                row(self.progress, self.cancel),
-                self.status,
-                row(self.frame),
-                self.image,
-                row(self.curve),
-                self.diagram,
-                self.table,
-                self.claims,
-                row(self.video_button),
-                self.video,
-            ],
-            layout=w.Layout(width="100%"),
-        ).add_class("stitch-figure9")
-        for widget in (self.clip, self.edit, self.strength, *self.toggles.values()):
-            widget.observe(self._changed, "value")
-        for widget in (self.frame, self.curve):
-            widget.observe(self._look, "value")
-        self.video_button.on_click(lambda _: self._ask(video=True))
-        self.cancel.on_click(lambda _: self.stop())
-
-    def show_runs(
-        self,
-        clip,  # the part of the clip that was edited
-        runs: dict,  # from `pipeline.ablate`
-    ):
-        "Show arms that were run already; nothing is computed until a control asks for it."
-        self.clip_open, self.runs = clip, runs
-        self._set_frames(clip)
-        self._draw()
-        self._say("ready")
-
-    def _changed(self, change):
-        if not self.quiet:
-            self._ask()
-
-    def _look(self, change):
-        "Another frame or curve of what is there: nothing needs to be computed."
-        if not self.quiet and self.runs:
-            self._draw()
-
-    def _show(self, halt):
-        "Run the arms that are on; show each as soon as it is there."
-        source = self._source()
-        clip = open_clip(source)
-        clip = clip.trim(*self.part_wanted.indices(len(clip))[:2])
-        chosen = check_arms(a for a, t in self.toggles.items() if t.value)
-        edits, runs, progress = (
-            [f"{self.edit.value}={self.strength.value:g}"],
-            {},
-            stoppable(self._stage, halt),
-        )
-        out = self.folder / "arms" / hash_of(clip_key(clip), edits, self.models.hash, self.config)
-        for n, a in enumerate(sorted(chosen, key=lambda a: a != "full")):
-            self.doing = f"{LEGEND[a].title} ({n + 1} of {len(chosen)})"
-            alter, base = ARMS[a](self.config), self.folder / "stages"
-            runs[a] = edit_clip(clip, edits, out / a, self.models, alter, progress, stages=base)
-            self.clip_open, self.runs = clip, {b: runs[b] for b in LEGEND if b in runs}
-            self._set_frames(clip)
-            self._draw()
-
-    @contextmanager
-    def _stage(self, name):
-        "The bar, with the arm's name."
-        with super()._stage(name) as tick:
-            self._say(f"{getattr(self, 'doing', '')}: {name}", 0)
-            yield tick
-
-    def _set_frames(self, clip):
-        self.quiet = True
-        try:
-            low, high = clip.start, clip.start + len(clip) - 1
-            if (self.frame.min, self.frame.max) != (low, high):
-                self.frame.max = max(high, self.frame.max)
-                self.frame.min, self.frame.max, self.frame.value = low, high, (low + high) // 2
-        finally:
-            self.quiet = False
-
-    def _draw(self):
-        clip, runs, t = self.clip_open, self.runs, self.frame.value - self.clip_open.start
-        if not 0 <= t < len(clip):
-            return
-        if len(self.kept) > 24:
-            self.kept.clear()  # a new strength is a new run
-        self.picture = paint(figure_9(clip, runs, [t], kept=self.kept))
-        self.image.value = img_tag(self.picture, describe_arms(clip, runs, [t]))
-        page = plot_curves(runs, (self.curve.value,), clip.start, marked=self.frame.value)
-        said = f"{CURVES[self.curve.value][0]}, frame by frame, for {', '.join(LEGEND[a].title for a in runs)}"
-        self.diagram.value = (
-            "<p>This clip has no truth to measure that against.</p>"
-            if page is None
-            else f'<img alt="{html.escape(said, quote=True)}" style="max-width:864px" src="data:image/png;base64,{base64.b64encode(plot_png(page)).decode()}">'
-        )
-        self.table.value, self.claims.value = table_html(runs), claims_html(check_claims(runs))
-
-    def _make_video(self, halt):
-        if not self.runs:
-            return
-        path = self.folder / "figure_9.mp4"
-        with self._stage("video") as tick:
-            arm_video(self.clip_open, self.runs, path, height=200, crf=26, progress=tick)
-        words = f"Source and {', '.join(LEGEND[a].title for a in self.runs)} in step"
-        self.video.value = inline_video(path).data.replace(
-            "<video ", f'<video aria-label="{html.escape(words, quote=True)}" ', 1
-        )
-
-    def _source(self):
-        return self.clip.value
-
-    def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
-        "The widgets; a page that is read without a kernel keeps the sentence."
-        return dict(self.root._repr_mimebundle_()) | {
-            "text/plain": "Figure 9 with its knobs: run this cell to move them; the picture above is what it draws."
-        }

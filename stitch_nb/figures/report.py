@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHED', 'PUBLISHED', 'STYLE_SHEET', 'Finished', 'read_run', 'worst_frames', 'picture_html', 'rows_html',
            'summary_html', 'metrics_html', 'attributes_html', 'side_by_side', 'curves_html', 'settings_html',
-           'published_html', 'unique_names', 'several_html', 'report_html', 'stitch_report']
+           'published_html', 'unique_names', 'several_html', 'report_html']
 
 # %% ../../nbs/figures/60_report.ipynb #77de68da
 import base64
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fastcore.script import Param, call_parse
 
 from stitch_nb.figures.figure9 import (
     LEGEND,
@@ -28,10 +27,9 @@ from stitch_nb.figures.figure9 import (
     plot_png,
     table_html,
 )
-from ..commands.edit import told
-from ..core import StitchError, atomic_path
+from ..core import StitchError
 from ..metrics import MEASURES
-from .panels import jpeg, smooth_resize
+from .sheet import jpeg, smooth_resize
 from ..show import as_image
 from ..video import read_clip, read_picture
 
@@ -457,27 +455,3 @@ def report_html(
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
         f"<style>{STYLE_SHEET}</style></head><body><main>{''.join(body)}</main></body></html>\n"
     )
-
-
-@call_parse
-def stitch_report(
-    run: Param(
-        "run folder, as stitch_edit or stitch_demo wrote it; several are put side by side",
-        nargs="+",
-    ),
-    out: str = "report.html",  # the file
-    title: str = "",  # of the page
-):
-    "Write one HTML file that judges a run, or compares several. It needs no network and nothing beside it."
-    with told("stitch_report", out):
-        folders = [run] if isinstance(run, (str, Path)) else list(run)
-        if Path(out).suffix.lower() not in (".html", ".htm"):
-            raise StitchError(
-                f"{out} does not end in .html: give the file that is to be written (--out report.html)"
-            )
-        page = report_html([read_run(f) for f in folders], title)
-        with atomic_path(out) as part:
-            Path(part).write_text(page, encoding="utf-8")
-        print(
-            f"{Path(out).name}: {len(folders)} run{'s' if len(folders) > 1 else ''}, {len(page) / 1e6:.1f} MB"
-        )

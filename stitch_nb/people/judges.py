@@ -44,7 +44,9 @@ from .directions import drawn, encode_in_batches, load_meter, responses
 from .shards import Shards
 from .train_generator import r_squared
 from ..perceptual import choose_perceptual
-from ..pipeline import FrameMasks, RunConfig, as_json
+from ..run.settings import RunConfig
+from ..run.stages import FrameMasks
+from ..run.store import as_json
 from ..pti import PTIConfig, tune_generator
 from ..stitch import stitch_frames
 from ..video import read_clip

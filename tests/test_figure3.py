@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,25 +12,21 @@ import pytest
 import torch
 
 import tiny
-from stitch_nb.figures import panels
+from stitch_nb.figures import figure3, state as states
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
-from stitch_nb.figures.panels import (
+from stitch_nb.commands.figure import stitch_figure
+from stitch_nb.figures.app import Figure3App
+from stitch_nb.figures.figure3 import figure_3, figure_3_video, grid_sheet, grids
+from stitch_nb.figures.sheet import lay_out_grid, paint, paint_pdf
+from stitch_nb.figures.state import (
     COLUMNS,
     PREVIEW,
-    Figure3App,
+    Cache,
     Stopped,
-    figure_3,
-    figure_3_video,
-    grid_sheet,
-    grids,
-    lay_out_grid,
     open_clip,
-    paint,
-    paint_pdf,
     prepare,
     settings_for,
-    stitch_figure,
     zoom_boxes,
 )
 from stitch_nb.paste import paste_mask
@@ -74,19 +71,19 @@ def prepared(clip, models, tmp_path_factory):
 
 @pytest.fixture
 def state(prepared):
-    return replace(prepared, cache=panels.Cache())  # nothing remembered from another test
+    return replace(prepared, cache=Cache())  # nothing remembered from another test
 
 
 @pytest.fixture
 def stitched(monkeypatch):
     "Every stitching that is done: (steps, norm, lambda_m)."
-    done, real = [], panels.stitch_frame
+    done, real = [], states.stitch_frame
 
     def counted(G, w, crop, edit, masks, config, **kwargs):
         done.append((config.steps, config.norm, config.lambda_m))
         return real(G, w, crop, edit, masks, config, **kwargs)
 
-    monkeypatch.setattr(panels, "stitch_frame", counted)
+    monkeypatch.setattr(states, "stitch_frame", counted)
     return done
 
 
@@ -95,7 +92,7 @@ def test_cells(state, clip):
     assert [g.quality for g in looks] == ["blended", "preview", "full"]
     assert looks[0].pictures["stitched"] is None and list(looks[0].pictures) == list(COLUMNS)
     grid, source = looks[-1], list(read_clip(clip).frames())
-    masks = panels.frame_masks(state, grid.settings)
+    masks = states.frame_masks(state, grid.settings)
     for row, t in enumerate((1, 3, 5)):
         cells = {c: grid.pictures[c][row] for c in COLUMNS}
         assert all(p.shape == (48, 64, 3) and p.dtype == np.uint8 for p in cells.values())
@@ -131,9 +128,9 @@ def test_cache(state, stitched):
 
 
 def test_kept_on_disk(prepared, stitched, tmp_path):
-    figure_3(replace(prepared, cache=panels.Cache(tmp_path)), (2,))
+    figure_3(replace(prepared, cache=Cache(tmp_path)), (2,))
     assert len(stitched) == 2
-    grid = figure_3(replace(prepared, cache=panels.Cache(tmp_path)), (2,))
+    grid = figure_3(replace(prepared, cache=Cache(tmp_path)), (2,))
     assert len(stitched) == 2 and grid.quality == "full"
 
 
@@ -152,7 +149,7 @@ def test_prepared_once(prepared, models, clip, monkeypatch):
     early = prepare(clip, models, QUICK, prepared.folder, tune=False)
     assert (
         early.generator is None
-        and panels.grid_of(early, settings_for(early), "inverted").pictures["pti"] is None
+        and figure3.grid_of(early, settings_for(early), "inverted").pictures["pti"] is None
     )
     with pytest.raises(StitchError, match="no tuned generator"):
         next(grids(early, settings_for(early)))
@@ -181,7 +178,7 @@ def test_called_off_while_tuning(models, clip, tmp_path):
     def progress(stage):
         if stage == "generator":
             halt.set()
-        return panels.nullcontext(lambda *_: None)
+        return nullcontext(lambda *_: None)
 
     with pytest.raises(Stopped):
         prepare(clip, models, QUICK, tmp_path, progress=progress, halt=halt)
@@ -290,13 +287,13 @@ def test_latest_wins(app, stitched):
 
 def test_cancel(app, monkeypatch):
     shown(app)
-    begun, real = threading.Event(), panels.stitch_frame
+    begun, real = threading.Event(), states.stitch_frame
 
     def told(*args, **kwargs):
         begun.set()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(panels, "stitch_frame", told)
+    monkeypatch.setattr(states, "stitch_frame", told)
     app.config = replace(app.config, stitch=replace(QUICK.stitch, steps=100000))
     app.strength.value = 1.25
     assert begun.wait(60)

@@ -8,7 +8,8 @@ from PIL import Image
 
 import tiny
 from stitch_nb import pipeline
-from stitch_nb.figures import figure9 as arms
+from stitch_nb.figures import app as apps, figure9 as arms
+from stitch_nb.figures.app import Figure9App
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig
 from stitch_nb.models import load_models
@@ -162,8 +163,8 @@ def test_the_app(room, monkeypatch):
     "Every control does something, and what is there already is not computed again."
     tiny.use_disc(monkeypatch)
     clip = room["folder"] / "clip.mp4"
-    monkeypatch.setattr(arms, "sample_clips", lambda: [])
-    app = arms.Figure9App(
+    monkeypatch.setattr(apps, "sample_clips", lambda: [])
+    app = Figure9App(
         str(clip),
         models=room["models"],
         config=CONFIG,
