@@ -215,3 +215,16 @@ def test_a_whole_run_leaves_the_card_alone(tmp_path, monkeypatch, capsys):
     result = list(read_clip(tmp_path / 'run' / 'result.mp4').frames())
     same = [np.array_equal(a, b) for a, b in zip(source, result)]
     assert same == [False] * 4 + [True] * 4 + [False] * 4
+
+
+def test_what_flickers_is_nobody(people):
+    "A detector sees faces in leaves: more of them, and larger, but never twice the same."
+    frames, points = people[0]
+    rng = np.random.default_rng(5)
+    leaves = [
+        np.kron(rng.integers(0, 256, (12, 15, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+        for _ in range(14)
+    ]
+    wrong = [(points[0] - points[0].mean(0)) * 1.2 + [120, 90 + t] for t in range(14)]
+    track = find_faces(*play([(leaves, wrong), (frames[:14], points[:14])]), max_missing=0.6)
+    assert track.people == 1 and untouched(track) == list(range(14))
