@@ -41,7 +41,7 @@ def test_whole_run_at_1024(dtype):
     assert 0 < found["forward_s"] < found["pti_step_s"] and found["stitch_step_s"] > 0
 
 
-def test_the_formula():
+def test_the_formula(manifest):
     "The filler agrees with the golden sums, entry by entry, for a small generator."
     sys.path.insert(0, str(TOOL.parent))
     try:
@@ -50,17 +50,7 @@ def test_the_formula():
         sys.path.pop(0)
     from stitch_nb.generator import Generator
 
-    parity = (
-        Path(
-            os.environ.get(
-                "STITCH_NB_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"
-            )
-        )
-        / "manifest.json"
-    )
-    if not parity.is_file():
-        pytest.skip("the golden numbers are not here")
-    golden = json.loads(parity.read_text())["models"]["a1_gen_small/state_dict"]
+    golden = manifest["models"]["a1_gen_small/state_dict"]
     net = bench_1024.formula_fill(
         Generator(
             z_dim=64, w_dim=64, resolution=64, channel_base=2048, channel_max=128, mapping_layers=4
