@@ -8,7 +8,7 @@ __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_imag
            'load_tensors', 'load_meta', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
-import contextlib, copy, dataclasses, errno, hashlib, numbers, os, struct, uuid
+import contextlib, copy, dataclasses, errno, hashlib, json, numbers, os, struct, uuid
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable
@@ -139,11 +139,20 @@ def autocast(
     return torch.autocast(torch.device(device).type, dtype=dtype)
 
 # %% ../nbs/00_core.ipynb #f6e1126c
-def _disk_message(e: OSError, path) -> str:
-    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full:
-        return f'no room left for {path}; free some space or choose another folder, then run the same command again'
-    return f'cannot write {path} ({e.strerror or e}); choose a folder that you may write to'
+def _file_message(e: OSError, part: Path, path: Path) -> str:
+    "What went wrong with which file: the one that is written, or another that was needed for it."
+    said = e.strerror or str(e) or type(e).__name__
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f'no room left for {path}; '
+            'free some space or choose another folder, then run the same command again'
+        )
+    other = e.filename is not None and Path(os.fsdecode(e.filename)) not in (part, path)
+    if other and Path(os.fsdecode(e.filename)) not in path.parents:
+        return f'{os.fsdecode(e.filename)} cannot be used ({said}); {path} was not written'
+    if e.filename is None and e.errno is None or isinstance(e, ConnectionError):
+        return f'{path} was not written ({said}); run the same command again'
+    return f'cannot write {path} ({said}); choose a folder that you may write to'
 
 
 @contextlib.contextmanager
@@ -158,9 +167,10 @@ def atomic_path(
         yield part
         os.replace(part, path)
     except OSError as e:
-        raise StitchError(_disk_message(e, path)) from e
+        raise StitchError(_file_message(e, part, path)) from e
     finally:
-        part.unlink(missing_ok=True) if part.parent.is_dir() else None
+        if part.is_file() or part.is_symlink():
+            part.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #7719a1c7
 def save_arrays(
@@ -192,11 +202,21 @@ def load_arrays(
         with np.load(path, allow_pickle=False) as z:
             return {k: z[k] for k in z.files}
     except Exception as e:
-        raise StitchError(
-            f'{path} is not a readable .npz ({str(e).splitlines()[0]}); delete it and run again'
-        ) from e
+        said = (str(e) or type(e).__name__).splitlines()[0]
+        raise StitchError(f'{path} is not a readable .npz ({said}); delete it and run again') from e
 
 # %% ../nbs/00_core.ipynb #22d200f8
+def _tensors_digest(tensors: dict, notes: dict) -> str:
+    "Of everything in a file of tensors."
+    h = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, x in sorted(tensors.items()):
+        x = x.detach().cpu().contiguous()
+        h.update(f'{name} {x.dtype} {tuple(x.shape)}'.encode())
+        if x.numel():
+            h.update(x.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()[:32]
+
+
 def save_tensors(
     path,  # ends in .safetensors
     tensors: dict,  # name -> tensor, e.g. a state dict
@@ -204,7 +224,8 @@ def save_tensors(
 ) -> Path:  # `path`
     "Write tensors into one safetensors file, whole or not at all."
     flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    content = save(flat, {k: str(v) for k, v in (meta or {}).items()})
+    notes = {k: str(v) for k, v in (meta or {}).items()}
+    content = save(flat, notes | {'digest': _tensors_digest(flat, notes)})
     with atomic_path(path) as part:
         part.write_bytes(content)
     return Path(path)
@@ -213,16 +234,23 @@ def save_tensors(
 def load_tensors(
     path,  # .safetensors
     device='cpu',
+    checked: bool = False,  # refuse a file that does not say what it has to hold
 ) -> dict:  # name -> tensor on `device`
-    "Read a safetensors file; nothing in it is executed."
+    "Read a safetensors file; nothing in it is executed. What we wrote is checked for damage."
     if not Path(path).is_file():
         raise StitchError(f'no such file: {path}')
     try:
-        return load_file(path, device=str(device))
+        tensors, notes = load_file(path, device=str(device)), load_meta(path)
+        with safe_open(path, 'pt') as f:
+            digest = (f.metadata() or {}).get('digest')
     except Exception as e:
+        said = (str(e) or type(e).__name__).splitlines()[0]
         raise StitchError(
-            f'{path} is not a readable safetensors file; delete it and run again ({e})'
+            f'{path} is not a readable safetensors file; delete it and run again ({said})'
         ) from e
+    if (checked or digest) and digest != _tensors_digest(tensors, notes):
+        raise StitchError(f'{path} is damaged: its numbers changed; delete it and run again')
+    return tensors
 
 
 def load_meta(
@@ -230,7 +258,7 @@ def load_meta(
 ) -> dict:  # name -> text, as given to `save_tensors`
     "The notes inside of a safetensors file."
     with safe_open(path, 'pt') as f:
-        return dict(f.metadata() or {})
+        return {k: v for k, v in (f.metadata() or {}).items() if k != 'digest'}
 
 # %% ../nbs/00_core.ipynb #f1f836cb
 def _file_digest(path: Path) -> bytes:
