@@ -19,7 +19,7 @@ from .core import StitchError, check_shape, clone_network, load_tensors
 
 # %% ../nbs/35_perceptual.ipynb #7b52009b
 class Perceptual(nn.Module):
-    "Images to feature maps, feature maps to a distance; a subclass gives `maps` and perhaps `weights`."
+    "Images to feature maps to a distance; a subclass gives `maps`, perhaps `weights`."
 
     name = 'perceptual'  # what reports call it
     scale = 1.0  # a factor common to all maps
@@ -62,7 +62,7 @@ class Perceptual(nn.Module):
 
 # %% ../nbs/35_perceptual.ipynb #bd307a3e
 class TrunkPerceptual(Perceptual):
-    "The distance in the features of a small trunk of our own, all channels alike, averaged over its maps."
+    "The distance in a small trunk of our own, all channels alike, averaged over its maps."
 
     def __init__(
         self,

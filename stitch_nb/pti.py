@@ -228,7 +228,7 @@ def learning_rate(
 
 # %% ../nbs/40_pti.ipynb #a17ac714
 class CropStore:
-    "A clip's crops where the device can have them: all of them there, or sent ahead batch by batch."
+    "A clip's crops where the device can have them: all there, or sent batch by batch."
 
     def __init__(
         self,

@@ -553,7 +553,7 @@ def claimed_blocks(
     size: int = 8,  # frames in a block
     wait: float = 0.2,  # seconds between two looks at blocks that others hold
 ):  # iterator of (start, stop); a block is this process's until the next is asked for
-    "Blocks of frames that nobody else works on. A process that dies frees its block; others take it."
+    "Blocks of frames that nobody else works on; a process that dies frees its block."
     import filelock
 
     folder, first_of = Path(folder), lambda a: list(range(a, min(a + size, T)))

@@ -399,7 +399,7 @@ def around_rows(case: Case) -> dict:
 
 
 def clip_row(case: Case, frames: int, passes: int, steps: int, dtype: str) -> dict:
-    "The two loops over a clip, as a run calls them; and 300 frames with whole schedules, from that."
+    "The two loops over a clip, as a run calls them; from that, 300 frames on whole schedules."
     clip = Case(case.size, case.device, frames)
     start = time.perf_counter()
     batch = 8 if case.device.type == 'cuda' else 1

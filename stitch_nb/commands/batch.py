@@ -208,7 +208,7 @@ def batch_table(results: list) -> str:
 def stitch_batch(
     manifest: str,  # csv: clip, edits, and options of stitch_edit as columns
     out: str = 'stitch_batch',  # folder of the run folders
-    device: str = 'auto',  # auto (every card, else the CPU), or names joined by commas: cuda:0,cuda:1
+    device: str = 'auto',  # auto (every card, else the CPU), or names: cuda:0,cuda:1
 ):
     "Edit many clips, one process a device. The same command again does what is left."
     with told('stitch_batch', out):
