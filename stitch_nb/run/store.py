@@ -76,7 +76,9 @@ def write_sealed(
 def read_sealed(
     path: Path,  # a file that `write_sealed` wrote, or anything else, or nothing
 ) -> dict | None:  # the record without its seal; None: it cannot be relied on
-    "A record, if it is as it was written."
+    "A record, if it is as it was written; never by way of a link."
+    if Path(path).is_symlink():
+        return None
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
