@@ -119,7 +119,7 @@ class StitchMasks:
 def resize_mask(
     mask: torch.Tensor,  # (H,W) float
     size: int,  # pixels of the result's side
-    how: str = 'binary',  # 'binary': area above one half; 'bilinear': soft, corner pixels on corner pixels
+    how: str = 'binary',  # 'binary': area above one half; 'bilinear': soft, corners aligned
 ) -> torch.Tensor:  # (size,size) float32
     "A mask at another resolution."
     x = torch.as_tensor(mask)[None, None].float()
@@ -134,13 +134,13 @@ def resize_mask(
 
 # %% ../nbs/60_masks.ipynb #b6692ea5
 def stitch_masks(
-    mask: torch.Tensor,  # (h,w) float, 1 = head: `face_mask(labels)` or `hull_mask(...)`; or whole-number labels
+    mask: torch.Tensor,  # (h,w) float, 1 = head (`face_mask`, `hull_mask`); or whole-number labels
     R: int,  # pixels of the crop's side
-    dilation: int = None,  # width of the border, pixels of the crop at R; None: the authors' 50 at 1024, in proportion
+    dilation: int = None,  # width of the border, pixels at R; None: the authors' 50 at 1024
     inner: int = 0,  # grow the mask by this first, pixels of the crop at R
-    variant: str = 'paper',  # 'paper': b = m XOR dilate(m), binary; 'code': the authors' masks, soft
+    variant: str = 'paper',  # 'paper': b = m XOR dilate(m), binary; 'code': the authors', soft
     whole_image_border: bool = False,  # the border is everything outside the mask
-    edge: bool = None,  # the rim of the crop belongs to the border; None: as the variant does (paper no, code yes)
+    edge: bool = None,  # the crop's rim belongs to the border; None: paper no, code yes
     work_resolution: int = None,  # pixels at which masks are computed; None: at most 512, at most R
     frame: int = None,  # which frame this is, for messages
 ) -> StitchMasks:  # (R,R) each, on the CPU, new
@@ -172,7 +172,8 @@ def stitch_masks(
     ):
         if not x.any():
             raise StitchError(
-                f'{where}the {name} mask is empty with dilation {dilation} at {R} pixels: use {cure}'
+                f'{where}the {name} mask is empty with dilation {dilation} at {R} pixels: '
+                f'use {cure}'
             )
     if work == R:
         return found

@@ -10,7 +10,6 @@ __all__ = ['TEXT', 'VISEMES', 'REGIONS', 'TOON_LIGHT', 'HAND_VERTEX', 'HAND_FRAG
 
 # %% ../../nbs/people/18_clips.ipynb #da4b9237
 import ctypes
-import shutil
 import subprocess
 import tempfile
 import wave
@@ -23,6 +22,7 @@ import imageio_ffmpeg
 import numpy as np
 from fastcore.script import Param, call_parse
 
+from ..core import StitchError
 from .backgrounds import sample_scene
 from stitch_nb.people.dataset import (
     ATTRIBUTES,
@@ -111,7 +111,8 @@ def _espeak(
         return 0
 
     lib.espeak_SetSynthCallback(heard)
-    lib.espeak_SetVoiceByName(voice.encode())
+    if lib.espeak_SetVoiceByName(voice.encode()):
+        raise StitchError(f"espeak-ng has no voice {voice!r}; try 'en' (British) or 'en-us'")
     lib.espeak_SetParameter(1, speed, 0)
     lib.espeak_SetParameter(3, pitch, 0)
     data = text.encode()
@@ -121,42 +122,29 @@ def _espeak(
 
 @cache
 def _library() -> tuple:  # library, samples a second
-    "espeak-ng, started once: it cannot be started twice."
-    for name in ("libespeak-ng.so.1", "libespeak-ng.dylib", "libespeak-ng.dll"):
-        try:
-            lib = ctypes.CDLL(name)
-        except OSError:
-            continue
-        if shutil.which("espeak-ng"):
-            return lib, lib.espeak_Initialize(
-                2, 200, None, 1 | 2
-            )  # sound to the callback; phonemes, in IPA
-    raise RuntimeError(
-        "espeak-ng is not installed; the sample clips need it for their voice (Debian: apt install espeak-ng)"
-    )
+    "espeak-ng out of the package espeakng-loader, started once: it cannot be started twice."
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise StitchError(
+            "the sample clips need espeak-ng for their voice: pip install espeakng-loader"
+        ) from None
+    lib = ctypes.CDLL(espeakng_loader.get_library_path())
+    data = espeakng_loader.get_data_path().encode()
+    return lib, lib.espeak_Initialize(2, 200, data, 1 | 2)  # sound to the callback; IPA
 
 # %% ../../nbs/people/18_clips.ipynb #c1dfd96e
 def speak(
     text: str,
-    voice: str = "en-gb",  # espeak-ng's name
+    voice: str = "en",  # espeak-ng's name; 'en' is British
     speed: int = 180,  # words a minute
     pitch: int = 45,  # 0 to 100
     pause: float = 0.2,  # seconds of silence before
 ) -> Speech:
-    "Speech by espeak-ng (a program: Debian package espeak-ng), and when each of its sounds is spoken."
+    "Speech by espeak-ng, and when each of its sounds is spoken."
     sound, rate, said = _espeak(text, voice, speed, pitch)
-    ipa = subprocess.run(
-        ["espeak-ng", "-q", "--ipa", "-v", voice, text], capture_output=True, text=True, check=True
-    ).stdout
-    ipa = "".join(ipa.split())
-    at, stress = 0, []
-    for name, _ in said:  # walk along the phonetic spelling, which has the marks
-        mark = 0.0
-        while at < len(ipa) and ipa[at] in "ˈˌ":
-            mark = {"ˈ": 1.0, "ˌ": 0.5}[ipa[at]]
-            at += 1
-        stress.append(mark if name else 0.0)
-        at += len(name) if ipa.startswith(name, at) else 0
+    stress = [{"ˈ": 1.0, "ˌ": 0.5}.get(name[:1], 0.0) for name, _ in said]
+    said = [(name.lstrip("ˈˌ"), at) for name, at in said]
     ends = [s for _, s in said[1:]] + [len(sound)]
     seq = [Phoneme("", 0.0, pause)] + [
         Phoneme(n, pause + a / rate, pause + b / rate, s)
@@ -762,7 +750,7 @@ LINES = dict(
     hair="My hair fills more than the frame.",
 )
 VOICES = dict(
-    talk=("en-gb", 45), toon=("en-gb", 45), hand=("en-us", 45), hair=("en-gb+f3", 55)
+    talk=("en", 45), toon=("en", 45), hand=("en-us", 45), hair=("en+f3", 55)
 )  # espeak-ng's voice, pitch
 EDITS = dict(
     talk=dict(smile=("smile", 2.0), age=("age", 2.0), young=("age", -2.0)),
