@@ -16,8 +16,8 @@ from ..models import load_models
 from ..run.settings import RunConfig
 from ..figures.state import open_clip, zoom_names
 from ..figures.figure3 import write_figure_3
-from ..figures.figure9 import write_figure_9
-from ..figures.report import read_run, report_html
+from ..figures.figure9 import read_run, write_figure_9
+from ..figures.report import report_html
 from .edit import settings_of, told
 
 # %% ../../nbs/commands/30_figure.ipynb #6174c92e
