@@ -8,8 +8,8 @@ __all__ = ['LEGEND', 'NUMBERS', 'CHANGES', 'CLAIMS', 'FAILED', 'CURVES', 'SPARE'
            'read_run', 'read_arms', 'best_arms', 'best_arm', 'table_html', 'explain_true_edit', 'Claim', 'check_claims',
            'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png', 'arm_frames', 'off',
            'error_map', 'busiest_row', 'time_slice', 'change_slice', 'motion_rows', 'arms_apart', 'silence_html',
-           'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video', 'rows_within',
-           'arm_boxes', 'write_sheet', 'write_figure_9']
+           'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video', 'arm_boxes',
+           'write_figure_9']
 
 # %% ../../nbs/figures/40_figure9.ipynb #77de68da
 import io
@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..core import StitchError, atomic_path
 from ..video import read_clip, write_video
@@ -34,17 +33,16 @@ from stitch_nb.figures.sheet import (
     Td,
     column_frames,
     lay_out_grid,
-    paint,
-    paint_pdf,
     render,
     table_of,
+    write_sheet,
 )
-from .state import open_clip, prepare, settings_for, zoom_boxes
+from .state import open_clip, prepare, rows_within, settings_for, zoom_boxes
 
 # %% ../../nbs/figures/40_figure9.ipynb #c1dfd96e
 @dataclass(frozen=True)
 class Arm:
-    "One way to do it, for the reader: the full method with one thing changed by `run.settings.ARMS`."
+    "One way to do it: the full method with one thing changed, by `run.settings.ARMS`."
 
     title: str  # of its column
     note: str  # what is changed, and what that should show
@@ -424,7 +422,8 @@ def read_run(
     folder, found = Path(folder).expanduser(), {}
     if not folder.is_dir():
         raise StitchError(
-            f"no such folder: {folder}; give the folder that stitch_edit or stitch_demo wrote (--out)"
+            f"no such folder: {folder}; give the folder that stitch_edit or stitch_demo "
+            "wrote (--out)"
         )
     checks = {
         "metrics.json": check_metrics,
@@ -976,18 +975,6 @@ def arm_video(
     return write_video(counted(), path, clip.fps, crf=crf)
 
 # %% ../../nbs/figures/40_figure9.ipynb #7719a1c7
-def rows_within(
-    clip,  # `Clip`
-    rows,  # frame numbers, as the video counts; None stays None
-):
-    "The same as the part of the clip counts."
-    for n in rows or ():
-        if n - clip.start not in range(len(clip)):
-            last = clip.start + len(clip) - 1
-            raise StitchError(f"frame {n} is not in the clip: it has frames {clip.start} to {last}")
-    return None if rows is None else [n - clip.start for n in rows]
-
-
 def arm_boxes(
     clip,  # `Clip`
     edits,  # texts: 'smile=2'
@@ -1003,17 +990,6 @@ def arm_boxes(
         return {}
     state = prepare(clip, models, config, stages, progress=progress)
     return zoom_boxes(state, settings_for(state, rows, edits, None), zoom)
-
-
-def write_sheet(
-    sheet: Sheet,
-    path: Path,  # without suffix
-) -> dict:  # kind to path
-    "A figure as PNG and PDF."
-    png = path.with_suffix(".png")
-    with atomic_path(png) as part:
-        Image.fromarray(paint(sheet)).save(part)
-    return dict(png=png, pdf=paint_pdf(sheet, path.with_suffix(".pdf")))
 
 
 def write_figure_9(
