@@ -2,10 +2,12 @@
 
 import json
 import re
+import tempfile
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from stitch_nb.figures import figure3, state as states
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
 from stitch_nb.run import stages
+from stitch_nb.commands import apps
 from stitch_nb.commands.figure import stitch_figure
 from stitch_nb.figures.app import Figure3App
 from stitch_nb.figures.figure3 import figure_3, figure_3_video, grid_sheet, grids
@@ -483,6 +486,23 @@ def test_two_apps_have_two_videos(models, prepared, clip):
         for app in apps:
             app.close()
     assert not any(room.exists() for room in rooms)
+
+
+def test_no_folder_stays_behind(monkeypatch, tmp_path):
+    "A stand-in notebook lies in a folder that goes when the server ends."
+    seen = []
+
+    def server(command):
+        (page,) = [Path(word) for word in command if word.endswith(".ipynb")]
+        seen.append((page, page.is_file()))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(apps.subprocess, "run", server)
+    monkeypatch.setattr(apps.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as left:
+        apps.stitch_app("3", models="mobile", no_browser=True)
+    assert left.value.code == 0 and seen[0][1] and not list(tmp_path.iterdir())
 
 
 @pytest.fixture
