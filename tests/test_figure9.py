@@ -66,7 +66,7 @@ def test_arms_share_their_stages(room):
 
 def test_files(room):
     made = room["made"]
-    assert set(made) == {"png", "pdf", "numbers", "curves", "mp4"} and all(
+    assert set(made) == {"png", "pdf", "true edit", "numbers", "curves", "mp4"} and all(
         p.stat().st_size > 500 for p in made.values()
     )
     assert len(read_clip(made["mp4"])) == 4
