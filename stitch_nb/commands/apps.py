@@ -34,9 +34,9 @@ def app_notebook(
     if name not in PAGES:
         raise StitchError(f"there is no app {name!r}; choose one of {', '.join(PAGES)}")
     notebook, module, cls = PAGES[name]
-    path = (root or Path(__file__).parent.parent.parent / "nbs") / notebook
     if module is None and models:
         raise StitchError(f"{notebook} is a lesson on its own networks: leave --models out")
+    path = (root or Path(__file__).parent.parent.parent / "nbs") / notebook
     if path.is_file() and not models:
         return path
     if module is None:
