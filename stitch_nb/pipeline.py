@@ -249,8 +249,10 @@ def check_places(clip, out, truth):
         return
     sizes = [(len(c), c.width, c.height) for c in (truth, clip)]
     if sizes[0] != sizes[1]:
-        said = ["{} frames of {}x{}".format(*size) for size in sizes]
-        raise StitchError(f"the true edit {truth.path} has {said[0]}, the clip {said[1]}")
+        (T, W, H), clip_size = sizes[0], "{} of {}x{}".format(*sizes[1])
+        raise StitchError(
+            f"the true edit {truth.path} has {T} frames of {W}x{H}, the clip {clip_size}"
+        )
 
 
 def check_settings(models, config, edits):

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from ..align import crop_frame
-from ..core import frames_at_once, save_arrays, to_image
+from ..core import save_arrays, to_image
+from ..device import frames_at_once
 from ..masks import resize_mask
 from stitch_nb.metrics import (
     attribute_change,
@@ -136,7 +137,8 @@ def step_of_difference(
     windows = np.array([frame_window(p.quad, R, H, W)[0] for p in pair])
     y0, x0, y1, x1 = *windows[:, ::2].min(0), *windows[:, 1::2].max(0)
     a, b = (
-        np.subtract(p.result[y0:y1, x0:x1], p.source[y0:y1, x0:x1], dtype=np.float32) for p in pair
+        np.subtract(p.result[y0:y1, x0:x1], p.source[y0:y1, x0:x1], dtype=np.float32)
+        for p in pair
     )
     return float(np.abs(b - a).sum(dtype=np.float64) / pair[0].source.size)
 
@@ -153,7 +155,8 @@ def border_row(
     seen = dict(source=p.source, stitched=p.result, blended=p.blended)
     row = {f"steps_{k}": border_steps(v[part], alpha[part])[0] for k, v in seen.items()}
     row |= {
-        f"gap_{k}": gap(seen[k][part], p.source[part], alpha[part]) for k in ("stitched", "blended")
+        f"gap_{k}": gap(seen[k][part], p.source[part], alpha[part])
+        for k in ("stitched", "blended")
     }
     return row | dict(leak=leak(p.result, p.source, where))
 
@@ -367,7 +370,8 @@ def identity_summary(rows) -> dict:
         tg_id=tg_id(result, source),
         identity_distance=identity_distance(source, result).mean(),
         similarity={
-            k: dict(local=local_similarity(v), whole=global_similarity(v)) for k, v in seen.items()
+            k: dict(local=local_similarity(v), whole=global_similarity(v))
+            for k, v in seen.items()
         },
     )
     if "truth_id" in rows[0]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from ..core import StitchError, StitchLookupError
 from ..edit import Edit, parse_edit
 from ..encode import PivotConfig
+from ..faces import LANDMARKS
 from ..pti import PTIConfig
 from ..stitch import StitchConfig
 
 # %% ../../nbs/run/10_settings.ipynb #c2d30005
 CHOICES = dict(  # field of `RunConfig` to what it may be
-    landmarks=("auto", "bundle", "face_alignment", "dlib", "none"),
+    landmarks=LANDMARKS,
     pivots=("auto", "encoder", "optimise"),
     perceptual=("auto", "lpips", "bundle"),
     mask=("auto", "parser", "hull"),

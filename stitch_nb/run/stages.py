@@ -30,7 +30,8 @@ from ..encode import invert, optimise_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import paste
-from ..pti import tune_generator, tuning_dtype
+from ..device import tuning_dtype
+from ..pti import tune_generator
 from .settings import RunConfig
 from .store import clip_key, is_plain, network_key, remove, run_stage, write_rows
 from ..stitch import stitch_frames, worker_count
@@ -49,23 +50,22 @@ def faces_stage(clip, models, config, folder, progress):
         track = find_faces(
             clip, backend, person=config.person, max_missing=config.max_missing, progress=tick
         )
-        edited = getattr(track, "edited", np.ones(len(track.found), bool))
         save_arrays(
             path,
             landmarks=track.landmarks,
             found=track.found,
-            edited=edited,
-            segments=getattr(track, "edited_segments", track.segments),
+            edited=track.edited,
+            segments=track.edited_segments,
         )
         return dict(
             landmarks=name,
             found=int(track.found.sum()),
-            interpolated=np.flatnonzero(~track.found),
+            interpolated=np.flatnonzero(~track.found & track.edited),
             cuts=track.cuts,
             people=track.people,
             person=track.person,
-            untouched=np.flatnonzero(~edited),
-            terms=getattr(track, "terms", ""),
+            untouched=np.flatnonzero(~track.edited),
+            terms=track.terms,
         )
 
     used = ""
@@ -90,7 +90,9 @@ def crops_stage(clip, models, config, faces, folder, progress):
     "Aligned crops (K,R,R,3) uint8 as .npy, one for each edited frame; the quads beside them."
     R, scale = models.resolution, models.scale if config.scale is None else config.scale
     landmarks, edited, segments = load_track(faces)
-    quads = quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
+    quads = quads_from_landmarks(
+        landmarks, scale, config.sigma_centre, config.sigma_axes, segments
+    )
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
@@ -209,7 +211,7 @@ def generator_stage(models, config, crops, pivots, perceptual, folder, progress)
 def is_readable(path) -> bool:
     "Whether this is an undamaged file of tensors."
     try:
-        load_tensors(path)
+        load_tensors(path, checked=True)
     except StitchError:
         return False
     return is_plain(path)

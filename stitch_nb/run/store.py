@@ -418,8 +418,8 @@ def stages_in(
 
 def _size_and_age(paths: list) -> tuple:
     "Bytes, and when it was last written or used (ns)."
-    files = [f for p in paths for f in ([p, *p.rglob("*")] if is_folder(p) else [p])]
-    found = [f.lstat() for f in files if os.path.lexists(f)]
+    files = [f for p in paths for f in (p.rglob("*") if is_folder(p) else [p])]
+    found = [f.lstat() for f in files if os.path.lexists(f) and not is_folder(f)]
     used = [p.lstat().st_atime_ns for p in paths if p.suffix == ".json" and os.path.lexists(p)]
     ages = [s.st_mtime_ns for s in found] + used
     return sum(s.st_size for s in found), max(ages, default=0)
