@@ -9,11 +9,12 @@ __all__ = ['LEGEND', 'NUMBERS', 'CHANGES', 'CLAIMS', 'FAILED', 'CURVES', 'SPARE'
            'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png', 'arm_frames', 'off',
            'error_map', 'busiest_row', 'time_slice', 'change_slice', 'motion_rows', 'arms_apart', 'silence_html',
            'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video', 'arm_boxes',
-           'write_figure_9']
+           'write_figure_9', 'keep_arms']
 
 # %% ../../nbs/figures/40_figure9.ipynb #77de68da
 import io
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -1026,3 +1027,20 @@ def write_figure_9(
         with (progress or (lambda _: nullcontext(None)))("video") as tick:
             made["mp4"] = arm_video(clip, runs, out / "figure_9.mp4", video, progress=tick)
     return made
+
+
+def keep_arms(
+    out: str | Path,  # folder that `write_figure_9` wrote
+    kept: str | Path,  # the new folder
+) -> dict:  # arm to `Finished`
+    "What a page needs to show arms again, without stages, paths, times and machines."
+    out, kept = Path(out), Path(kept)
+    for arm, run in read_arms(out).items():
+        (kept / arm).mkdir(parents=True, exist_ok=True)
+        for name in ("result.mp4", "metrics.json", "frames.json"):
+            shutil.copyfile(out / arm / name, kept / arm / name)
+        source = {k: run.record["source"][k] for k in ("start", "frames", "width", "height")}
+        record = {k: run.record[k] for k in ("key", "edits", "bundle", "settings", "finished")}
+        write_json(kept / arm / "run.json", record | dict(source=source))
+    shutil.copyfile(out / "figure_9.json", kept / "figure_9.json")
+    return read_arms(kept)
