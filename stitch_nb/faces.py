@@ -712,6 +712,7 @@ def took_over(
 def join_tracks(
     tracks: list,  # of Track
     alike: float = ALIKE,  # signatures closer than this are one person
+    brief: int = 3,  # frames: who never stays so long is nobody, where others do
 ) -> list:  # of dicts frame -> Detection, one for each person
     "Tracks that follow one another and look the same are one person: after a cut or absence."
     people = []
@@ -726,7 +727,10 @@ def join_tracks(
             people[best[1]].append(track)
         else:
             people.append([track])
-    return [{t: d for track in p for t, d in zip(track.frames, track.faces)} for p in people]
+    steady = [p for p in people if max(len(track.frames) for track in p) >= brief]
+    return [
+        {t: d for track in p for t, d in zip(track.frames, track.faces)} for p in steady or people
+    ]
 
 # %% ../nbs/08_faces.ipynb #92cfceb3
 def choose_person(

@@ -1,27 +1,20 @@
 "Fixtures shared by all tests: golden numbers where they exist, small clips made on the spot."
 
-import json, os, subprocess
-from pathlib import Path
-import imageio_ffmpeg, numpy as np, pytest, torch
+import os, subprocess
+import imageio_ffmpeg, pytest, torch
+from golden_numbers import Golden, golden_file, load_manifest
 
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
-
-PARITY = Path(
-    os.environ.get('STITCH_NB_PARITY', Path(__file__).resolve().parents[2] / 'shared' / 'parity')
-)
 
 
 @pytest.fixture(scope='session')
 def parity():
-    "`parity(name)` opens a file of golden numbers, e.g. 'f_masks'; skips the test where they are not at hand."
+    "`parity(name)` opens the golden numbers of one component, e.g. 'f_masks': all of them, or the part in tests/golden."
     opened = {}
 
-    def load(name: str):
-        file = PARITY / f'{name}.npz'
-        if not file.is_file():
-            pytest.skip(f'the golden numbers {file.name} are not here')
+    def load(name: str) -> Golden:
         if name not in opened:
-            opened[name] = np.load(file, allow_pickle=False)
+            opened[name] = Golden(golden_file(f'{name}.npz'))
         return opened[name]
 
     yield load
@@ -32,10 +25,7 @@ def parity():
 @pytest.fixture(scope='session')
 def manifest():
     "The description of every golden array."
-    file = PARITY / 'manifest.json'
-    if not file.is_file():
-        pytest.skip('the golden numbers are not here')
-    return json.loads(file.read_text())
+    return load_manifest()
 
 
 @pytest.fixture(scope='session')

@@ -69,9 +69,16 @@ def test_outputs(call, disc_clip, tmp_path):
     assert metrics["leak"] == 0 and metrics["outside_identical"] == 1
     changed = [(a != b).any(-1).mean() for a, b in zip(source.frames(), result.frames())]
     assert all(0 < part < 0.8 for part in changed)  # something changed, and not everything
-    assert {"faces", "crops", "masks", "pivots", "generator", "scores", "stitched", "result"} == set(
-        record["stages"]
-    )
+    assert {
+        "faces",
+        "crops",
+        "masks",
+        "pivots",
+        "generator",
+        "scores",
+        "stitched",
+        "result",
+    } == set(record["stages"])
     assert all(s["seconds"] >= 0 and s["peak_mib"] > 50 for s in record["stages"].values())
     assert (
         record["landmarks"] == "disc"
@@ -249,9 +256,7 @@ def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle,
     )
     models = replace(load_models(bundle), parser=object())
     config = RunConfig(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1))
-    run = edit_clip(
-        read_clip(disc_clip, frames=slice(0, 3)), "smile=1", tmp_path, models, config
-    )
+    run = edit_clip(read_clip(disc_clip, frames=slice(0, 3)), "smile=1", tmp_path, models, config)
     assert run.record["stages"]["masks"]["hull_frames"] == [1]
     masks = np.load(run.stages["masks"].path)
     assert (masks[0] == central).all() and masks[1].any() and (masks[1] != central).any()

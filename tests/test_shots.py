@@ -193,3 +193,38 @@ def test_numbers_of_edited_frames(people):
     )
     assert track.edited_frames.tolist() == [*range(5), *range(9, 16)]
     assert track.edited_segments == ((0, 5), (5, 12))
+
+
+def test_a_whole_run_leaves_the_card_alone(tmp_path, monkeypatch, capsys):
+    "From the command line to the lossless film: what has no face is the source, to the bit."
+    import tiny
+
+    from stitch_nb.commands.edit import stitch_edit
+    from stitch_nb.video import write_video
+
+    tiny.use_disc(monkeypatch)
+    monkeypatch.setenv('STITCH_CACHE', str(tmp_path / 'cache'))
+    models = tiny.tiny_bundle(tmp_path / 'tiny')
+    title = [np.full((48, 64, 3), (40, 90 + 9 * t, 60), np.uint8) for t in range(4)]
+    faces = list(tiny.face_frames(T=8))
+    write_video(faces[:4] + title + faces[4:], tmp_path / 'clip.mkv', 25, lossless=True)
+    options = tiny.QUICK | dict(models=str(models), out=str(tmp_path / 'run'), lossless=True)
+    status, line, said = tiny.outcome(stitch_edit, capsys, str(tmp_path / 'clip.mkv'), **options)
+    assert status == 0, line
+    source = list(read_clip(tmp_path / 'clip.mkv').frames())
+    result = list(read_clip(tmp_path / 'run' / 'result.mp4').frames())
+    same = [np.array_equal(a, b) for a, b in zip(source, result)]
+    assert same == [False] * 4 + [True] * 4 + [False] * 4
+
+
+def test_what_flickers_is_nobody(people):
+    "A detector sees faces in leaves: more of them, and larger, but never twice the same."
+    frames, points = people[0]
+    rng = np.random.default_rng(5)
+    leaves = [
+        np.kron(rng.integers(0, 256, (12, 15, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+        for _ in range(14)
+    ]
+    wrong = [(points[0] - points[0].mean(0)) * 1.2 + [120, 90 + t] for t in range(14)]
+    track = find_faces(*play([(leaves, wrong), (frames[:14], points[:14])]), max_missing=0.6)
+    assert track.people == 1 and untouched(track) == list(range(14))

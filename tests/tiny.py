@@ -83,12 +83,17 @@ def face_clip(path, fps=Fraction(25), **kwargs) -> Path:
     return write_video(face_frames(**kwargs), path, fps)
 
 
+def tiny_encoder(G) -> Encoder:
+    "An encoder for the generator of `tiny_bundle`, with random weights."
+    return Encoder(resolution=32, num_ws=G.num_ws, w_dim=16, width=8, blocks=(1, 1, 1, 1))
+
+
 def tiny_bundle(folder) -> Path:
     torch.manual_seed(0)
     G = Generator(
         z_dim=16, w_dim=16, resolution=32, channel_base=256, channel_max=32, mapping_layers=2
     )
-    E = Encoder(resolution=32, num_ws=G.num_ws, w_dim=16, width=8, blocks=(1, 1, 1, 1))
+    E = tiny_encoder(G)
     directions = dict(smile=0.3 * torch.randn(G.num_ws, 16), age=0.3 * torch.randn(G.num_ws, 16))
     return save_bundle(
         folder,

@@ -21,17 +21,25 @@ from ..metrics import identity_vectors
 IDENTITIES = ("bundle", "dlib", "facenet", "insightface")
 
 
+def _first_line(error):
+    "What an error says, cut short; its kind where it says nothing."
+    said = str(error).splitlines()
+    return said[0][:80] if said else type(error).__name__
+
+
 def _package(name, pip):
     "A package that is not required."
     if find_spec(name) is None:
         raise StitchError(
-            f"{name} is not installed: pip install {pip}, or choose another identity network (bundle)"
+            f"{name} is not installed: pip install {pip}, "
+            "or choose another identity network (bundle)"
         )
     try:
         return import_module(name)
     except Exception as error:
         raise StitchError(
-            f"{name} cannot be imported ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}): pip install {pip}, or choose another identity network (bundle)"
+            f"{name} cannot be imported ({_first_line(error)}): pip install {pip}, "
+            "or choose another identity network (bundle)"
         ) from None
 
 
@@ -44,44 +52,26 @@ def _dlib_network():
         if spec and spec.submodule_search_locations
         else None
     )
-    files = (
-        [
-            folder / n
-            for n in (
-                "dlib_face_recognition_resnet_model_v1.dat",
-                "shape_predictor_5_face_landmarks.dat",
-            )
-        ]
-        if folder
-        else []
-    )
+    names = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
+    files = [folder / n for n in names] if folder else []
     if not files or not all(f.is_file() for f in files):
         raise StitchError(
-            "dlib's recognition network is not installed: pip install 'stitch_nb[dlib]', or choose another identity network (bundle)"
+            "dlib's recognition network is not installed: pip install 'stitch_nb[dlib]', "
+            "or choose another identity network (bundle)"
         )
-    network, points, detect = (
-        dlib.face_recognition_model_v1(str(files[0])),
-        dlib.shape_predictor(str(files[1])),
-        dlib.get_frontal_face_detector(),
-    )
+    network = dlib.face_recognition_model_v1(str(files[0]))
+    points = dlib.shape_predictor(str(files[1]))
+    detect = dlib.get_frontal_face_detector()
+    usual = dlib.rectangle(64, 84, 192, 212)  # where a face lies in an aligned crop
 
     def vectors(crops):
         found = []
         for crop in crops:
-            crop = np.ascontiguousarray(
-                F.interpolate(to_tensor(crop)[None], (256, 256), mode="bilinear", antialias=True)[0]
-                .add(1)
-                .mul(127.5)
-                .round()
-                .clamp(0, 255)
-                .byte()
-                .permute(1, 2, 0)
-                .numpy()
-            )
-            boxes = detect(crop, 0)
-            box = (
-                max(boxes, key=lambda b: b.area()) if boxes else dlib.rectangle(64, 84, 192, 212)
-            )  # where a face lies in an aligned crop
+            x = to_tensor(crop)[None]
+            x = F.interpolate(x, (256, 256), mode="bilinear", antialias=True)[0]
+            levels = x.add(1).mul(127.5).round().clamp(0, 255).byte()
+            crop = np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
+            box = max(detect(crop, 0), key=lambda b: b.area(), default=usual)
             found.append(np.array(network.compute_face_descriptor(crop, points(crop, box))))
         return np.stack(found)
 
@@ -95,15 +85,15 @@ def _facenet_network():
         network = package.InceptionResnetV1(pretrained="vggface2").eval()
     except Exception as error:
         raise StitchError(
-            f"FaceNet's weights cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that they are fetched, or choose another identity network (bundle)"
+            f"FaceNet's weights cannot be loaded ({_first_line(error)}): "
+            "connect once so that they are fetched, "
+            "or choose another identity network (bundle)"
         ) from None
 
     def vectors(crops):
         R = crops.shape[1]
-        a, b = (
-            round(0.14 * R),
-            round(0.95 * R),
-        )  # an aligned crop's face, as tight as FaceNet was trained with
+        # an aligned crop's face, as tight as FaceNet was trained with
+        a, b = round(0.14 * R), round(0.95 * R)
         x = F.interpolate(
             to_tensor(crops[:, a:b, (R - b + a) // 2 : (R + b - a) // 2]),
             (160, 160),
@@ -128,7 +118,9 @@ def _insightface_network():
         app.prepare(ctx_id=-1, det_size=(320, 320))
     except Exception as error:
         raise StitchError(
-            f"insightface's models cannot be loaded ({str(error).splitlines()[0][:80]}): connect once so that buffalo_l is fetched, or choose another identity network (bundle)"
+            f"insightface's models cannot be loaded ({_first_line(error)}): "
+            "connect once so that buffalo_l is fetched, "
+            "or choose another identity network (bundle)"
         ) from None
 
     def vectors(crops):
@@ -137,7 +129,8 @@ def _insightface_network():
             faces = app.get(np.ascontiguousarray(crop[..., ::-1]))
             if not faces:
                 raise StitchError(
-                    f"insightface finds no face in crop {t}; choose another identity network (dlib, bundle)"
+                    f"insightface finds no face in crop {t}; "
+                    "choose another identity network (dlib, bundle)"
                 )
             found.append(max(faces, key=lambda f: f.det_score).normed_embedding)
         return np.stack(found)

@@ -1,0 +1,317 @@
+"The run folder: records, locks, keys, tidying; what is damaged, linked elsewhere or in use."
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import stitch_nb.run.stages as stages
+import tiny
+from stitch_nb.core import StitchError, atomic_path, load_tensors, save_tensors
+from stitch_nb.models import load_models
+from stitch_nb.run.settings import RunConfig
+from stitch_nb.run.store import (
+    OUTPUTS,
+    as_json,
+    finished,
+    hold,
+    in_use,
+    make_way,
+    network_key,
+    place,
+    read_sealed,
+    run_stage,
+    shelf_name,
+    stages_in,
+    sweep,
+    tidy,
+    try_lock,
+    write_sealed,
+)
+
+
+def number_stage(folder, n, name="number", **kwargs):
+    def make(path, tick):
+        with atomic_path(path) as part:
+            part.write_text(str(n) * 1000)
+        return dict(n=n)
+
+    return run_stage(Path(folder), name, (n,), ".txt", make, **kwargs)
+
+
+def age(stage, seconds):
+    "Make a stage look as if it was last used so long ago."
+    then = time.time() - seconds
+    for path in (stage.path, stage.path.with_suffix(".json")):
+        os.utime(path, (then, then))
+
+
+def test_numbers_keep_their_digits():
+    small = as_json(dict(leak=4e-7, rate=np.float32(3e-7), big=123456.789012, none=np.nan))
+    assert small == dict(leak=4e-7, rate=pytest.approx(3e-7, rel=1e-6), big=123456.79, none=None)
+    assert as_json([(1, Path("a")), np.arange(2)]) == [[1, "a"], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "null", "[]", "3", '{"a": 1}', "\x00\xff", "[" * 100_000, "{" * 10]
+)
+def test_a_record_that_is_none(tmp_path, text):
+    path = tmp_path / "run.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert read_sealed(path) is None
+    assert finished(tmp_path, "0" * 16) is None
+
+
+def test_a_changed_record_is_noticed(tmp_path):
+    path = write_sealed(tmp_path / "note.json", dict(seconds=12.5, edits=["smile=2"]))
+    text = path.read_text()
+    for old, new in (("12.5", "13.5"), ("smile", "smilf"), ("seconds", "second5")):
+        path.write_text(text.replace(old, new))
+        assert read_sealed(path) is None
+    path.write_text(text)
+    assert read_sealed(path) == dict(seconds=12.5, edits=["smile=2"])
+
+
+def test_a_stage_of_another_version_is_another_stage(tmp_path):
+    first, again = number_stage(tmp_path, 1), number_stage(tmp_path, 1)
+    newer = number_stage(tmp_path, 1, version=2)
+    assert (first.reused, again.reused, newer.reused) == (False, True, False)
+    assert newer.path != first.path
+
+
+def test_tidy_removes_whole_stages_oldest_first(tmp_path):
+    made = [number_stage(tmp_path, n) for n in range(5)]
+    for n, stage in enumerate(made):
+        age(stage, 1000 - n)
+    used = number_stage(tmp_path, 0)  # now the one that was used last
+    size = sum(p.stat().st_size for p in (used.path, used.path.with_suffix(".json")))
+    gone = tidy(tmp_path, limit=3.5 * size, keep=[f"number-{made[1].key}"])
+    assert gone == [f"number-{made[n].key}" for n in (2, 3)]
+    for n, stage in enumerate(made):
+        there = [stage.path.exists(), stage.path.with_suffix(".json").exists()]
+        assert there == 2 * [n not in (2, 3)]  # never one without the other
+    assert [number_stage(tmp_path, n).reused for n in range(5)] == [True, True, False, False, True]
+
+
+def test_tidy_leaves_what_is_in_use(tmp_path):
+    old = number_stage(tmp_path, 1)
+    age(old, 1000)
+    with in_use(tmp_path):
+        assert number_stage(tmp_path, 1).reused
+        assert tidy(tmp_path, limit=0) == [] and old.path.exists()
+    age(old, 1000)
+    with try_lock(tmp_path, f"number-{old.key}"):  # somebody is making it
+        assert tidy(tmp_path, limit=0) == []
+    assert tidy(tmp_path, limit=0) == [f"number-{old.key}"] and not stages_in(tmp_path)
+
+
+def test_a_dead_user_does_not_count(tmp_path):
+    old = number_stage(tmp_path, 1)
+    code = "import os, sys; from stitch_nb.run.store import in_use\n"
+    code += "with in_use(sys.argv[1]): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert list((tmp_path / ".run").glob("use-*.json"))
+    number_stage(tmp_path, 1)
+    assert tidy(tmp_path, limit=0) == [f"number-{old.key}"]
+    assert not list((tmp_path / ".run").glob("use-*"))
+
+
+def test_sub_folders_are_tidied_child_by_child(tmp_path):
+    for n in range(3):
+        cell = tmp_path / "cells" / f"{n}.npz"
+        cell.parent.mkdir(exist_ok=True)
+        cell.write_bytes(bytes(1000))
+        os.utime(cell, (n, n))
+    whole = tmp_path / "arms" / "abc"
+    whole.mkdir(parents=True)
+    (whole / "result.mp4").write_bytes(bytes(1000))
+    assert tidy(tmp_path, limit=2500) == ["cells.0.npz", "cells.1.npz"]
+    with hold(whole, "a run"):
+        assert tidy(tmp_path, limit=0) == ["cells.2.npz"]
+    assert tidy(tmp_path, limit=0) == ["arms.abc"] and not whole.exists()
+
+
+def test_leftovers_are_swept_but_for_those_in_use(tmp_path):
+    key = number_stage(tmp_path, 1).key
+    parts = [tmp_path / f".number-{k}.deadbeef.part.txt" for k in (key, "0" * 16)]
+    parts.append(tmp_path / f".number-{key}.resume.0badcafe.part.safetensors")
+    for part in parts:
+        part.write_text("half")
+    with try_lock(tmp_path, f"number-{key}"):
+        sweep(tmp_path)
+        assert [p.exists() for p in parts] == [True, False, True]
+    sweep(tmp_path)
+    assert not any(p.exists() for p in parts)
+
+
+def test_a_stage_waits_for_the_one_that_makes_it(tmp_path):
+    code = "import sys, time; sys.path.insert(0, sys.argv[2]); import test_store as t\n"
+    code += "from pathlib import Path\n"
+    code += "def make(path, tick):\n    print('begun', flush=True); time.sleep(1.5)\n"
+    code += "    path.write_text('of the first')\n"
+    code += "t.run_stage(Path(sys.argv[1]), 'slow', (1,), '.txt', make)"
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "begun\n"
+    said = []
+
+    class Progress:
+        def __enter__(self):
+            return lambda done, total, text="": said.append(text)
+
+        def __exit__(self, *args):
+            return False
+
+    def make(path, tick):
+        raise AssertionError("it was made twice")
+
+    second = run_stage(tmp_path, "slow", (1,), ".txt", make, lambda name: Progress())
+    assert first.wait() == 0 and second.reused and second.path.read_text() == "of the first"
+    assert "another run is at it" in said
+
+
+def test_a_folder_in_use_says_by_whom(tmp_path):
+    with hold(tmp_path, "smile=2"):
+        with pytest.raises(StitchError) as error:
+            with hold(tmp_path, "age=1", wait=0.1):
+                pass
+    line = str(error.value)
+    assert f"process {os.getpid()} on" in line and "(smile=2)" in line and "\n" not in line
+    with hold(tmp_path, "age=1", wait=0.1):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "null", "no record", '{"process": "\\n\\n"}'])
+def test_the_note_of_who_is_there_may_be_damaged(tmp_path, content):
+    with hold(tmp_path, "smile=2"):
+        (tmp_path / ".run" / "by.json").write_text(content)
+        with pytest.raises(StitchError, match="is in use by process"):
+            with hold(tmp_path, "age=1", wait=0.1):
+                pass
+
+
+def test_old_records_lead_nowhere(tmp_path):
+    out, key = tmp_path / "a" / "run", "../../../../x"
+    out.mkdir(parents=True)
+    for name in OUTPUTS[:-1]:
+        (out / name).write_text(name)
+    write_sealed(out / "run.json", dict(edits=["../../../stolen", "/etc/x\x00"], key=key))
+    make_way(out, "1" * 16)
+    shelves = list((out / "earlier").iterdir())
+    assert len(shelves) == 1 and sorted(p.name for p in shelves[0].iterdir()) == sorted(OUTPUTS)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["run"]
+    for edits in (None, 3, {}, ["..", "."], [[1]], ["con: <>|"]):
+        name = shelf_name(dict(edits=edits, key=None))
+        assert name and Path(name).name == name and name not in ("..", ".")
+
+
+def test_outputs_are_put_in_place_of_anything(tmp_path):
+    made, out = tmp_path / "new", tmp_path / "run"
+    made.mkdir()
+    out.mkdir()
+    for name in OUTPUTS[:-1]:
+        (made / name).write_text("new")
+    other = tmp_path / "other.txt"
+    other.write_text("of somebody else")
+    (out / "result.mp4").mkdir()
+    (out / "strip.png").symlink_to(other)
+    write_sealed(out / "run.json", dict(key="1" * 16))
+    make_way(out, "1" * 16)
+    place(made, out)
+    assert all((out / name).read_text() == "new" for name in OUTPUTS[:-1])
+    assert not (out / "strip.png").is_symlink() and other.read_text() == "of somebody else"
+
+
+def test_what_is_wrong_with_which_file(tmp_path):
+    with pytest.raises(StitchError) as error:
+        with atomic_path(tmp_path / "copy.txt") as part:
+            part.write_bytes((tmp_path / "absent.txt").read_bytes())
+    assert str(error.value).startswith(str(tmp_path / "absent.txt"))
+    assert "cannot write" not in str(error.value)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StitchError, match="cannot write .*; choose a folder"):
+        with atomic_path(tmp_path / "file" / "copy.txt") as part:
+            part.write_text("x")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StitchError, match="cannot write .*taken"):
+        with atomic_path(tmp_path / "taken") as part:
+            part.write_text("x")
+
+
+def test_changed_tensors_are_noticed(tmp_path):
+    path = save_tensors(tmp_path / "a.safetensors", dict(x=torch.arange(9.0)), dict(of="a clip"))
+    content = path.read_bytes()
+    assert torch.equal(load_tensors(path, checked=True)["x"], torch.arange(9.0))
+    for at in (len(content) - 3, content.index(b"a clip"), content.index(b"digest") + 2):
+        bad = bytearray(content)
+        bad[at] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(StitchError):
+            load_tensors(path, checked=True)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return load_models(tiny.tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+
+
+def test_a_network_is_its_tensors(models):
+    E = models.encoder
+    other = tiny.tiny_encoder(models.generator)
+    assert network_key(E) != network_key(other)
+    other.load_state_dict(E.state_dict())
+    assert network_key(E) == network_key(other)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0].add_(1e-6)
+    assert network_key(E) != network_key(other)
+
+
+def test_keys_hash_what_is_used(tmp_path, monkeypatch, models):
+    "Another encoder under the same bundle's name, and another dtype under the name 'auto'."
+    crops = run_stage(
+        tmp_path,
+        "crops",
+        (1,),
+        ".npy",
+        lambda path, tick: np.save(path, np.zeros((2, 32, 32, 3), np.uint8)),
+    )
+    config = RunConfig()
+    other = replace(models, encoder=tiny.tiny_encoder(models.generator))
+    pivots = [
+        stages.pivots_stage(m, config, crops, models.perceptual, tmp_path, None)
+        for m in (models, other, models)
+    ]
+    assert [p.reused for p in pivots] == [False, False, True]
+    assert pivots[0].key != pivots[1].key
+
+    def no_tuning(G, *args, checkpoint, **kwargs):
+        return G, dict(loss=np.zeros(1))
+
+    monkeypatch.setattr(stages, "tune_generator", no_tuning)
+    seen = []
+    for dtype in ("float32", "bfloat16", "float32"):
+        monkeypatch.setattr(
+            stages, "tuning_dtype", lambda name, device: dtype if name == "auto" else name
+        )
+        done = stages.generator_stage(
+            models, config, crops, pivots[0], models.perceptual, tmp_path, None
+        )
+        seen.append((done.reused, done.note["dtype"]))
+    assert seen == [(False, "float32"), (False, "bfloat16"), (True, "float32")]
+
+
+def test_old_folders_are_not_new_ones(tmp_path):
+    "A stage note of an earlier version has no seal and no hash: its data are made again."
+    first = number_stage(tmp_path, 1)
+    first.path.with_suffix(".json").write_text(json.dumps(dict(seconds=1.0, n=1)))
+    assert not number_stage(tmp_path, 1).reused
