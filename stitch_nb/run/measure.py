@@ -137,8 +137,7 @@ def step_of_difference(
     windows = np.array([frame_window(p.quad, R, H, W)[0] for p in pair])
     y0, x0, y1, x1 = *windows[:, ::2].min(0), *windows[:, 1::2].max(0)
     a, b = (
-        np.subtract(p.result[y0:y1, x0:x1], p.source[y0:y1, x0:x1], dtype=np.float32)
-        for p in pair
+        np.subtract(p.result[y0:y1, x0:x1], p.source[y0:y1, x0:x1], dtype=np.float32) for p in pair
     )
     return float(np.abs(b - a).sum(dtype=np.float64) / pair[0].source.size)
 
@@ -155,8 +154,7 @@ def border_row(
     seen = dict(source=p.source, stitched=p.result, blended=p.blended)
     row = {f"steps_{k}": border_steps(v[part], alpha[part])[0] for k, v in seen.items()}
     row |= {
-        f"gap_{k}": gap(seen[k][part], p.source[part], alpha[part])
-        for k in ("stitched", "blended")
+        f"gap_{k}": gap(seen[k][part], p.source[part], alpha[part]) for k in ("stitched", "blended")
     }
     return row | dict(leak=leak(p.result, p.source, where))
 
@@ -370,8 +368,7 @@ def identity_summary(rows) -> dict:
         tg_id=tg_id(result, source),
         identity_distance=identity_distance(source, result).mean(),
         similarity={
-            k: dict(local=local_similarity(v), whole=global_similarity(v))
-            for k, v in seen.items()
+            k: dict(local=local_similarity(v), whole=global_similarity(v)) for k, v in seen.items()
         },
     )
     if "truth_id" in rows[0]:
