@@ -322,15 +322,16 @@ def load_folder(
     }
     if "fetched" in record:
         nets |= fetched_networks(record["fetched"], resolution, device)
-        nets["perceptual"] = official_perceptual(device)
     if "generator" not in nets:
         raise StitchError(
             f"{folder} has no generator: it is no bundle that a clip can be edited with"
         )
-    elif "perceptual" in nets:
+    if "perceptual" in nets:
         nets["perceptual"] = import_module("stitch_nb.perceptual").TrunkPerceptual(
             nets["perceptual"]
         )
+    elif "fetched" in record:
+        nets["perceptual"] = official_perceptual(device)
     directions = (
         fits(verified(folder, record["directions"]), nets["generator"], device)
         if "directions" in record

@@ -18,7 +18,7 @@ from ..stitch import StitchConfig
 # %% ../../nbs/run/10_settings.ipynb #c2d30005
 MOBILE = dict(  # measured on a real clip and on samples, see below
     pivots="shared",
-    pti=PTIConfig(passes=16, batch=4, lr=8e-4, lambda_r=0.0),
+    pti=PTIConfig(passes=20, batch=4, lr=1e-3, lambda_r=0.0),
     stitch=StitchConfig(steps=30, lr=8e-4),
 )
 CHOICES = dict(  # field of `RunConfig` to what it may be
