@@ -322,7 +322,7 @@ class PivotConfig:
             raise StitchError(f"dtype {self.dtype!r} is not known: choose 'float32' or 'bfloat16'")
 
     def lr_at(self, step: int) -> float:  # step size of update `step`
-        t = (step + 1) / self.steps
+        t = (step + 1) / (self.steps + 1)
         down = min(1.0, (1 - t) / self.rampdown) if self.rampdown else 1.0
         up = min(1.0, t / self.rampup) if self.rampup else 1.0
         return self.lr * (0.5 - 0.5 * math.cos(math.pi * down)) * up

@@ -19,7 +19,7 @@ from .core import StitchError, check_shape, clone_network, load_tensors
 
 # %% ../nbs/35_perceptual.ipynb #7b52009b
 class Perceptual(nn.Module):
-    "Images to feature maps, feature maps to a distance; a subclass gives `maps` and perhaps `weights`."
+    "Images to feature maps to a distance; a subclass gives `maps`, perhaps `weights`."
 
     name = 'perceptual'  # what reports call it
     scale = 1.0  # a factor common to all maps
@@ -62,7 +62,7 @@ class Perceptual(nn.Module):
 
 # %% ../nbs/35_perceptual.ipynb #bd307a3e
 class TrunkPerceptual(Perceptual):
-    "The distance in the features of a small trunk of our own, all channels alike, averaged over its maps."
+    "The distance in a small trunk of our own, all channels alike, averaged over its maps."
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ def trunk_file(net: str) -> Path:  # 'alex', 'vgg' or 'squeeze'
     "Where the fetched weights lie, or would lie."
     return Path(torch.hub.get_dir()) / 'checkpoints' / Path(trunk_url(net)).name
 
-
+# %% ../nbs/35_perceptual.ipynb #9e6b5375
 def trunk_state(
     net: str,  # 'alex', 'vgg' or 'squeeze'
     file: Path | None = None,  # the weights, if they are on disk elsewhere (.pth or .safetensors)
@@ -173,7 +173,7 @@ class LpipsPerceptual(Perceptual):
     def weights(self, n):
         return [lin.model[-1].weight.flatten().clamp(min=0) for lin in self.lpips.lins]
 
-
+# %% ../nbs/35_perceptual.ipynb #124b4858
 def lpips_perceptual(
     net: str = 'alex',  # 'alex' (what the authors use), 'vgg' or 'squeeze'
     file: Path
