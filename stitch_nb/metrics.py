@@ -151,8 +151,10 @@ def tg_id(
 # %% ../nbs/85_metrics.ipynb #472b07b9
 def similarity_curves(
     vectors,  # (T,D) identity embeddings
-) -> dict:  # local: (T,) cosine with the frame before, NaN for the first; whole: (T,) mean cosine with all other frames
-    "TL-ID and TG-ID, before division, of each frame."
+) -> dict:  # local: (T,), NaN for the first frame; whole: (T,)
+    """TL-ID and TG-ID, before division, of each frame.
+
+    `local` is the cosine with the frame before, `whole` the mean cosine with all other frames."""
     v, T = _unit(vectors), len(vectors)
     local = np.concatenate([[np.nan], (v[1:] * v[:-1]).sum(1)])
     return dict(local=local, whole=(v @ v.sum(0) - 1) / (T - 1) if T > 1 else np.ones(T))
@@ -237,7 +239,7 @@ def _lucas_kanade(a, b, flow, window, rounds):
 def optical_flow(
     a,  # (H,W,3) uint8
     b,  # (H,W,3) uint8
-    levels: int = 4,  # sizes, each half of the one before; follows motions of about 2**levels pixels
+    levels: int = 4,  # sizes, each half of the last; follows motions of about 2**levels px
     window: float = 2.0,  # pixels, width of the Gaussian window
     rounds: int = 3,  # improvements at each size
 ) -> np.ndarray:  # (H,W,2) float32, x and y, pixels: what is at p in `a` is at p + flow(p) in `b`
@@ -273,8 +275,11 @@ def warp_errors(
     before,  # dict of (H,W,3) uint8: one frame of any number of videos; 'source' among them
     now,  # dict with the same names: the next frame
     mask=None,  # (H,W) in [0,1], where it is measured (above 1/2); None: everywhere
-) -> dict:  # name to the mean absolute change along the source's motion, grey levels, and 'trembling': name to that of the difference to the source
-    "How much each video changes although the motion of the source is taken out."
+) -> dict:  # name to grey levels; 'trembling': a dict of the same names
+    """How much each video changes although the motion of the source is taken out.
+
+    The mean absolute change along the source's motion; under 'trembling' that of the difference to
+    the source."""
     a, b = before["source"], now["source"]
     flow, back = optical_flow(a, b), optical_flow(b, a)
     where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > 0.5)
@@ -293,8 +298,10 @@ def edit_flicker(
     crops,  # two (R,R,3) uint8: neighbouring source crops
     changes,  # two (R,R,3) float, levels: edit minus reconstruction, not rounded
     mask=None,  # (R,R) in [0,1], where it is measured (above 1/2); None: everywhere
-) -> float:  # 0: the edit moves with the face; about 1: it has nothing to do with that of the frame before; NaN without an edit
-    "How much of an edit changes from one frame to the next, its motion taken out."
+) -> float:  # 0 is steady, about 1 unrelated; NaN without an edit
+    """How much of an edit changes from one frame to the next, its motion taken out.
+
+    0: it moves with the face; about 1: it has nothing to do with the edit of the frame before."""
     flow, back = optical_flow(*crops), optical_flow(*crops[::-1])
     where = known_motion(flow, back) & (True if mask is None else np.asarray(mask) > 0.5)
     before, now = (np.asarray(c, np.float32) for c in changes)
@@ -344,7 +351,7 @@ def gap(
     source,  # (H,W,3) uint8
     alpha,  # (H,W) in [0,1]: what the paste blended with, as `paste_mask` with the feather gives it
 ) -> float:  # grey levels; NaN if no pixel lies on the contour
-    "How far the pasted picture and the source disagree at the contour where each has half the weight."
+    "How far pasted picture and source disagree at the contour where each has half the weight."
     alpha = np.asarray(alpha, np.float32)
     contour = (alpha >= 0.25) & (alpha <= 0.75)
     if not contour.any():
@@ -458,8 +465,12 @@ def attribute_change(
     source,  # (T,68,2) landmarks of the source, pixels
     result,  # (T,68,2) landmarks of the result; NaN where no face was found
     edits=(),  # names of attributes, e.g. ('smile',)
-) -> dict:  # measures: name to dict(source, result, change, error), in distances of the eyes; target, off_target: root mean square changes in percent of that distance; missed: frames without a face
-    "What an edit moved of what it was meant to move, and of the rest."
+) -> dict:  # measures, target, off_target, missed: see below
+    """What an edit moved of what it was meant to move, and of the rest.
+
+    `measures`: name to dict(source, result, change, error), in distances of the eyes; `target`,
+    `off_target`: root mean square changes in percent of that distance; `missed`: frames without
+    a face."""
     a, b = face_measures(source), face_measures(result)
     seen = np.isfinite(np.asarray(result, np.float64)).all((1, 2))
     n, table = int(seen.sum()), {}

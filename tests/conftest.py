@@ -9,7 +9,7 @@ torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
 
 @pytest.fixture(scope='session')
 def parity():
-    "`parity(name)` opens the golden numbers of one component, e.g. 'f_masks': all of them, or the part in tests/golden."
+    "`parity(name)` opens the golden numbers of one component, e.g. 'f_masks': all or those kept."
     opened = {}
 
     def load(name: str) -> Golden:

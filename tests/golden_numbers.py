@@ -1,4 +1,4 @@
-"Golden numbers of the authors' code: all of them where they are at hand, else the part kept in tests/golden."
+"Golden numbers of the authors' code: all where they are at hand, else those in tests/golden."
 
 import gzip
 import json
@@ -14,7 +14,7 @@ ALL = Path(os.environ.get("STITCH_NB_PARITY", ROOT.parent / "shared" / "parity")
 
 
 def golden_file(name: str) -> Path:
-    "Where the file `name` of golden numbers is: among all of them, else in tests/golden; skips where in neither."
+    "Where the file `name` is: among all golden numbers, else in tests/golden; else skips."
     for folder in (ALL, KEPT):
         if (folder / name).is_file():
             return folder / name
@@ -24,8 +24,10 @@ def golden_file(name: str) -> Path:
 class Golden:
     """The golden arrays of one component, by name.
 
-    An array may be kept as a sample: every k-th number of it, row by row, under the name 'NAME every k of SHAPE'.
-    A picture (...,H,W,3) is kept as (...,3,H,W) differences to the pixel at the left, as 'NAME differences'."""
+    An array may be kept as a sample: every k-th number of it, row by row, under the name
+    'NAME every k of SHAPE'.
+    A picture (...,H,W,3) is kept as (...,3,H,W) differences to the pixel at the left, as
+    'NAME differences'."""
 
     def __init__(self, path: Path):
         self.path, self.file = path, np.load(path, allow_pickle=False)

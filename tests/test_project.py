@@ -245,7 +245,7 @@ def commands_said():
 def test_commands_are_understood(line, settings):
     "A command that a page shows is one that the program takes."
     name, *words = shlex.split(line)
-    places = dict(re.findall(r"(\w+)=(stitch_nb\.\w+:\w+)", settings["console_scripts"]))
+    places = dict(re.findall(r"(\w+)=(stitch_nb\.[\w.]+:\w+)", settings["console_scripts"]))
     module, _, function = places[name].partition(":")
     if name == "stitch_weights":
         parser = import_module(module).weights_parser()

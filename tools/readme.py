@@ -2,8 +2,9 @@
 
 python tools/readme.py                 writes it
 python tools/readme.py --check         fails where the two differ
-python tools/readme.py --picture RUN   takes the pictures at the top from a run folder first: its strip; source and edit side by side, moving; its numbers (nbs/people/history/demo.json).
-                                       Then execute nbs/index.ipynb, which shows them, and write again
+python tools/readme.py --picture RUN   takes the pictures at the top from a run folder first: its
+                                        strip; source and edit side by side, moving; its numbers
+                                        (nbs/people/history/demo.json). Then execute nbs/index.ipynb, which shows them, and write again
 python tools/readme.py --animation RUN only the moving one
 """
 
@@ -112,7 +113,9 @@ def take_picture(run: Path) -> None:
 
 
 def take_animation(run: Path, limit: int = 2_900_000) -> None:
-    "A run's compare.mp4 as an animated WebP: every second frame, as large and as good as fits under `limit` bytes."
+    """A run's compare.mp4 as an animated WebP.
+
+    Every second frame, as large and as good as fits under `limit` bytes."""
     import imageio_ffmpeg
     from PIL import Image
 
