@@ -778,7 +778,8 @@ def check_output(
     _check_room(clip, folder, lossless)
     grey = np.full((clip.height, clip.width, 3), 128, np.uint8)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix='.trial-') as room:
+        with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryDirectory() as room:
+            file.write(b'1')
             trial, kind = Path(room) / f'trial{path.suffix}', dict(lossless=lossless, crf=crf)
             write_video([grey] * 2, trial, clip.fps, clip, mark=mark, notes=notes, **kind)
     except OSError as e:

@@ -20,7 +20,7 @@ from fastcore.script import Param, call_parse
 
 from ..core import StitchError, bar, sample
 from ..models import load_models
-from ..pipeline import Run, RunConfig, edit_clip
+from ..pipeline import Run, RunConfig, check_places, edit_clip
 from stitch_nb.weights.catalogue import (
     REGISTRY,
     bundle_files,
@@ -35,7 +35,8 @@ from stitch_nb.weights.catalogue import (
     say_bytes,
     verify_files,
 )
-from ..video import parse_frames, read_clip
+from ..probe import MAX_PIXELS
+from ..video import check_output, parse_frames, read_clip
 
 # %% ../../nbs/commands/10_edit.ipynb #c1dfd96e
 def resume_hint(out):
@@ -147,6 +148,9 @@ def stitch_edit(
     landmarks: str = DEFAULT.landmarks,  # who finds the face: auto, bundle, face_alignment, dlib; none: the centre of the frame
     person: str = DEFAULT.person,  # whose face: largest, or 0, 1, ... from the left
     frames: str = "",  # part of the clip, A:B in frames; default: all
+    fps: str = "",  # frames a second of a folder, or of a clip whose own rate is wrong: 25, 30000/1001
+    max_pixels: int = MAX_PIXELS,  # frames with more pixels are refused
+    no_mark: bool = False,  # do not say in the videos' metadata that they were edited
     pti_steps: int = None,  # passes over the clip in tuning the generator (default: 16, official weights 80)
     pti_lr: float = None,  # learning rate of tuning (default: 0.006, official weights 3e-05)
     stitch_steps: int = None,  # updates per frame in stitching (default: 60, official weights 100)
@@ -177,6 +181,7 @@ def stitch_edit(
             pivots=pivots,
             perceptual=perceptual,
             lossless=lossless,
+            mark=not no_mark,
             pti_steps=pti_steps,
             pti_lr=pti_lr,
             stitch_steps=stitch_steps,
@@ -187,7 +192,11 @@ def stitch_edit(
         )
         settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None
-        clip, true = read_clip(video, frames=part), read_clip(truth, frames=part) if truth else None
+        how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
+        clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
+        check_places(clip, Path(out), true)
+        for note in (*clip.notes, *check_output(clip, Path(out) / "result.mp4", lossless)):
+            print(f"note: {note}", flush=True)
         bundle = load_models(models, device)
         run = edit_clip(
             clip, edit or [], out, bundle, settings_of(bundle, **asked), progress=bar, truth=true
