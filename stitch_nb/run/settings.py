@@ -56,6 +56,7 @@ class RunConfig:
     keep_detail: bool = False  # paste the change only: keeps detail finer than the crop
     lossless: bool = False  # write RGB without loss, for measuring
     crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51
+    mark: bool = True  # say in the videos' metadata that they were edited
     measure: str = "fast"  # 'none'; 'fast': motion and landmarks on some frames; 'full': on all
     pti: PTIConfig = field(default_factory=PTIConfig)
     pivot: PivotConfig = field(default_factory=PivotConfig)
