@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import StitchError, autocast, check_shape, frames_at_once, to_tensor
+from .core import StitchError, check_shape, to_tensor
+from .device import autocast, frames_at_once
 from .generator import FullyConnected
 
 # %% ../nbs/30_encode.ipynb #b1d57811

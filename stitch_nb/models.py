@@ -20,16 +20,16 @@ import torch
 from torch import nn
 
 import stitch_nb
-from stitch_nb.core import (
-    StitchError,
-    atomic_path,
-    hash_of,
-    load_tensors,
-    pick_device,
-    save_tensors,
-    seeded,
+from .core import StitchError, atomic_path, hash_of, load_tensors, save_tensors, seeded
+from .device import pick_device
+from stitch_nb.weights.formats import (
+    PARTS,
+    build,
+    convert_file,
+    identify,
+    load_converted,
+    read_network,
 )
-from .weights.formats import PARTS, build, convert_file, identify, load_converted, read_network
 from stitch_nb.weights.catalogue import (
     bundle_files,
     cache_folder,

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import StitchError, frames_at_once, pick_device, seeded
+from ..core import StitchError, seeded
+from ..device import frames_at_once, pick_device
 from stitch_nb.weights.catalogue import (
     REGISTRY,
     cache_folder,
@@ -62,7 +63,7 @@ def ask_python() -> dict:
 
 def ask_torch(device: str = "auto") -> dict:
     "Torch, the device that would be used, and its precision."
-    from stitch_nb.pti import tuning_dtype
+    from stitch_nb.device import tuning_dtype
 
     chosen = pick_device(device)
     found = dict(
@@ -244,7 +245,7 @@ def ask_speed(
     from stitch_nb.models import load_models
     from stitch_nb.perceptual import LpipsPerceptual
     from stitch_nb.pipeline import RunConfig
-    from stitch_nb.pti import tuning_dtype
+    from stitch_nb.device import tuning_dtype
 
     chosen = pick_device(device)
     if bundle == "people":

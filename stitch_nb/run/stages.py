@@ -30,7 +30,8 @@ from ..encode import invert, optimise_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import paste
-from ..pti import tune_generator, tuning_dtype
+from ..device import tuning_dtype
+from ..pti import tune_generator
 from .settings import RunConfig
 from .store import clip_key, is_plain, network_key, remove, run_stage, write_rows
 from ..stitch import stitch_frames, worker_count

@@ -1,0 +1,183 @@
+"Where and how things are computed: devices that are there, float32 that is float32, a device without float64, threads, memory of the right card."
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_tuning import Pooled, R, T, make_masks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stitch_nb import device
+from stitch_nb.core import StitchError
+from stitch_nb.generator import Generator
+from stitch_nb.pti import CropStore, PTIConfig, tune_generator
+from stitch_nb.stitch import StitchConfig, stitch_frames
+
+
+@pytest.fixture
+def G():
+    torch.manual_seed(0)
+    return Generator(32, 32, R, 512, 32, 2).eval()
+
+
+@pytest.fixture
+def clip():
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(T, 6, 32, generator=rng), torch.rand(T, 3, R, R, generator=rng) * 2 - 1
+
+
+@pytest.fixture
+def two_cards(monkeypatch):
+    "As far as names go: a machine with two cards."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+
+
+class NoFloat64(TorchDispatchMode):
+    "A device that refuses float64, as MPS does."
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
+                raise TypeError(f'Cannot convert a MPS Tensor to float64 dtype ({func})')
+        return found
+
+
+def test_a_card_that_is_not_there(two_cards):
+    assert str(device.pick_device('cuda:1')) == 'cuda:1'
+    for name in ('cuda:7', 'cuda:2', 'cuda:x', 'cuda:-1'):
+        with pytest.raises(StitchError, match='cuda:0, cuda:1, cpu'):
+            device.pick_device(name)
+    with pytest.raises(StitchError, match='not available'):
+        device.pick_device('cpu:3')
+
+
+def test_each_process_has_its_own_card(two_cards, monkeypatch):
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert str(device.pick_device('auto')) == 'cuda:1'
+
+
+def test_float32_is_float32(two_cards):
+    device.pick_device('cuda', tf32=True)
+    assert device.float32_policy() == 'tf32'
+    device.pick_device('cuda')
+    assert device.float32_policy() == 'ieee'
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    with device.precision('cuda', 'tf32'):
+        assert device.float32_policy() == 'tf32' and torch.backends.cudnn.benchmark
+    assert device.float32_policy() == 'ieee' and not torch.backends.cudnn.benchmark
+
+
+def test_the_right_cards_memory(monkeypatch):
+    asked = []
+    for name in ('mem_get_info', 'memory_reserved', 'memory_allocated', 'max_memory_allocated'):
+        answer = (5, 9) if name == 'mem_get_info' else 3
+        ask = lambda d=None, answer=answer: asked.append(str(d)) or answer
+        monkeypatch.setattr(torch.cuda, name, ask)
+    assert device.free_memory('cuda:1') == 5 and device.peak_memory('cuda:1') == 3
+    assert set(asked) == {'cuda:1'} and device.free_memory('cpu') == 0
+
+
+def test_frames_follow_the_cards_memory(monkeypatch):
+    room = SimpleNamespace(free=80 * 2**30)
+    monkeypatch.setattr(device, 'free_memory', lambda d: room.free)
+    assert device.frames_at_once(1024, 8, 'cuda') == 8
+    room.free = 6 * 2**30
+    assert device.frames_at_once(1024, 8, 'cuda') == 1
+    assert device.frames_at_once(128, 8, 'cuda', 'low') == 1
+
+
+def test_tuning_without_float64(G, clip):
+    with NoFloat64():
+        G_pti, _ = tune_generator(G, *clip, Pooled(), PTIConfig(passes=2, lambda_r=0.5))
+        config = StitchConfig(steps=2, workers=1)
+        results = stitch_frames(G_pti, *clip, [make_masks()] * T, config=config)
+        assert len(list(results)) == T
+
+
+def test_a_stage_that_the_device_cannot_do():
+    tried = []
+
+    def stage(where):
+        tried.append(where.type)
+        if where.type == 'mps':
+            raise NotImplementedError(
+                "The operator 'aten::x' is not implemented for the MPS device"
+            )
+        return 7
+
+    assert device.with_fallback(stage, 'mps') == 7 and tried == ['mps', 'cpu']
+
+    def broken(where):
+        raise RuntimeError('sizes do not match')
+
+    with pytest.raises(RuntimeError, match='sizes'):
+        device.with_fallback(broken, 'mps')
+    with pytest.raises(NotImplementedError):
+        device.with_fallback(lambda where: stage(torch.device('mps')), 'cpu')
+
+
+def test_small_work_runs_on_few_threads(G, clip):
+    seen, before = set(), torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        look = lambda *_: seen.add(torch.get_num_threads())
+        tune_generator(G, *clip, Pooled(), PTIConfig(passes=1), look)
+        assert seen == {1} and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    rule = [device.useful_threads(4 * 128**2, n) for n in (1, 2, 4, 8, 16)]
+    assert rule == [1, 2, 4, 4, 4] and device.useful_threads(1024**2, 16) == 16
+
+
+def test_memory_is_used_again_only_inside(monkeypatch):
+    calls = []
+    libc = SimpleNamespace(
+        mallopt=lambda *a: calls.append(a), malloc_trim=lambda *a: calls.append(a)
+    )
+    monkeypatch.setattr(device.ctypes, 'CDLL', lambda name: libc)
+    monkeypatch.setattr(device.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+    with pytest.raises(KeyError), device.reuse_memory('cpu'):
+        assert len(calls) == 2
+        raise KeyError
+    assert len(calls) == 5
+    with device.reuse_memory('cuda'):
+        assert len(calls) == 5
+
+
+def test_crops_are_sent_as_they_are(clip):
+    u8 = np.random.default_rng(0).integers(0, 256, (T, R, R, 3), dtype=np.uint8)
+    for crops in (u8, clip[1]):
+        for budget in (0, 1e9):
+            store = CropStore(crops, torch.device('cpu'), budget)
+            buffer = store.buffer(2)
+            store.fill(buffer, [3, 0])
+            assert torch.equal(buffer, torch.as_tensor(crops[[3, 0]]))
+            assert (store.there is None) == (budget == 0) and buffer.element_size() in (1, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA card here')
+def test_a_card_gives_what_the_processor_gives(G, clip):
+    config = PTIConfig(passes=3, batch=2, dtype='float32', lr=1e-3)
+    few, masks = StitchConfig(steps=5, dtype='float32'), [make_masks()] * T
+    there = Generator(**G.config).eval().to('cuda')
+    there.load_state_dict(G.state_dict())
+    a, _ = tune_generator(G, *clip, Pooled(), config)
+    b, _ = tune_generator(there, *clip, Pooled(), config)
+    for (name, p), q in zip(a.named_parameters(), b.parameters()):
+        torch.testing.assert_close(p, q.cpu(), atol=1e-3, rtol=1e-3, msg=name)
+    pairs = zip(
+        stitch_frames(a, *clip, masks, config=few), stitch_frames(b, *clip, masks, config=few)
+    )
+    for (_, x, _), (_, y, _) in pairs:
+        torch.testing.assert_close(x, y.cpu(), atol=1e-2, rtol=1e-3)
+
+
+def test_the_version_that_is_needed():
+    from pathlib import Path
+
+    settings = (Path(__file__).resolve().parents[1] / 'settings.ini').read_text()
+    assert 'torch>=2.5' in settings and 'torchvision>=0.20' in settings
