@@ -9,7 +9,7 @@ __all__ = ['PROPORTIONS', 'ATTRIBUTES', 'MEAN', 'STD', 'RANGE', 'SCALE', 'RESOLU
            'changed', 'warp_labels', 'whole_view', 'sample_change', 'render_shard', 'save_shard', 'render_people']
 
 # %% ../../nbs/people/15_dataset.ipynb #da4b9237
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -233,13 +233,32 @@ def sample_person(
 ) -> Person:
     "Somebody, balanced over age, gender and skin."
     gender = float(np.clip(rng.beta(0.35, 0.35), 0.02, 0.98))
-    male = gender > 0.5
     years = float(rng.uniform(18, 82))
-    old = (years - 18) / 64
     race = rng.dirichlet((0.6, 0.6, 0.6))
-    p = np.array
     melanin = float(np.clip(race @ (1.04, 0.44, -0.02) + rng.normal(0, 0.14), 0.04, 0.93))
-    phenotype = dict(
+    phenotype = _sample_build(rng, race)
+    local = _sample_face(rng, local_names)
+    knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
+    grey_years = float(rng.normal(56 + 8 * melanin, 10))
+    colour = _sample_hair_colour(rng, melanin > 0.48)
+    person = Person(
+        years=years,
+        gender=gender,
+        phenotype=tuple((k, float(v)) for k, v in phenotype.items()),
+        local=local,
+        melanin=melanin,
+        hair_colour=tuple(map(float, colour)),
+        grey_years=grey_years,
+        **_sample_looks(rng, gender, years, melanin),
+    )
+    # white on dark hides the chin from every detector
+    person = replace(person, beard=person.beard * (1 - 0.5 * person.grey * melanin))
+    return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
+
+
+def _sample_build(rng, race) -> dict:
+    "anny's phenotype, without age and gender."
+    return dict(
         muscle=rng.uniform(0.2, 0.8),
         weight=rng.beta(3, 3),
         height=rng.uniform(0.35, 0.65),
@@ -248,65 +267,49 @@ def sample_person(
         asian=race[1],
         caucasian=race[2],
     )
+
+
+def _sample_face(rng, local_names: tuple) -> tuple:
+    "((local change, strength), ...), the same on both sides of the face."
     taken = {name for parts in KNOBS.values() for name, _, _ in parts}
     free = {}
     for name in local_names:
-        if (
-            _side(name) in taken
-            or not any(w in name for w in FACE_WORDS)
-            or any(w in name for w in SKIP_WORDS)
-        ):
+        of_face = any(w in name for w in FACE_WORDS) and not any(w in name for w in SKIP_WORDS)
+        if _side(name) in taken or not of_face or _side(name) in free:
             continue
-        if _side(name) not in free:
-            free[_side(name)] = (
-                float(np.clip(rng.normal(0, 0.22), -0.6, 0.6))
-                * (0.4 if any(w in name for w in SHY) else 1.0)
-                if rng.random() < 0.6
-                else 0.0
-            )
-    local = tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
-    knobs = {k: float(np.clip(rng.normal(), -2.5, 2.5)) for k in PROPORTIONS}
-    dark = melanin > 0.48
-    grey_years = float(rng.normal(56 + 8 * melanin, 10))
-    colour = (
-        np.array(
-            HAIR[
-                rng.choice(
-                    7,
-                    p=(0.55, 0.35, 0.10, 0, 0, 0, 0)
-                    if dark
-                    else (0.17, 0.21, 0.22, 0.15, 0.12, 0.07, 0.06),
-                )
-            ]
-        )
-        * rng.uniform(0.8, 1.2, 3) ** 0.5
-    )
-    styles = {
-        k: v * (0.5 + 1.2 * old if k == "bald" else 1.0)
-        for k, v in (MEN if male else WOMEN).items()
-    }
-    share = p(list(styles.values()))
+        free[_side(name)] = 0.0
+        if rng.random() < 0.6:
+            strength = float(np.clip(rng.normal(0, 0.22), -0.6, 0.6))
+            shy = any(w in name for w in SHY)
+            free[_side(name)] = strength * (0.4 if shy else 1.0)
+    return tuple((n, free[_side(n)]) for n in local_names if _side(n) in free)
+
+
+def _sample_hair_colour(rng, dark: bool) -> np.ndarray:
+    "(3,) linear RGB, before it turns grey."
+    share = (0.17, 0.21, 0.22, 0.15, 0.12, 0.07, 0.06)
+    if dark:
+        share = (0.55, 0.35, 0.10, 0, 0, 0, 0)
+    return np.array(HAIR[rng.choice(7, p=share)]) * rng.uniform(0.8, 1.2, 3) ** 0.5
+
+
+def _sample_looks(rng, gender: float, years: float, melanin: float) -> dict:
+    "Skin, eyes, hair and clothes of a `Person`."
+    old = (years - 18) / 64
+    styles = dict(MEN if gender > 0.5 else WOMEN)
+    if "bald" in styles:
+        styles["bald"] *= 0.5 + 1.2 * old
+    share = np.array(list(styles.values()))
     share = share / share.sum()
-    person = Person(
-        years=years,
-        gender=gender,
-        phenotype=tuple((k, float(v)) for k, v in phenotype.items()),
-        local=local,
-        melanin=melanin,
+    eyes = (0.26, 0.12, 0.24, 0.13, 0.14, 0.11)
+    if melanin > 0.48:
+        eyes = (0.45, 0.50, 0.01, 0.01, 0.01, 0.02)
+    return dict(
         redness=float(rng.uniform(0.1, 0.8)),
         freckles=float(max(0, rng.normal(-0.2, 0.5))) if melanin < 0.4 else 0.0,
         shine=float(rng.uniform(0.1, 0.7)),
-        eye_colour=EYES[
-            rng.choice(
-                6,
-                p=(0.45, 0.50, 0.01, 0.01, 0.01, 0.02)
-                if dark
-                else (0.26, 0.12, 0.24, 0.13, 0.14, 0.11),
-            )
-        ],
+        eye_colour=EYES[rng.choice(6, p=eyes)],
         hair_style=str(rng.choice(list(styles), p=share)),
-        hair_colour=tuple(map(float, colour)),
-        grey_years=grey_years,
         hairline=float(rng.normal(0, 0.006)),
         recede=float(rng.beta(1.2, 1.4)),
         volume=float(rng.uniform(0, 1)),
@@ -319,10 +322,6 @@ def sample_person(
         neckline=float(rng.uniform(0, 1)),
         seed=int(rng.integers(1 << 20)),
     )
-    person = replace(
-        person, beard=person.beard * (1 - 0.5 * person.grey * melanin)
-    )  # white on dark hides the chin from every detector
-    return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
 # %% ../../nbs/people/15_dataset.ipynb #0716d970
 def sample_cloth(rng: np.random.Generator) -> tuple:
@@ -711,63 +710,84 @@ def render_shard(
 ) -> tuple:  # (dict of arrays for the renders, dict of arrays for the pairs)
     "One shard of the world."
     rng = np.random.default_rng(1_000_003 * (seed + 1))
-    R = RESOLUTION
-    out = {
-        k: []
-        for k in (
-            "crops",
-            "labels",
-            "frames",
-            "identity",
-            "attributes",
-            "crop_landmarks",
-            "frame_faces",
-        )
-    }
+    out = {k: [] for k in _RENDER_COLUMNS}
     two = {k: [] for k in ("a", "b", "la", "lb", "attr", "delta")}
     last = None
-
-    def cropped(r, back, quad):
-        return crop_frame(over(r["rgba"], back), quad, R), warp_labels(r["labels"], quad, R)
-
     for i in range(people):
         person = sample_person(rng, names)
         body = studio.body(person)
         for j in range(each):
-            state, scene = sample_state(rng), sample_scene(rng)
-            light = sample_light(rng, scene, person.melanin)
-            cam = Camera(
-                size=256, distance=float(rng.uniform(0.85, 1.5)), fov=0.0, target=(0.0, 0.0, -0.015)
-            )
-            cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(0.165, 0.20) / cam.distance)))
-            shift = tuple(rng.normal(0, 0.012, 3))
-            back = scene.draw(rng, cam.size)
-            r = studio.render(body, make_pose(state, shift), light, cam)
-            quad = quads_from_landmarks(r["landmarks"][None], scale=SCALE)[0]
-            crop, lab = cropped(r, back, quad)
-            inv = _to_crop(r["landmarks"], quad, R)
+            shot = _sample_shot(rng, person, studio, body)
+            r, quad = shot.render, shot.quad
+            crop, lab = shot.cropped(r)
+            inv = _to_crop(r["landmarks"], quad, RESOLUTION)
             who = [] if rng.random() < 0.04 else [(r["rgba"], r["landmarks"])]
             if last is not None and rng.random() < 0.25:
                 who = [last] + who
             frame, faces = whole_view(rng, who[:2])
             last = (r["rgba"], r["landmarks"])
-            for k, v in zip(
-                out,
-                (crop, lab, frame, seed * 100_000 + i, attribute_vector(person, state), inv, faces),
-            ):
+            attributes = attribute_vector(person, shot.state)
+            row = (crop, lab, frame, seed * 100_000 + i, attributes, inv, faces)
+            for k, v in zip(out, row):
                 out[k].append(v)
-            if j < pairs:
-                name, p2, s2, real = sample_change(rng, person, state)
-                if abs(real) < 0.4:
-                    continue
-                r2 = studio.render(
-                    body if p2 is person else studio.body(p2), make_pose(s2, shift), light, cam
-                )
-                c2, l2 = cropped(r2, back, quad)
-                for k, v in zip(two, (crop, c2, lab, l2, ATTRIBUTES.index(name), real)):
-                    two[k].append(v)
+            if j >= pairs:
+                continue
+            name, p2, s2, real = sample_change(rng, person, shot.state)
+            if abs(real) < 0.4:
+                continue
+            r2 = shot.again(studio, body if p2 is person else studio.body(p2), s2)
+            c2, l2 = shot.cropped(r2)
+            for k, v in zip(two, (crop, c2, lab, l2, ATTRIBUTES.index(name), real)):
+                two[k].append(v)
     stack = lambda d: {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in d.items()}
     return stack(out), stack(two)
+
+
+_RENDER_COLUMNS = (
+    "crops",
+    "labels",
+    "frames",
+    "identity",
+    "attributes",
+    "crop_landmarks",
+    "frame_faces",
+)
+
+
+@dataclass(frozen=True)
+class _Shot:
+    "One render, and what is needed to take it again of a changed person."
+
+    state: object  # of `sample_state`
+    light: Light
+    camera: Camera
+    shift: tuple  # (3,) metres
+    back: np.ndarray  # background
+    render: dict  # of `Studio.render`
+    quad: np.ndarray  # (4,2) of the crop, pixels of the render
+
+    def again(self, studio, body, state) -> dict:
+        return studio.render(body, make_pose(state, self.shift), self.light, self.camera)
+
+    def cropped(self, render: dict) -> tuple:
+        "(R,R,3) uint8 crop and (R,R) uint8 labels, by the quad of this shot."
+        crop = crop_frame(over(render["rgba"], self.back), self.quad, RESOLUTION)
+        return crop, warp_labels(render["labels"], self.quad, RESOLUTION)
+
+
+def _sample_shot(rng, person: Person, studio: Studio, body) -> _Shot:
+    "A person in some state, place and light."
+    state, scene = sample_state(rng), sample_scene(rng)
+    light = sample_light(rng, scene, person.melanin)
+    cam = Camera(
+        size=256, distance=float(rng.uniform(0.85, 1.5)), fov=0.0, target=(0.0, 0.0, -0.015)
+    )
+    cam = replace(cam, fov=float(2 * np.arctan(rng.uniform(0.165, 0.20) / cam.distance)))
+    shift = tuple(rng.normal(0, 0.012, 3))
+    back = scene.draw(rng, cam.size)
+    r = studio.render(body, make_pose(state, shift), light, cam)
+    quad = quads_from_landmarks(r["landmarks"][None], scale=SCALE)[0]
+    return _Shot(state, light, cam, shift, back, r, quad)
 
 # %% ../../nbs/people/15_dataset.ipynb #98fbc42f
 def _to_crop(

@@ -99,24 +99,12 @@ def make_bundle(
     "Gather, measure, write."
     G, E, learnt, names, run = averaged(generator)
     halved(G), halved(E)
-    nets = {
-        k: convert_weights(Path(small) / f'{f}.safetensors')
-        for k, f in dict(
-            parser='parser',
-            detector='detector',
-            landmarks='landmarks',
-            identity='identity',
-            perceptual='trunk',
-        ).items()
-        if (Path(small) / f'{f}.safetensors').is_file()
-    }
+    nets = _small_nets(small)
     kinds = [Shards(data, h, k) for h in (False, True) for k in ('crops', 'pairs')]
     crops, pairs, held, held_pairs = kinds
-    meter = (
-        load_meter(small, nets['parser'])
-        if 'parser' in nets and (Path(small) / 'heads.safetensors').is_file()
-        else None
-    )
+    meter = None
+    if 'parser' in nets and (Path(small) / 'heads.safetensors').is_file():
+        meter = load_meter(small, nets['parser'])
     if len(crops) and len(held):
         found, report = directions(G, E, crops, pairs, held_pairs, names, learnt, meter, n, held_n)
     else:
@@ -144,16 +132,24 @@ def make_bundle(
             f'the bundle has {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.1f}: choose '
             'narrower networks'
         )
-    say(
-        json.dumps(
-            dict(
-                size_mb=round(size / 1e6, 2),
-                holdout=table,
-                **{k: report[k] for k in ('chosen', 'gain', 'share_of_true_effect') if k in report},
-            )
-        )
-    )
+    told = {k: report[k] for k in ('chosen', 'gain', 'share_of_true_effect') if k in report}
+    say(json.dumps(dict(size_mb=round(size / 1e6, 2), holdout=table, **told)))
     return Path(out)
+
+
+_SMALL = dict(  # network of the bundle -> file of `train_small`
+    parser='parser',
+    detector='detector',
+    landmarks='landmarks',
+    identity='identity',
+    perceptual='trunk',
+)
+
+
+def _small_nets(folder) -> dict:
+    "Those of the small networks that are there."
+    paths = {k: Path(folder) / f'{f}.safetensors' for k, f in _SMALL.items()}
+    return {k: convert_weights(path) for k, path in paths.items() if path.is_file()}
 
 
 def halved_tensor(v):

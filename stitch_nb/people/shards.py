@@ -178,101 +178,92 @@ def toy_draw(
     ground: np.ndarray,  # (3,) background colour
 ) -> tuple:  # (size,size,3) uint8 picture, (size,size) uint8 labels
     "Fill the polygons of some faces, picture and label map alike."
-    k = 2
-    picture = Image.new('RGB', (size * k, size * k), tuple(int(v) for v in ground))
-    labels = Image.new('L', (size, size), 0)
-    ink, name = ImageDraw.Draw(picture), ImageDraw.Draw(labels)
-
-    def fill(points, colour, label):
-        colour = tuple(int(v) for v in np.clip(colour, 0, 255))
-        ink.polygon([tuple(p) for p in (points * k + 0.5 * k).tolist()], fill=colour)
-        name.polygon([tuple(p) for p in points.tolist()], fill=LABEL_OF[label])
-
+    sheet = _Sheet(size, ground)
     for points, (skin, hair, cloth), age, gender in faces:
-        jaw, mid = points[:17], points[27:31].mean(0)
+        jaw = points[:17]
         side, down = (jaw[16] - jaw[0]) / 2, jaw[8] - (jaw[0] + jaw[16]) / 2
         hair = hair + (np.array([200, 200, 205]) - hair) * np.clip((age + 0.5) / 3, 0, 1)
-        t = np.linspace(0, 2 * np.pi, 40)[:, None]
         centre = (jaw[0] + jaw[16]) / 2
-        fill(
-            centre
-            + 1.25 * np.cos(t) * side
-            + 1.35 * np.sin(t) * down * np.where(np.sin(t) > 0, 0.6 - 0.25 * gender / 2, 1.0),
-            hair,
-            'hair',
-        )
-        neck = np.array(
-            [
-                centre - 0.5 * side,
-                centre + 0.5 * side,
-                centre + 0.55 * side + 3 * down,
-                centre - 0.55 * side + 3 * down,
-            ]
-        )
-        fill(neck, skin * 0.85, 'neck')
-        fill(
-            np.array(
-                [
-                    centre - 2.2 * side + 2.2 * down,
-                    centre - 0.5 * side + 1.6 * down,
-                    centre + 0.5 * side + 1.6 * down,
-                    centre + 2.2 * side + 2.2 * down,
-                    centre + 2 * side + 6 * down,
-                    centre - 2 * side + 6 * down,
-                ]
-            ),
-            cloth,
-            'cloth',
-        )
-        for s in (-1, 1):
-            fill(
-                centre + s * side * 1.03 + 0.12 * np.cos(t) * side + 0.22 * np.sin(t) * down,
-                skin * 0.9,
-                'l_ear' if s < 0 else 'r_ear',
-            )
-        fill(
-            np.concatenate(
-                [jaw, centre + np.cos(t[20:]) * side * 1.0 + np.sin(t[20:]) * down * 0.8]
-            ),
-            skin,
-            'skin',
-        )
-        for a, b, label in ((17, 22, 'l_brow'), (22, 27, 'r_brow')):
-            fill(np.concatenate([points[a:b], points[a:b][::-1] - down * 0.07]), hair * 0.7, label)
-        fill(np.concatenate([points[27:28], points[31:36][::-1]]), skin * 0.88, 'nose')
-        for a, label in ((36, 'l_eye'), (42, 'r_eye')):
-            lid = points[a : a + 6]
-            fill(lid, (235, 235, 235), label)
-            height = np.linalg.norm(lid[1] - lid[5]) / 2
-            fill(
-                lid.mean(0) + 0.8 * height * np.concatenate([np.cos(t), np.sin(t)], 1),
-                (50, 40, 30),
-                label,
-            )
-        fill(points[48:60], (185, 85, 85) + 0.1 * skin, 'u_lip')
-        fill(
-            np.concatenate(
-                [
-                    points[54:60],
-                    points[48:49],
-                    points[60:65] + 0,
-                ]
-            ),
-            (175, 80, 80) + 0.1 * skin,
-            'l_lip',
-        )
-        fill(points[60:68], (70, 25, 25), 'mouth')
-        for n in range(int(max(0, age))):
-            for s in (-1, 1):
-                ink.line(
-                    [
-                        tuple((points[31 if s < 0 else 35] + (s * (0.1 + 0.08 * n)) * side) * k),
-                        tuple((points[48 if s < 0 else 54] + (s * (0.1 + 0.08 * n)) * side) * k),
-                    ],
-                    fill=tuple(int(v) for v in skin * 0.75),
-                    width=k,
-                )
-    return np.array(picture.resize((size, size), Image.Resampling.BOX)), np.array(labels)
+        _toy_outline(sheet, centre, side, down, jaw, (skin, hair, cloth), gender)
+        _toy_features(sheet, points, down, skin, hair)
+        _toy_folds(sheet, points, side, age, skin)
+    picture = sheet.picture.resize((size, size), Image.Resampling.BOX)
+    return np.array(picture), np.array(sheet.labels)
+
+
+class _Sheet:
+    "A picture, twice as large until it is done, and its label map."
+
+    def __init__(self, size: int, ground: np.ndarray):
+        self.k = 2
+        large = size * self.k, size * self.k
+        self.picture = Image.new('RGB', large, tuple(int(v) for v in ground))
+        self.labels = Image.new('L', (size, size), 0)
+        self.ink, self.name = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.labels)
+
+    def fill(self, points, colour, label):
+        k = self.k
+        colour = tuple(int(v) for v in np.clip(colour, 0, 255))
+        self.ink.polygon([tuple(p) for p in (points * k + 0.5 * k).tolist()], fill=colour)
+        self.name.polygon([tuple(p) for p in points.tolist()], fill=LABEL_OF[label])
+
+
+def _toy_outline(sheet: _Sheet, centre, side, down, jaw, colours, gender):
+    "Hair, neck, clothes, ears and skin; `side` and `down` (2,) reach from `centre` to the jaw."
+    skin, hair, cloth = colours
+    t = np.linspace(0, 2 * np.pi, 40)[:, None]
+    long = np.where(np.sin(t) > 0, 0.6 - 0.25 * gender / 2, 1.0)
+    sheet.fill(centre + 1.25 * np.cos(t) * side + 1.35 * np.sin(t) * down * long, hair, 'hair')
+    neck = [
+        centre - 0.5 * side,
+        centre + 0.5 * side,
+        centre + 0.55 * side + 3 * down,
+        centre - 0.55 * side + 3 * down,
+    ]
+    sheet.fill(np.array(neck), skin * 0.85, 'neck')
+    shirt = [
+        centre - 2.2 * side + 2.2 * down,
+        centre - 0.5 * side + 1.6 * down,
+        centre + 0.5 * side + 1.6 * down,
+        centre + 2.2 * side + 2.2 * down,
+        centre + 2 * side + 6 * down,
+        centre - 2 * side + 6 * down,
+    ]
+    sheet.fill(np.array(shirt), cloth, 'cloth')
+    for s in (-1, 1):
+        ear = centre + s * side * 1.03 + 0.12 * np.cos(t) * side + 0.22 * np.sin(t) * down
+        sheet.fill(ear, skin * 0.9, 'l_ear' if s < 0 else 'r_ear')
+    brow = centre + np.cos(t[20:]) * side * 1.0 + np.sin(t[20:]) * down * 0.8
+    sheet.fill(np.concatenate([jaw, brow]), skin, 'skin')
+
+
+def _toy_features(sheet: _Sheet, points, down, skin, hair):
+    "Brows, nose, eyes and mouth."
+    t = np.linspace(0, 2 * np.pi, 40)[:, None]
+    for a, b, label in ((17, 22, 'l_brow'), (22, 27, 'r_brow')):
+        brow = np.concatenate([points[a:b], points[a:b][::-1] - down * 0.07])
+        sheet.fill(brow, hair * 0.7, label)
+    sheet.fill(np.concatenate([points[27:28], points[31:36][::-1]]), skin * 0.88, 'nose')
+    for a, label in ((36, 'l_eye'), (42, 'r_eye')):
+        lid = points[a : a + 6]
+        sheet.fill(lid, (235, 235, 235), label)
+        height = np.linalg.norm(lid[1] - lid[5]) / 2
+        iris = lid.mean(0) + 0.8 * height * np.concatenate([np.cos(t), np.sin(t)], 1)
+        sheet.fill(iris, (50, 40, 30), label)
+    sheet.fill(points[48:60], (185, 85, 85) + 0.1 * skin, 'u_lip')
+    lower = np.concatenate([points[54:60], points[48:49], points[60:65] + 0])
+    sheet.fill(lower, (175, 80, 80) + 0.1 * skin, 'l_lip')
+    sheet.fill(points[60:68], (70, 25, 25), 'mouth')
+
+
+def _toy_folds(sheet: _Sheet, points, side, age, skin):
+    "A line from nose to mouth for each unit of age."
+    colour = tuple(int(v) for v in skin * 0.75)
+    for n in range(int(max(0, age))):
+        for s, nose, mouth in ((-1, 31, 48), (1, 35, 54)):
+            shift = (s * (0.1 + 0.08 * n)) * side
+            line = [tuple((points[i] + shift) * sheet.k) for i in (nose, mouth)]
+            sheet.ink.line(line, fill=colour, width=sheet.k)
 
 
 LABEL_OF = {
@@ -314,70 +305,17 @@ def write_toy_shards(
     "Shards with the renderer's file names and shapes, drawn by the toy draughtsman."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def face(identity, a, scale, shift):
-        who, colours = toy_person(identity)
-        turn = 0.12 * a[5]
-        points = toy_landmarks(a, who) @ np.array(
-            [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-        )
-        return (points * scale + shift).astype(np.float32), colours, a[1], a[2]
-
-    for s, name in enumerate(
-        [f'{i:04d}' for i in range(shards)] + [f'h{i:03d}' for i in range(holdout)]
-    ):
+    names = [f'{i:04d}' for i in range(shards)] + [f'h{i:03d}' for i in range(holdout)]
+    for s, name in enumerate(names):
         rng = np.random.default_rng((seed, s))
         identity = rng.integers(s * 1000, s * 1000 + max(1, n // 4), n)
         attributes = rng.normal(0, 1, (n, 8)).astype(np.float32)
         ground = rng.uniform(60, 190, (n, 3))
-        faces = np.full((n, 2, 68, 2), np.nan, np.float32)
-        crops, labels, frames, points = [], [], [], []
-        for i in range(n):
-            one = face(identity[i], attributes[i], 34, np.array([64, 62]) + rng.normal(0, 1, 2))
-            picture, label = toy_draw([one], 128, ground[i])
-            crops.append(picture)
-            labels.append(label)
-            points.append(one[0])
-            there = []
-            for j in range(rng.choice(3, p=[0.1, 0.7, 0.2])):
-                scale = (
-                    rng.uniform(18, 45) if j == 0 and rng.random() < 0.7 else rng.uniform(18, 26)
-                )
-                at = (
-                    rng.uniform(0.2, 0.8, 2) * 160
-                    if not there
-                    else (there[0][0].mean(0) + 80) % 160
-                )
-                there.append(
-                    face(identity[i] if j == 0 else identity[i - 1], attributes[i - j], scale, at)
-                )
-                faces[i, j] = there[-1][0]
-            frames.append(toy_draw(there, 160, ground[i])[0])
-        for part, array in (('crops', crops), ('labels', labels), ('frames', frames)):
+        drawn, points, faces = _toy_pictures(rng, identity, attributes, ground)
+        for part, array in drawn.items():
             np.save(folder / f'{part}_{name}.npy', np.stack(array))
         if pairs:
-            attr, delta = (
-                rng.integers(0, 8, pairs),
-                rng.choice([-2, -1, 1, 2], pairs).astype(np.float32),
-            )
-            both = []
-            for i in range(pairs):
-                a, at = rng.normal(0, 1, 8), np.array([64, 62]) + rng.normal(0, 1, 2)
-                both.append(
-                    [
-                        toy_draw([face(identity[i % n], v, 34, at)], 128, ground[i % n])
-                        for v in (a, a + delta[i] * np.eye(8)[attr[i]])
-                    ]
-                )
-            for k, side in enumerate('ab'):
-                np.save(folder / f'pairs_{name}_{side}.npy', np.stack([p[k][0] for p in both]))
-                np.save(folder / f'pairs_{name}_l{side}.npy', np.stack([p[k][1] for p in both]))
-            np.savez(
-                folder / f'pairs_{name}.npz',
-                attr=attr,
-                delta=delta,
-                attribute_names=np.array(TOY_ATTRIBUTES),
-            )
+            _write_toy_pairs(folder, name, rng, pairs, identity, ground)
         np.savez(
             folder / f'meta_{name}.npz',
             identity=identity,
@@ -387,6 +325,63 @@ def write_toy_shards(
             frame_faces=faces,
         )
     return folder
+
+
+def _toy_face(identity, a, scale, shift) -> tuple:
+    "One of the faces that `toy_draw` takes; `a` (8,) attributes, `scale` and `shift` in pixels."
+    who, colours = toy_person(identity)
+    turn = 0.12 * a[5]
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    points = toy_landmarks(a, who) @ rotation
+    return (points * scale + shift).astype(np.float32), colours, a[1], a[2]
+
+
+def _toy_pictures(rng, identity, attributes, ground) -> tuple:
+    "Crops, labels and frames (lists), landmarks in the crops (list), faces (n,2,68,2) in frames."
+    n = len(identity)
+    faces = np.full((n, 2, 68, 2), np.nan, np.float32)
+    drawn, points = dict(crops=[], labels=[], frames=[]), []
+    for i in range(n):
+        one = _toy_face(identity[i], attributes[i], 34, np.array([64, 62]) + rng.normal(0, 1, 2))
+        picture, label = toy_draw([one], 128, ground[i])
+        drawn['crops'].append(picture)
+        drawn['labels'].append(label)
+        points.append(one[0])
+        there = []
+        for j in range(rng.choice(3, p=[0.1, 0.7, 0.2])):
+            large = j == 0 and rng.random() < 0.7
+            scale = rng.uniform(18, 45) if large else rng.uniform(18, 26)
+            if there:
+                at = (there[0][0].mean(0) + 80) % 160
+            else:
+                at = rng.uniform(0.2, 0.8, 2) * 160
+            who = identity[i] if j == 0 else identity[i - 1]
+            there.append(_toy_face(who, attributes[i - j], scale, at))
+            faces[i, j] = there[-1][0]
+        drawn['frames'].append(toy_draw(there, 160, ground[i])[0])
+    return drawn, points, faces
+
+
+def _write_toy_pairs(folder, name, rng, pairs, identity, ground):
+    "Pictures of the same person before and after one attribute is changed."
+    n = len(identity)
+    attr = rng.integers(0, 8, pairs)
+    delta = rng.choice([-2, -1, 1, 2], pairs).astype(np.float32)
+    both = []
+    for i in range(pairs):
+        a, at = rng.normal(0, 1, 8), np.array([64, 62]) + rng.normal(0, 1, 2)
+        changed = a + delta[i] * np.eye(8)[attr[i]]
+        faces = [_toy_face(identity[i % n], v, 34, at) for v in (a, changed)]
+        both.append([toy_draw([face], 128, ground[i % n]) for face in faces])
+    for k, side in enumerate('ab'):
+        np.save(folder / f'pairs_{name}_{side}.npy', np.stack([p[k][0] for p in both]))
+        np.save(folder / f'pairs_{name}_l{side}.npy', np.stack([p[k][1] for p in both]))
+    np.savez(
+        folder / f'pairs_{name}.npz',
+        attr=attr,
+        delta=delta,
+        attribute_names=np.array(TOY_ATTRIBUTES),
+    )
 
 # %% ../../nbs/people/16_shards.ipynb #b3f0c7f6
 MIRROR_LABELS = np.arange(19)
