@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .core import StitchError, check_shape, clone_network, load_tensors
@@ -68,14 +69,18 @@ class TrunkPerceptual(Perceptual):
         self,
         trunk: nn.Module,  # (N,3,H,W) -> list of maps, e.g. networks.Trunk; it is copied
         name: str = 'bundle trunk',  # what reports call it
+        largest: int = 256,  # px: larger pictures are halved until they are not (it learnt on 128)
     ):
         super().__init__()
         self.trunk, self.name = clone_network(trunk, trainable=False).eval(), name
+        self.largest = largest
 
     def train(self, mode=True):
         return super().train(False)  # its batch statistics stay fixed
 
     def maps(self, x):
+        while x.shape[-1] > self.largest:
+            x = F.avg_pool2d(x, 2)
         maps = self.trunk(x)
         self.scale = 1 / len(maps)
         return maps

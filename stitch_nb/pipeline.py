@@ -70,7 +70,7 @@ from stitch_nb.run.store import (
     write_sealed,
 )
 from .show import strip
-from .video import Clip, read_clip, write_video
+from .video import Clip, check_output, read_clip, write_video
 
 # %% ../nbs/80_pipeline.ipynb #c2d30020
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def edit_clip(
     config, edits, out = config or RunConfig.for_models(models), as_edits(edits, models), Path(out)
     check_places(clip, out, truth)
     check_settings(models, config, edits)
+    check_output(clip, out / "result.mp4", config.lossless, config.crf, config.mark)
     folder = Path(stages) if stages is not None else out / "stages"
     first, what = ranks().rank == 0, " ".join(map(str, edits))
     with hold(out, what) if first else nullcontext(), in_use(folder):
@@ -297,6 +298,7 @@ def write_outputs(
         measurer = Measurer(clip, models, config, edits, backend, done, truth)
         pasted = pasted_frames(clip, models, config, done, quads, measurer.wants_blend)
         notes, quality = list(clip.notes), dict(lossless=config.lossless, crf=config.crf)
+        says = dict(mark=config.mark)
         with bar("result") as tick:
             write_video(
                 measurer.pass_on(pasted),
@@ -306,11 +308,14 @@ def write_outputs(
                 progress=tick,
                 notes=notes,
                 **quality,
+                **says,
             )
         file = FileMeasurer(models, config, done, quads)
         with bar("compare") as tick:
             pairs = paired_frames(clip, made / "result.mp4", file)
-            write_video(pairs, made / "compare.mp4", clip.fps, audio_from=clip, progress=tick)
+            write_video(
+                pairs, made / "compare.mp4", clip.fps, audio_from=clip, progress=tick, **says
+            )
         picture = draw_strip(clip, models, done, measurer)
         with atomic_path(made / "strip.png") as part:
             Image.fromarray(picture).save(part)

@@ -22,7 +22,7 @@ from fastcore.script import Param, call_parse
 from ..core import StitchError, bar, sample
 from ..device import join_ranks
 from ..models import load_models
-from ..pipeline import Run, edit_clip
+from ..pipeline import Run, check_places, edit_clip
 from ..run.settings import RunConfig
 from stitch_nb.weights.catalogue import (
     REGISTRY,
@@ -38,7 +38,8 @@ from stitch_nb.weights.catalogue import (
     say_bytes,
     verify_files,
 )
-from ..video import parse_frames, read_clip
+from ..probe import MAX_PIXELS
+from ..video import check_output, parse_frames, read_clip
 
 # %% ../../nbs/commands/10_edit.ipynb #c1dfd96e
 def resume_hint(out):
@@ -204,6 +205,11 @@ def stitch_edit(
     ) = DEFAULT.landmarks,
     person: str = DEFAULT.person,  # whose face: largest, or 0, 1, ... from the left
     frames: str = "",  # part of the clip, A:B in frames; default: all
+    fps: Param(
+        "frames a second of a folder, or of a clip whose own rate is wrong: 25, 30000/1001", str
+    ) = "",
+    max_pixels: int = MAX_PIXELS,  # frames with more pixels are refused
+    no_mark: bool = False,  # do not say in the videos' metadata that they were edited
     pti_steps: int = None,  # passes in tuning the generator (default: 16, official weights 80)
     pti_lr: float = None,  # learning rate of tuning (default: 0.006, official weights 3e-05)
     stitch_steps: int = None,  # updates per frame (default: 60, official weights 100)
@@ -227,11 +233,15 @@ def stitch_edit(
     "Edit a face in a video. The same command goes on where a stopped one was."
     given, out = dict(locals()), out or f"stitch_run_{Path(video).stem}"
     with told("stitch_edit", out):
-        asked = {k: given[k] for k in SETTINGS} | dict(person=as_person(person))
+        asked = {k: given[k] for k in SETTINGS}
+        asked |= dict(person=as_person(person), mark=not no_mark)
         settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None
-        clip = read_clip(video, frames=part)
-        true = read_clip(truth, frames=part) if truth else None
+        how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
+        clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
+        check_places(clip, Path(out), true)
+        for note in (*clip.notes, *check_output(clip, Path(out) / "result.mp4", lossless)):
+            print(f"note: {note}", flush=True)
         here, bundle = join_ranks(device), load_models(models, device)
         config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
         run = edit_clip(clip, edit or [], out, bundle, config, progress=shown, truth=true)

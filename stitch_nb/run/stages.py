@@ -26,7 +26,7 @@ from stitch_nb.core import (
     to_image,
 )
 from ..edit import apply_edit
-from ..encode import invert, optimise_pivots
+from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import paste
@@ -150,7 +150,7 @@ def is_parsed(models, config) -> bool:
 # %% ../../nbs/run/30_stages.ipynb #c2d30015
 def is_encoded(models, config) -> bool:
     "Whether pivots come from the encoder."
-    if config.pivots == "encoder" and models.encoder is None:
+    if config.pivots in ("encoder", "shared") and models.encoder is None:
         raise StitchError(f"bundle {models.name!r} has no encoder: use --pivots optimise")
     return config.pivots != "optimise" and models.encoder is not None
 
@@ -168,20 +168,27 @@ def resolved(config, device):
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (K,L,D), float32."
     encode = is_encoded(models, config)
+    way = "optimised" if not encode else "shared" if config.pivots == "shared" else "encoder"
 
     def make(path, tick):
         pictures = np.load(crops.path, mmap_mode="r")
         if encode:
             pivots = invert(models.encoder, pictures, progress=tick)
+            if way == "shared":
+                pivots, _ = share_pivots(
+                    models.generator, pivots, pictures, config.shared, progress=tick
+                )
         else:
             pivots, _ = optimise_pivots(
                 models.generator, pictures, perceptual, config.pivot, progress=tick
             )
         save_arrays(path, pivots=pivots)
-        return dict(pivots="encoder" if encode else "optimised")
+        return dict(pivots=way)
 
     searched = (network_key(models.generator), config.pivot, perceptual_key(perceptual))
     inputs = (crops.key, network_key(models.encoder) if encode else searched)
+    if way == "shared":
+        inputs += (network_key(models.generator), config.shared)
     return run_stage(folder, "pivots", inputs, ".npz", make, progress, VERSIONS["pivots"])
 
 

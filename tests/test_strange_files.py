@@ -1,0 +1,534 @@
+"Strange but real files: clocks, stamps, names, containers, pictures; what can't be kept is said, what can't be done is refused."
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from stitch_nb.core import StitchError
+from stitch_nb.probe import local, mend_times, missing_bytes, timing
+from stitch_nb.video import check_output, read_clip, read_mark, read_picture, write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ROOT.parent / 'shared' / 'cases'
+RATE = 16000
+
+
+def case(name):
+    if not (CASES / name).exists():
+        pytest.skip(f'{name} is not among the shared cases here')
+    return CASES / name
+
+
+# ---------------------------------------------------------------- sound and picture on one clock
+
+
+def heard(path):
+    "Sound as it is played, and by how many seconds it begins after the first picture."
+    with av.open(local(path)) as file:
+        first = next(file.decode(file.streams.video[0]))
+    with av.open(local(path)) as file:
+        tracks = file.streams.audio
+        default = [s for s in tracks if s.disposition & av.stream.Disposition.default]
+        change, parts, begin = av.AudioResampler('flt', 'mono', RATE), [], None
+        for frame in file.decode((default or tracks)[0]):
+            begin = frame.pts * frame.time_base if begin is None else begin
+            parts += [f.to_ndarray()[0] for f in change.resample(frame)]
+    return np.concatenate(parts), float(begin - first.pts * first.time_base)
+
+
+def moved(source, result, skipped=0.0):
+    "Seconds by which the result's sound comes later than the source's, both against the picture."
+    (x, a), (y, b) = heard(source), heard(result)
+    n = len(x) + len(y)
+    match = np.fft.irfft(np.fft.rfft(y, 2 * n) * np.fft.rfft(x, 2 * n).conj())
+    k = int(match.argmax())
+    return (k if k < n else k - 2 * n) / RATE + b - a + skipped
+
+
+@pytest.fixture(scope='module')
+def noisy(ffmpeg, tmp_path_factory):
+    "Three seconds with a sound that has one place only: noise."
+    path = tmp_path_factory.mktemp('noisy') / 'noisy.mp4'
+    picture = ['-f', 'lavfi', '-i', 'testsrc2=size=64x48:rate=25:duration=3']
+    noise = ['-f', 'lavfi', '-i', 'anoisesrc=seed=7:sample_rate=22050:duration=3']
+    ffmpeg(*picture, *noise, '-pix_fmt', 'yuv420p', '-g', '25', '-c:a', 'aac', path)
+    return path
+
+
+def join_midstream(data, packet=188, part=8):
+    return data[len(data) // part // packet * packet :]
+
+
+@pytest.fixture(scope='module')
+def clocks(ffmpeg, noisy, tmp_path_factory):
+    "One file for each way in which picture and sound begin apart."
+    room, made = tmp_path_factory.mktemp('clocks'), {}
+
+    def put(name, *args):
+        made[name] = room / name
+        ffmpeg(*args, made[name])
+
+    copy = ['-map', '0:v', '-map', '1:a', '-c', 'copy']
+    for kind in ('ts', 'm2ts', 'mkv', 'mp4'):
+        put(f'audio_late.{kind}', '-i', noisy, '-itsoffset', '0.5', '-i', noisy, *copy)
+        put(f'video_late.{kind}', '-itsoffset', '0.4', '-i', noisy, '-i', noisy, *copy)
+    put('plain.ts', '-i', noisy, '-c', 'copy')
+    put('frag.mp4', '-i', noisy, '-c', 'copy', '-movflags', 'frag_keyframe+empty_moov')
+    late = ['-itsoffset', '0.4', '-i', noisy, '-i', noisy, *copy]
+    put('frag_late.mp4', *late, '-movflags', 'frag_keyframe+empty_moov+default_base_moof')
+    put('film.vob', '-i', noisy, '-c:v', 'mpeg2video', '-c:a', 'mp2', '-ar', '44100')
+    made['joined.ts'] = room / 'joined.ts'
+    made['joined.ts'].write_bytes(join_midstream(made['plain.ts'].read_bytes()))
+    return made
+
+
+CLOCKS = [f'{a}_late.{k}' for a in ('audio', 'video') for k in ('ts', 'm2ts', 'mkv', 'mp4')]
+CLOCKS += ['plain.ts', 'frag.mp4', 'frag_late.mp4', 'film.vob', 'joined.ts']
+
+
+@pytest.mark.parametrize('name', CLOCKS)
+@pytest.mark.parametrize('suffix', ['.mp4', '.mkv'])
+def test_sound_stays_with_the_picture(clocks, tmp_path, name, suffix):
+    "Whole, and a part of the frames: within 10 ms."
+    clip = read_clip(clocks[name])
+    write_video(clip, tmp_path / f'all{suffix}', clip.fps, audio_from=clip)
+    assert abs(moved(clip.path, tmp_path / f'all{suffix}')) < 0.01
+    part = clip[10:40]
+    write_video(part, tmp_path / f'part{suffix}', clip.fps, audio_from=part)
+    skipped = float(10 / clip.fps)
+    assert abs(moved(clip.path, tmp_path / f'part{suffix}', skipped)) < 0.01
+    assert read_clip(tmp_path / f'part{suffix}').n_frames == 30
+
+
+def test_the_offset_is_known(clocks):
+    assert abs(read_clip(clocks['video_late.ts']).offset - 0.4) < 0.05
+    assert read_clip(clocks['audio_late.ts']).offset == 0
+
+
+@pytest.mark.parametrize('name', ['audio_late.ts', 'video_late.ts', 'joined.ts', 'two_audio.mkv'])
+def test_shared_clocks(tmp_path, name):
+    clip = read_clip(case(name))
+    write_video(clip, tmp_path / 'o.mp4', clip.fps, audio_from=clip)
+    assert abs(moved(clip.path, tmp_path / 'o.mp4')) < 0.01
+
+
+# ---------------------------------------------------------------- stamps
+
+
+@pytest.mark.parametrize('name, fps, frames', [('onedup.mkv', 25, 72), ('stutter2ms.mp4', 25, 72)])
+def test_bad_stamps_of_shared_files(name, fps, frames):
+    clip = read_clip(case(name))
+    assert (clip.fps, len(clip), clip.order) == (fps, frames, None) and 'uneven' in clip.notes[0]
+
+
+def test_jitter_keeps_every_frame():
+    clip = read_clip(case('jitter.webm'))
+    assert len(clip) == 40 and abs(clip.fps - 30) < 0.1 and clip.order is None
+
+
+@pytest.mark.parametrize('rate', [24, 25, 30, 50])
+@pytest.mark.parametrize('kind', ['twice', 'three', 'stutter', 'jitter', 'first', 'last'])
+def test_every_frame_once(rate, kind):
+    ticks = np.round(np.arange(120) * 90000 / rate).astype(np.int64)
+    if kind == 'jitter':
+        ticks += np.random.default_rng(0).integers(-40000 // rate, 40000 // rate, 120)
+        ticks.sort()
+    elif kind == 'stutter':
+        ticks[30] = ticks[29] + 180
+    else:
+        at = dict(twice=20, three=20, first=1, last=119)[kind]
+        ticks[at : at + (2 if kind == 'three' else 1)] = ticks[at - 1]
+    found = timing(ticks, Fraction(1, 90000), Fraction(rate))
+    assert (found['fps'], found['n_frames'], found['order']) == (rate, 120, None)
+
+
+def test_a_clock_that_jumps_is_closed():
+    times = np.r_[np.arange(20) / 25, 90_000 + np.arange(20) / 25, 3 + np.arange(20) / 25]
+    assert np.allclose(np.diff(mend_times(times, 1 / 25)), 1 / 25)
+
+
+def test_a_rate_is_given_for_who_knows_better(tmp_path):
+    for i in range(3):
+        Image.new('RGB', (16, 12)).save(tmp_path / f'{i}.png')
+    assert read_clip(tmp_path, fps='30000/1001').fps == Fraction(30000, 1001)
+
+
+# ---------------------------------------------------------------- text is not a fact
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        'Audio: opus test',
+        'rotation of 90',
+        'The end of file formats',
+        'truncated',
+        'moov atom not found',
+    ],
+)
+def test_a_title_says_nothing(ffmpeg, tmp_path, words):
+    room = tmp_path / words.replace(':', '')
+    room.mkdir()
+    name = room / f'{words.replace(":", "")}.mp4'
+    tags = ['-metadata', f'title={words}', '-metadata', f'comment={words}']
+    source = ['-f', 'lavfi', '-i', 'testsrc2=size=64x48:rate=25', '-frames:v', '4']
+    ffmpeg(*source, '-pix_fmt', 'yuv420p', *tags, name)
+    clip = read_clip(name)
+    assert (len(clip), clip.has_audio, clip.rotation, clip.notes) == (4, False, 0, ())
+
+
+@pytest.mark.parametrize(
+    'name, frames',
+    [
+        ('title_audio.mp4', 3),
+        ('title_eof.mp4', 72),
+        ('truncated.mp4', 3),
+        ('trail_id3.mp4', 72),
+        ('silent_comment.mp4', 12),
+        ('truncation_0.7.mp4', 12),
+    ],
+)
+def test_shared_files_with_text(name, frames):
+    clip = read_clip(case(name))
+    assert len(clip) == len(list(clip)) == frames
+    assert clip.has_audio == (name in ('title_eof.mp4', 'trail_id3.mp4', 'truncation_0.7.mp4'))
+
+
+@pytest.mark.parametrize(
+    'tail', [b'TAG' + bytes(125), b'a trailer in words', b'\x00\x00\x10\x00skip', b'\xff' * 78]
+)
+def test_bytes_behind_the_last_box_are_not_missing(make_clip, tmp_path, tail):
+    path = tmp_path / 'a.mp4'
+    path.write_bytes(make_clip('tail.mp4').read_bytes() + tail)
+    assert missing_bytes(path) == 0 and len(read_clip(path)) == 10
+
+
+# ---------------------------------------------------------------- names, playlists
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['take:2.mp4', '12:30.mp4', '-y.mp4', 'tcp:x.mp4', 'concat:a.mp4', '%03d.mp4', 'a|b.mp4'],
+)
+@pytest.mark.skipif(sys.platform == 'win32', reason='such names are not allowed there')
+def test_names_that_look_like_commands(make_clip, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(make_clip('name.mp4', audio=True).read_bytes())
+    clip = read_clip(name)
+    assert len(list(clip)) == 10
+    out = 'o' + name if name[0] != '-' else '-o.mp4'
+    assert check_output(clip, out) == []
+    assert len(read_clip(write_video(clip, out, clip.fps, audio_from=clip))) == 10
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, out])
+
+
+LISTS = {
+    'ffconcat': 'ffconcat version 1.0\nfile real.mp4\n',
+    'hls': '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nreal.mp4\n#EXT-X-ENDLIST\n',
+    'sdp': 'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n',
+    'dash': '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+}
+
+
+@pytest.mark.parametrize('kind', LISTS)
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'm3u8', 'txt'])
+def test_lists_of_other_files_are_refused(make_clip, tmp_path, kind, suffix):
+    (tmp_path / 'real.mp4').write_bytes(make_clip('real.mp4').read_bytes())
+    (tmp_path / f'list.{suffix}').write_text(LISTS[kind])
+    with pytest.raises(StitchError, match='a list of other files|not a video'):
+        read_clip(tmp_path / f'list.{suffix}')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='such names are not allowed there')
+def test_no_network(tmp_path, monkeypatch):
+    import socket
+
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        server.settimeout(0.3)
+        port = server.getsockname()[1]
+        for name in (f'http:/127.0.0.1:{port}/x.mp4', f'tcp:/127.0.0.1:{port}'):
+            with pytest.raises(StitchError):
+                read_clip(name)
+            write_video([np.zeros((16, 16, 3), np.uint8)] * 2, f'{name}.mp4', 25)
+            assert Path(f'{name}.mp4').is_file()
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+# ---------------------------------------------------------------- bombs
+
+
+def test_too_many_pixels(ffmpeg, tmp_path):
+    big = tmp_path / 'big.mp4'
+    ffmpeg('-f', 'lavfi', '-i', 'color=size=1000x1000', '-frames:v', '2', big)
+    with pytest.raises(StitchError, match='max_pixels=1000000'):
+        read_clip(big, max_pixels=999_999)
+    assert len(list(read_clip(big, max_pixels=1_000_000))) == 2
+    Image.new('1', (1000, 1000)).save(tmp_path / 'a.png')
+    with pytest.raises(StitchError, match='max_pixels=1000000'):
+        read_clip(tmp_path / 'a.png', max_pixels=999_999)
+
+
+def test_a_bomb_of_a_picture(tmp_path):
+    "A hundred thousand by a hundred thousand pixels, said by 45 bytes."
+    import struct, zlib
+
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
+    head = chunk(b'IHDR', struct.pack('>IIBBBBB', 100_000, 100_000, 8, 2, 0, 0, 0))
+    bomb = (
+        b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', zlib.compress(bytes(99))) + chunk(b'IEND', b'')
+    )
+    (tmp_path / 'b.png').write_bytes(bomb)
+    for path in (tmp_path / 'b.png', tmp_path):
+        with pytest.raises(StitchError) as e:
+            read_clip(path)
+        assert '\n' not in str(e.value) and 'b.png' in str(e.value)
+
+
+# ---------------------------------------------------------------- what the result needs
+
+
+@pytest.mark.parametrize('rate, suffix', [(8000, '.mp4'), (11025, '.mp4'), (8000, '.mov')])
+def test_sound_that_cannot_be_copied(ffmpeg, tmp_path, rate, suffix):
+    source = ['-f', 'lavfi', '-i', 'testsrc2=size=64x48:rate=25:duration=1']
+    source += ['-f', 'lavfi', '-i', f'sine=sample_rate={rate}:duration=1']
+    ffmpeg(*source, '-c:v', 'mpeg4', '-c:a', 'libmp3lame', '-ar', rate, tmp_path / 's.avi')
+    clip = read_clip(tmp_path / 's.avi')
+    said = check_output(clip, tmp_path / f'o{suffix}')
+    write_video(clip, tmp_path / f'o{suffix}', clip.fps, audio_from=clip)
+    result = read_clip(tmp_path / f'o{suffix}')
+    assert result.has_audio and (result.audio_codec == 'mp3') != any(
+        'again as aac' in n for n in said
+    )
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mkv', '.webm'])
+def test_sound_of_no_known_kind(noisy, tmp_path, suffix):
+    "The name of the codec is one that nobody has heard of."
+    path = tmp_path / 's.mp4'
+    path.write_bytes(noisy.read_bytes().replace(b'mp4a', b'zzzz'))
+    clip = read_clip(path)
+    assert any('silent' in n for n in check_output(clip, tmp_path / f'o{suffix}'))
+    write_video(clip, tmp_path / f'o{suffix}', clip.fps, audio_from=clip)
+    result = read_clip(tmp_path / f'o{suffix}')
+    assert len(result) == len(clip) and not result.has_audio
+
+
+def test_output_is_refused_before_the_work(make_clip, tmp_path, monkeypatch):
+    clip = read_clip(make_clip('before.mp4'))
+    assert check_output(clip, tmp_path / 'new' / 'o.mp4') == []
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'file').touch()
+    with pytest.raises(StitchError, match='nothing can be written'):
+        check_output(clip, tmp_path / 'file' / 'o.mp4')
+    with pytest.raises(StitchError, match='choose .mp4'):
+        check_output(clip, tmp_path / 'o.gif')
+    import shutil
+
+    few = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: few)
+    with pytest.raises(StitchError, match='no room left'):
+        check_output(clip, tmp_path / 'o.mp4')
+
+
+@pytest.mark.parametrize('suffix', ['.mp4', '.mov', '.mkv', '.webm'])
+def test_the_result_says_what_it_is(tmp_path, suffix):
+    frames = [np.zeros((16, 16, 3), np.uint8)] * 2
+    write_video(frames, tmp_path / f'a{suffix}', 25)
+    write_video(frames, tmp_path / f'b{suffix}', 25, mark=False)
+    assert 'compositeWithTrainedAlgorithmicMedia' in read_mark(tmp_path / f'a{suffix}')
+    assert read_mark(tmp_path / f'b{suffix}') == ''
+
+
+# ---------------------------------------------------------------- nothing silently less
+
+
+def test_the_default_sound_is_kept(ffmpeg, tmp_path):
+    picture = ['-f', 'lavfi', '-i', 'testsrc2=size=64x48:rate=25:duration=1']
+    tones = [
+        x for f in (300, 2000) for x in ('-f', 'lavfi', '-i', f'sine=frequency={f}:duration=1')
+    ]
+    maps = [
+        '-map',
+        '0',
+        '-map',
+        '1',
+        '-map',
+        '2',
+        '-disposition:a:0',
+        '0',
+        '-disposition:a:1',
+        'default',
+    ]
+    ffmpeg(*picture, *tones, *maps, '-pix_fmt', 'yuv420p', tmp_path / 's.mkv')
+    clip = read_clip(tmp_path / 's.mkv')
+    assert any('2 sound tracks' in n for n in clip.notes)
+    write_video(clip, tmp_path / 'o.mp4', clip.fps, audio_from=clip)
+    sound, _ = heard(tmp_path / 'o.mp4')
+    loudest = np.abs(np.fft.rfft(sound)).argmax() * RATE / len(sound)
+    assert abs(loudest - 2000) < 20
+
+
+@pytest.mark.parametrize('kind', ['webp', 'png', 'apng', 'tif', 'gif'])
+def test_all_pictures_of_one_file(tmp_path, kind):
+    grey = [Image.new('RGB', (32, 24), (v, v, v)) for v in (10, 90, 200)]
+    more = dict(save_all=True, append_images=grey[1:])
+    extra = (
+        {}
+        if kind == 'tif'
+        else dict(duration=100, **({'lossless': True} if kind == 'webp' else {}))
+    )
+    form = 'PNG' if kind == 'apng' else None
+    grey[0].save(tmp_path / f'a.{kind}', format=form, **more, **extra)
+    clip = read_clip(tmp_path / f'a.{kind}')
+    assert [int(f[5, 5, 0]) for f in clip] == [10, 90, 200] and int(clip[2][0, 0, 0]) == 200
+    assert clip.fps == (25 if kind == 'tif' else 10) and clip.notes == ()
+
+
+def test_the_demo_of_this_repository():
+    clip = read_clip(ROOT / 'nbs' / 'images' / 'demo.webp')
+    with Image.open(clip.path) as im:
+        assert len(clip) == len(list(clip)) == im.n_frames > 1
+
+
+def test_pages_in_a_folder_are_said(tmp_path):
+    grey = [Image.new('RGB', (32, 24), (v, v, v)) for v in (10, 90)]
+    grey[0].save(tmp_path / 'a.tif', save_all=True, append_images=grey[1:])
+    assert any('several pictures' in n for n in read_clip(tmp_path).notes)
+
+
+@pytest.mark.parametrize('pixels', ['yuv422p', 'yuv444p', 'yuv420p10le', 'yuv422p10le'])
+def test_finer_pixels_are_said(make_clip, tmp_path, pixels):
+    clip = read_clip(make_clip(f'{pixels}.mkv', codec=('-c:v', 'libx264', '-pix_fmt', pixels)))
+    assert any(pixels in n for n in check_output(clip, tmp_path / 'o.mp4'))
+    deep = pixels.endswith('10le')
+    assert any(pixels in n for n in check_output(clip, tmp_path / 'o.mp4', lossless=True)) == deep
+
+
+def test_fields_are_said(ffmpeg, tmp_path):
+    fields = 'fps=50,tinterlace=mode=interleave_top,setfield=tff'
+    source = ['-f', 'lavfi', '-i', 'testsrc2=size=64x48:rate=50:duration=1', '-vf', fields]
+    ffmpeg(*source, '-flags', '+ilme+ildct', '-pix_fmt', 'yuv420p', tmp_path / 'i.mp4')
+    assert any('interlaced' in n for n in read_clip(tmp_path / 'i.mp4').notes)
+
+
+def test_a_size_that_changes(ffmpeg, tmp_path):
+    for name, size in (('a.ts', '96x48'), ('b.ts', '48x48')):
+        source = ['-f', 'lavfi', '-i', f'color=white:size={size}:rate=25', '-frames:v', '5']
+        ffmpeg(*source, '-pix_fmt', 'yuv420p', '-bsf:v', 'dump_extra', tmp_path / name)
+    both = (tmp_path / 'a.ts').read_bytes() + (tmp_path / 'b.ts').read_bytes()
+    (tmp_path / 'c.ts').write_bytes(both)
+    clip = read_clip(tmp_path / 'c.ts')
+    last = list(clip)[-1]
+    assert any('changes from 96x48 to 48x48' in n for n in clip.notes) and last.shape == (48, 96, 3)
+    assert last[24, 10].max() < 10 and last[24, 48].min() > 245  # bars, not a stretched picture
+
+
+@pytest.mark.parametrize('lossless', [False, True])
+def test_pixels_stay_oblong(make_clip, tmp_path, lossless):
+    clip = read_clip(make_clip('oblong.mp4', filters='setsar=4/3'))
+    write_video(clip, tmp_path / 'o.mp4', 25, audio_from=clip, lossless=lossless)
+    assert read_clip(tmp_path / 'o.mp4').sar == Fraction(4, 3)
+
+
+def test_oblong_pixels_turned():
+    assert read_clip(case('ana_rot.mp4')).sar == Fraction(3, 4)
+
+
+def test_float_tiff(tmp_path):
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / 'f.tif')
+    assert (read_picture(tmp_path / 'f.tif')[..., 0].ravel() == np.arange(256)).all()
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(tmp_path / 'rgb.tif', ramp[..., None].repeat(3, -1), photometric='rgb')
+    assert (read_picture(tmp_path / 'rgb.tif')[..., 2].ravel() == np.arange(256)).all()
+    assert len(read_clip(tmp_path / 'rgb.tif')) == 1
+
+
+def test_a_profile_is_obeyed(tmp_path):
+    "Lab says what colour is meant: red of sRGB, stored under a profile that swaps nothing, and P3."
+    skin = read_picture(case('p3') / '000.png').reshape(-1, 3).astype(int)
+    assert (np.abs(skin - (201, 154, 120)).max(1) <= 3).any()
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / 's.png', icc_profile=plain)
+    assert (read_picture(tmp_path / 's.png') == noise).all()
+
+
+def test_an_opaque_gif_has_no_alpha():
+    clip = read_clip(case('opaque.gif'))
+    assert not clip.has_alpha and clip.notes == () and len(clip) == 5
+
+
+# ---------------------------------------------------------------- colour tags
+
+
+@pytest.mark.parametrize('matrix', [8, 10, 3])
+def test_rare_matrices_are_read_or_named(ffmpeg, make_clip, tmp_path, matrix):
+    source = make_clip('tags.mp4', codec=('-c:v', 'libx264', '-pix_fmt', 'yuv420p'))
+    change = (
+        f'h264_metadata=matrix_coefficients={matrix}:colour_primaries=1:transfer_characteristics=9'
+    )
+    ffmpeg('-i', source, '-c', 'copy', '-bsf:v', change, tmp_path / 'c.mp4')
+    clip = read_clip(tmp_path / 'c.mp4')
+    assert len(list(clip)) == len(clip) == 10
+    assert (matrix == 8) == (clip.notes == ())
+
+
+def test_a_matrix_that_we_cannot_read_is_named(ffmpeg, make_clip, tmp_path):
+    change = 'h264_metadata=matrix_coefficients=14'
+    ffmpeg('-i', make_clip('ictcp.mp4'), '-c', 'copy', '-bsf:v', change, tmp_path / 'c.mp4')
+    with pytest.raises(StitchError, match='ictcp'):
+        read_clip(tmp_path / 'c.mp4')
+
+
+def test_ycgco_is_ycgco(ffmpeg, tmp_path):
+    "Colours coded by hand, read back."
+    want = np.array([[200, 150, 120], [30, 90, 220], [250, 250, 250], [0, 0, 0]], float)
+    r, g, b = want.T
+    coded = np.stack([r / 4 + g / 2 + b / 4, g / 2 - r / 4 - b / 4 + 128, r / 2 - b / 2 + 128])
+    planes = coded.round().clip(0, 255).astype(np.uint8)[:, None].repeat(16, 1).repeat(16, 2)
+    (tmp_path / 'raw').write_bytes(planes.tobytes())
+    source = ['-f', 'rawvideo', '-pix_fmt', 'yuv444p', '-s', '64x16', '-i', tmp_path / 'raw']
+    tags = 'h264_metadata=matrix_coefficients=8:video_full_range_flag=1'
+    ffmpeg(
+        *source,
+        '-c:v',
+        'libx264',
+        '-qp',
+        '0',
+        '-color_range',
+        'pc',
+        '-bsf:v',
+        tags,
+        tmp_path / 'y.mp4',
+    )
+    assert np.abs(read_clip(tmp_path / 'y.mp4')[0][8, 8::16] - want).max() <= 3
+
+
+def test_shared_colours():
+    for name, frames in (('ycgco.mp4', 3), ('colr_reserved.mp4', 12)):
+        clip = read_clip(case(name))
+        assert len(list(clip)) == frames
+
+
+# ---------------------------------------------------------------- turned and mirrored
+
+
+@pytest.mark.parametrize('turn', [0, 90, 180, 270])
+def test_mirrors(ffmpeg, make_clip, tmp_path, turn):
+    "Front cameras ask for a mirror; ffmpeg's own filter is the judge."
+    source = make_clip('mirror.mp4', size='64x48', codec=('-c:v', 'libx264rgb', '-crf', '0'))
+    ask = ['-display_rotation', turn, '-display_hflip', '-i', source, '-c', 'copy']
+    ffmpeg(*ask, tmp_path / 'm.mp4')
+    ffmpeg('-i', tmp_path / 'm.mp4', '-frames:v', '1', tmp_path / 'want.png')
+    assert (read_clip(tmp_path / 'm.mp4')[0] == read_picture(tmp_path / 'want.png')).all()
