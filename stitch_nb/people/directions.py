@@ -162,38 +162,20 @@ def directions(
     "Find, compare, choose and calibrate."
     random = np.random.default_rng(seed)
     some = lambda shards, k: np.sort(random.permutation(len(shards))[:k])
-    column = lambda shards: [shards.attribute_names.index(k) for k in names]
-
-    def pairs_of(shards, k):
-        i = some(shards, k)
-        theirs = shards.attribute_names or train.attribute_names
-        attr = torch.tensor(
-            [names.index(theirs[j]) if theirs[j] in names else -1 for j in shards.take('attr', i)]
-        )
-        i, attr = i[(attr >= 0).numpy()], attr[attr >= 0]
-        return (
-            to_tensor(shards.take('a', i)),
-            to_tensor(shards.take('b', i)),
-            attr,
-            torch.from_numpy(shards.take('delta', i)).float(),
-        )
-
     i = some(train, n)
     w = encode_in_batches(E, to_tensor(train.take('crops', i)))
-    kinds = dict(
-        regression=regression_directions(
-            w, torch.from_numpy(train.take('attributes', i)[:, column(train)])
-        )
-    )
+    columns = [train.attribute_names.index(k) for k in names]
+    known = torch.from_numpy(train.take('attributes', i)[:, columns])
+    kinds = dict(regression=regression_directions(w, known))
     if len(pairs):
-        a, b, attr, delta = pairs_of(pairs, n)
-        kinds['twins'] = pair_directions(
-            encode_in_batches(E, a), encode_in_batches(E, b), attr, delta, len(names)
-        )
+        a, b, attr, delta = _pairs_of(pairs, some(pairs, n), names, train.attribute_names)
+        w_a, w_b = encode_in_batches(E, a), encode_in_batches(E, b)
+        kinds['twins'] = pair_directions(w_a, w_b, attr, delta, len(names))
     if learnt is not None:
         kinds = dict(learnt=learnt.float()) | kinds
     if len(held_pairs):
-        a, b, attr, delta = pairs_of(held_pairs, held_n)
+        chosen_pairs = some(held_pairs, held_n)
+        a, b, attr, delta = _pairs_of(held_pairs, chosen_pairs, names, train.attribute_names)
         w_a = encode_in_batches(E, a)
         gains = {k: pair_gain(G, w_a, a, b, attr, delta, d) for k, d in kinds.items()}
     else:
@@ -204,29 +186,45 @@ def directions(
         gain={k: dict(zip(names, np.round(v.tolist(), 2).tolist())) for k, v in gains.items()},
     )
     if meter is not None and len(held_pairs):
-        order = [meter.names.index(k) for k in names]
-
-        def read(x):
-            with autocast(x.device, torch.bfloat16):
-                return torch.cat([meter(v)[:, order] for v in x.split(16)])
-
-        move = lambda d: torch.cat(
-            [
-                drawn(G, (w_a + delta[:, None, None] * d[attr])[i])
-                for i in torch.arange(len(a)).split(16)
-            ]
-        )
-        still, true = read(move(found * 0)), responses(read(a), read(b), attr, delta)
-        share = responses(still, read(move(found)), attr, delta).diagonal() / true.diagonal()
-        sure = (true.diagonal() > 0.25) & share.isfinite() & (share > 0)
-        found = found * torch.where(sure, 1 / share, torch.ones(())).clamp(0.8, 1.3)[:, None, None]
-        after = responses(still, read(move(found)), attr, delta)
-        rounded = lambda v: [[round(x, 2) for x in row] for row in v.nan_to_num(0.0).tolist()]
-        report |= dict(
-            share_of_true_effect=dict(
-                zip(names, [round(x, 2) for x in share.nan_to_num(0.0).tolist()])
-            ),
-            true=rounded(true),
-            edited=rounded(after),
-        )
+        found, measured = _calibrated(G, meter, names, found, w_a, (a, b, attr, delta))
+        report |= measured
     return {k: d.contiguous() for k, d in zip(names, found)}, report
+
+
+def _pairs_of(shards, index, names: list, default_names) -> tuple:
+    "a, b (N,3,R,R), attr (N,) into `names`, delta (N,) of the pairs that change one of `names`."
+    theirs = shards.attribute_names or default_names
+    changed = [theirs[j] for j in shards.take('attr', index)]
+    attr = torch.tensor([names.index(k) if k in names else -1 for k in changed])
+    index, attr = index[(attr >= 0).numpy()], attr[attr >= 0]
+    return (
+        to_tensor(shards.take('a', index)),
+        to_tensor(shards.take('b', index)),
+        attr,
+        torch.from_numpy(shards.take('delta', index)).float(),
+    )
+
+
+def _calibrated(G, meter: Meter, names: list, found: torch.Tensor, w_a, pairs: tuple) -> tuple:
+    "Directions (A,L,D) whose effect is nearer to that of the true edits; what was measured."
+    a, b, attr, delta = pairs
+    order = [meter.names.index(k) for k in names]
+
+    def read(x):
+        with autocast(x.device, torch.bfloat16):
+            return torch.cat([meter(v)[:, order] for v in x.split(16)])
+
+    def moved(d):
+        edited = lambda i: (w_a + delta[:, None, None] * d[attr])[i]
+        return torch.cat([drawn(G, edited(i)) for i in torch.arange(len(a)).split(16)])
+
+    still, true = read(moved(found * 0)), responses(read(a), read(b), attr, delta)
+    share = responses(still, read(moved(found)), attr, delta).diagonal() / true.diagonal()
+    sure = (true.diagonal() > 0.25) & share.isfinite() & (share > 0)
+    found = found * torch.where(sure, 1 / share, torch.ones(())).clamp(0.8, 1.3)[:, None, None]
+    after = responses(still, read(moved(found)), attr, delta)
+    rounded = lambda v: [[round(x, 2) for x in row] for row in v.nan_to_num(0.0).tolist()]
+    shares = [round(x, 2) for x in share.nan_to_num(0.0).tolist()]
+    return found, dict(
+        share_of_true_effect=dict(zip(names, shares)), true=rounded(true), edited=rounded(after)
+    )

@@ -382,70 +382,56 @@ class Training:
     ):
         torch.manual_seed(config.seed)
         self.config, self.names, self.device = config, list(names), torch.device(device)
-        place = lambda net: net.to(self.device).to(memory_format=torch.channels_last)
-        self.G = place(
-            Generator(
-                config.z_dim,
-                config.w_dim,
-                resolution,
-                config.channel_base,
-                config.channel_max,
-                config.mapping_layers,
-            )
-        )
-        self.E = place(
-            Encoder(
-                resolution=resolution,
-                num_ws=self.G.num_ws,
-                w_dim=config.w_dim,
-                **(encoder or ENCODER),
-            )
-        )
-        self.half = smaller(self.G, resolution // 2)
-        with torch.no_grad():  # begin with latents of about unit spread
-            for k, style in enumerate(self.E.styles):
-                style.linear.weight.mul_(1.3 if k == 0 else 0.3)
-            if config.small_until:
-                getattr(
-                    self.G.synthesis, f'b{resolution}'
-                ).torgb.weight.zero_()  # not trained at first
-        self.head = nn.Linear(config.w_dim, len(names)).to(self.device)
-        self.directions = nn.Parameter(
-            torch.zeros(len(names), self.G.num_ws, config.w_dim, device=self.device)
-        )
-        self.critic = place(PatchCritic())
-        self.G_ema, self.E_ema = (
-            clone_network(self.G, trainable=False),
-            clone_network(self.E, trainable=False).eval(),
-        )
+        self._make_networks(resolution, encoder or ENCODER)
+        self.G_ema = clone_network(self.G, trainable=False)
+        self.E_ema = clone_network(self.E, trainable=False).eval()
         self.directions_ema = self.directions.detach().clone()
-        self.trunk = place(trunk).eval().requires_grad_(False) if trunk is not None else None
-        painted = list(self.G.synthesis.parameters()) + [self.directions]
-        self.optimisers = dict(
-            G=torch.optim.Adam(painted, lr=config.lr_generator, betas=(0.9, 0.99)),
-            E=torch.optim.Adam(
-                [
-                    dict(
-                        params=[p for n, p in self.E.named_parameters() if '.linear.' not in n],
-                        times=1.0,
-                    ),
-                    dict(
-                        params=[p for n, p in self.E.named_parameters() if '.linear.' in n],
-                        times=6.0,
-                    ),
-                ],
-                lr=config.lr_encoder,
-                betas=(0.9, 0.99),
-            ),
-            H=torch.optim.Adam(self.head.parameters(), lr=config.lr_head, betas=(0.9, 0.99)),
-            C=torch.optim.Adam(self.critic.parameters(), lr=config.lr_critic, betas=(0.5, 0.99)),
-        )
+        self.trunk = None
+        if trunk is not None:
+            self.trunk = self._place(trunk).eval().requires_grad_(False)
+        self.optimisers = self._make_optimisers()
         self.random = torch.Generator().manual_seed(config.seed)
         self.images, self.steps, self.seconds = 0, 0, 0.0
         self.recent = torch.zeros(0, config.w_dim)
         fast = self.device.type in ('cpu', 'cuda')
         self.autocast = lambda: (
             torch.autocast(self.device.type, torch.bfloat16) if fast else nullcontext()
+        )
+
+    def _place(self, net):
+        return net.to(self.device).to(memory_format=torch.channels_last)
+
+    def _make_networks(self, resolution, encoder):
+        "What is trained, with latents of about unit spread to begin with."
+        c = self.config
+        G = Generator(c.z_dim, c.w_dim, resolution, c.channel_base, c.channel_max, c.mapping_layers)
+        self.G = self._place(G)
+        E = Encoder(resolution=resolution, num_ws=G.num_ws, w_dim=c.w_dim, **encoder)
+        self.E = self._place(E)
+        self.half = smaller(self.G, resolution // 2)
+        with torch.no_grad():
+            for k, style in enumerate(self.E.styles):
+                style.linear.weight.mul_(1.3 if k == 0 else 0.3)
+            if c.small_until:  # the last layer is not trained at first
+                getattr(self.G.synthesis, f'b{resolution}').torgb.weight.zero_()
+        self.head = nn.Linear(c.w_dim, len(self.names)).to(self.device)
+        self.directions = nn.Parameter(
+            torch.zeros(len(self.names), self.G.num_ws, c.w_dim, device=self.device)
+        )
+        self.critic = self._place(PatchCritic())
+
+    def _make_optimisers(self) -> dict:
+        c = self.config
+        painted = list(self.G.synthesis.parameters()) + [self.directions]
+        named = list(self.E.named_parameters())
+        body = [p for n, p in named if '.linear.' not in n]
+        last = [p for n, p in named if '.linear.' in n]
+        encoding = [dict(params=body, times=1.0), dict(params=last, times=6.0)]
+        return dict(
+            G=torch.optim.Adam(painted, lr=c.lr_generator, betas=(0.9, 0.99)),
+            E=torch.optim.Adam(encoding, lr=c.lr_encoder, betas=(0.9, 0.99)),
+            H=torch.optim.Adam(self.head.parameters(), lr=c.lr_head, betas=(0.9, 0.99)),
+            C=torch.optim.Adam(self.critic.parameters(), lr=c.lr_critic, betas=(0.5, 0.99)),
         )
 
     def latents(
@@ -474,112 +460,130 @@ class Training:
         "One update of everything."
         c = self.config
         b = {k: v.to(self.device) for k, v in batch.items()}
-        for key, lr in (
-            ('G', c.lr_generator),
-            ('E', c.lr_encoder),
-            ('H', c.lr_head),
-            ('C', c.lr_critic),
-        ):
-            for group in self.optimisers[key].param_groups:
-                group['lr'] = lr * c.lr_factor(progress) * group.get('times', 1.0)
-        n, paired = len(b['crops']), 'a' in b
-        source = torch.cat([b['crops'], b['a']]) if paired else b['crops']
-        target = torch.cat([b['crops'], b['b']]) if paired else b['crops']
-        share = min(1.0, max(0.0, progress / max(c.delta_from, 1e-6) - 1))
-        w_plus, w, delta = self.latents(source.contiguous(memory_format=torch.channels_last), share)
-        if paired:
-            w_plus = torch.cat(
-                [w_plus[:n], w_plus[n:] + b['delta'][:, None, None] * self.directions[b['attr']]]
-            )
-        weights = region_weights(b['labels'])
-        if paired:
-            change = (b['b'] - b['a']).abs().mean(1, keepdim=True)
-            change = (4 * change / (change.amax((2, 3), keepdim=True) + 0.05)).clamp(0, 4)
-            labels_b = b.get('labels_b', torch.ones_like(b['b'][:, 0], dtype=torch.long))
-            weights = torch.cat([weights, region_weights(labels_b, change)])
+        self._set_rates(progress)
+        w_plus, w, delta = self._codes(b, progress)
+        target = torch.cat([b['crops'], b['b']]) if 'a' in b else b['crops']
+        weights = self._weights(b)
         G = self.G
         if progress < c.small_until:
             G, target, weights = self.half, F.avg_pool2d(target, 2), F.avg_pool2d(weights, 2)
         loud = min(1.0, max(0.0, (progress - c.critic_from) / 0.1))
-        extra = None
-        if loud and len(self.recent) >= 4 * c.w_dim:
-            extra = self.gaussian(c.batch // 4)
-        codes = (
-            w_plus
-            if extra is None
-            else torch.cat([w_plus, extra[:, None].expand(-1, w_plus.shape[1], -1)])
-        )
-        with self.autocast():
-            drawn = G.synthesis(codes[:, : G.num_ws], noise='none')
-        drawn = drawn.float()
-        leaf = (
-            drawn.detach().requires_grad_()
-        )  # losses on the picture stop here; their gradients are balanced, then go on together
+        drawn = self._drawn(G, w_plus, loud)
+        # losses on the picture stop here; their gradients are balanced, then go on together
+        leaf = drawn.detach().requires_grad_()
         mine = leaf[: len(target)]
-        parts = dict(
-            rec=reconstruction_loss(target, mine, weights),
-            delta=delta.square().mean(),
-            w=(w.var(0).mean() - 1).square() + 0.1 * w.mean(0).square().mean(),
-        )
-        known = ~b['attributes'].isnan()
-        guess = self.head(w[:n])
-        parts['attribute'] = F.smooth_l1_loss(guess[known], b['attributes'][known])
-        seen, code_loss = (
-            parts['rec'],
-            c.lambda_delta * parts['delta']
-            + c.lambda_w * parts['w']
-            + c.lambda_attribute * parts['attribute'],
-        )
+        parts = dict(rec=reconstruction_loss(target, mine, weights))
+        code_loss = self._code_loss(b, w, delta, parts)
+        seen = parts['rec']
         if self.trunk is not None and G is self.G:
             with self.autocast():
                 parts['feature'] = feature_loss(self.trunk, target, mine)
             seen = seen + c.lambda_feature * parts['feature']
         if loud:
-            self.critic.requires_grad_(True)
-            with self.autocast():
-                real, fake = self.critic(target)[-1].float(), self.critic(leaf.detach())[-1].float()
-            parts['critic'] = F.softplus(-real).mean() + F.softplus(fake).mean()
-            cost = parts['critic']
-            if self.steps % c.r1_every == 0:
-                parts['r1'] = penalty(self.critic, target)
-                cost = cost + 0.5 * c.gamma * c.r1_every * parts['r1']
-            self._update('C', cost)
-            self.critic.requires_grad_(False)
-            with self.autocast():
-                maps = self.critic(leaf)
-                with torch.no_grad():
-                    goal = self.critic(target)
-            parts['adversarial'] = F.softplus(-maps[-1].float()).mean()
-            parts['match'] = (
-                sum(
-                    (p[: len(target)].float() - q.float()).abs().mean()
-                    / (q.float().abs().mean() + 1e-3)
-                    for p, q in zip(maps[:-1], goal)
-                )
-                / 4
-            )
+            self._train_critic(target, leaf, parts)
+            self._criticise(target, leaf, parts)
             seen = seen + loud * c.lambda_match * parts['match']
             against = torch.autograd.grad(parts['adversarial'], leaf, retain_graph=True)[0]
         gradient = torch.autograd.grad(seen, leaf)[0][: len(target)]
         if loud:
             gradient = balanced_gradient(gradient, against, loud * c.share_adversarial)
-        for key in 'GEH':
-            self.optimisers[key].zero_grad(set_to_none=True)
-        torch.autograd.backward([drawn, code_loss], [gradient, None])
-        norms = [
-            nn.utils.clip_grad_norm_(
-                [p for g in self.optimisers[k].param_groups for p in g['params']], c.clip
-            )
-            for k in 'GE'
-        ]
-        parts['norm_G'], parts['norm_E'] = norms
-        if all(bool(torch.isfinite(v)) for v in norms):
-            for key in 'GEH':
-                self.optimisers[key].step()
+        parts['norm_G'], parts['norm_E'] = self._descend([drawn, code_loss], [gradient, None])
         self._average()
         self.recent = torch.cat([self.recent, w.detach().float().cpu()])[-4096:]
         self.images, self.steps = self.images + len(target), self.steps + 1
         return {k: float(v.detach()) for k, v in parts.items()}
+
+    def _set_rates(self, progress):
+        c = self.config
+        rates = dict(G=c.lr_generator, E=c.lr_encoder, H=c.lr_head, C=c.lr_critic)
+        for key, lr in rates.items():
+            for group in self.optimisers[key].param_groups:
+                group['lr'] = lr * c.lr_factor(progress) * group.get('times', 1.0)
+
+    def _codes(self, b, progress) -> tuple:
+        "(N,L,D) of every picture to draw, those of pairs edited; (N,D) w, differences before that."
+        n, paired = len(b['crops']), 'a' in b
+        source = torch.cat([b['crops'], b['a']]) if paired else b['crops']
+        share = min(1.0, max(0.0, progress / max(self.config.delta_from, 1e-6) - 1))
+        w_plus, w, delta = self.latents(source.contiguous(memory_format=torch.channels_last), share)
+        if paired:
+            edit = b['delta'][:, None, None] * self.directions[b['attr']]
+            w_plus = torch.cat([w_plus[:n], w_plus[n:] + edit])
+        return w_plus, w, delta
+
+    def _weights(self, b) -> torch.Tensor:
+        "How much each pixel counts; in pairs more where the attribute changes it."
+        weights = region_weights(b['labels'])
+        if 'a' not in b:
+            return weights
+        change = (b['b'] - b['a']).abs().mean(1, keepdim=True)
+        change = (4 * change / (change.amax((2, 3), keepdim=True) + 0.05)).clamp(0, 4)
+        labels_b = b.get('labels_b', torch.ones_like(b['b'][:, 0], dtype=torch.long))
+        return torch.cat([weights, region_weights(labels_b, change)])
+
+    def _drawn(self, G, w_plus, loud) -> torch.Tensor:
+        "The pictures of `w_plus`, and of some new people once there is a critic."
+        c = self.config
+        if loud and len(self.recent) >= 4 * c.w_dim:
+            extra = self.gaussian(c.batch // 4)
+            w_plus = torch.cat([w_plus, extra[:, None].expand(-1, w_plus.shape[1], -1)])
+        with self.autocast():
+            drawn = G.synthesis(w_plus[:, : G.num_ws], noise='none')
+        return drawn.float()
+
+    def _code_loss(self, b, w, delta, parts) -> torch.Tensor:
+        "What is asked of the latents: close to w, unit spread, telling the attributes."
+        c = self.config
+        parts['delta'] = delta.square().mean()
+        parts['w'] = (w.var(0).mean() - 1).square() + 0.1 * w.mean(0).square().mean()
+        known = ~b['attributes'].isnan()
+        guess = self.head(w[: len(b['crops'])])
+        parts['attribute'] = F.smooth_l1_loss(guess[known], b['attributes'][known])
+        return (
+            c.lambda_delta * parts['delta']
+            + c.lambda_w * parts['w']
+            + c.lambda_attribute * parts['attribute']
+        )
+
+    def _train_critic(self, target, leaf, parts):
+        c = self.config
+        self.critic.requires_grad_(True)
+        with self.autocast():
+            real, fake = self.critic(target)[-1].float(), self.critic(leaf.detach())[-1].float()
+        parts['critic'] = F.softplus(-real).mean() + F.softplus(fake).mean()
+        cost = parts['critic']
+        if self.steps % c.r1_every == 0:
+            parts['r1'] = penalty(self.critic, target)
+            cost = cost + 0.5 * c.gamma * c.r1_every * parts['r1']
+        self._update('C', cost)
+        self.critic.requires_grad_(False)
+
+    def _criticise(self, target, leaf, parts):
+        "Does the critic take it for a render, and are its features those of the render?"
+        with self.autocast():
+            maps = self.critic(leaf)
+            with torch.no_grad():
+                goal = self.critic(target)
+        parts['adversarial'] = F.softplus(-maps[-1].float()).mean()
+        apart = [
+            (p[: len(target)].float() - q.float()).abs().mean() / (q.float().abs().mean() + 1e-3)
+            for p, q in zip(maps[:-1], goal)
+        ]
+        parts['match'] = sum(apart) / 4
+
+    def _descend(self, outputs, gradients) -> list:
+        "A step of generator, encoder and head, if its gradients (norms returned) are finite."
+        for key in 'GEH':
+            self.optimisers[key].zero_grad(set_to_none=True)
+        torch.autograd.backward(outputs, gradients)
+        norms = []
+        for key in 'GE':
+            params = [p for g in self.optimisers[key].param_groups for p in g['params']]
+            norms.append(nn.utils.clip_grad_norm_(params, self.config.clip))
+        if all(bool(torch.isfinite(v)) for v in norms):
+            for key in 'GEH':
+                self.optimisers[key].step()
+        return norms
 
     def _update(self, key, loss):
         self.optimisers[key].zero_grad(set_to_none=True)
@@ -820,9 +824,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     held, held_pairs = Shards(data, holdout=True), Shards(data, holdout=True, kind='pairs')
     batches = Batches(data, config)
-    training = Training(
-        config, batches.names, batches.crops.take('crops', [0]).shape[1], device, encoder, trunk
-    )
+    resolution = batches.crops.take('crops', [0]).shape[1]
+    training = Training(config, batches.names, resolution, device, encoder, trunk)
     checkpoint = out / 'checkpoint.safetensors'
     if checkpoint.is_file():
         training.load(checkpoint)
@@ -830,32 +833,51 @@ def train(
     elif init:
         training.begin_from(init)
     progress = lambda: training.images / images if images else training.seconds / (60 * minutes)
-    looked, parts, tick = time.monotonic(), [], time.monotonic()
+    parts = []
 
     def look(last=False):
         held.rescan()
         held_pairs.rescan()
         look_at = held if len(held) else batches.crops
         scores = evaluate(training, look_at, held_pairs)
-        keys = sorted({k for p in parts for k in p})
-        row = dict(
-            images=training.images,
-            seconds=round(training.seconds, 1),
-            progress=round(progress(), 4),
-            crops=len(batches.crops),
-            pairs=len(batches.pairs),
-        )
-        row |= {k: round(float(np.mean([p[k] for p in parts if k in p])), 5) for k in keys} | {
-            k: round(v, 4) for k, v in scores.items()
-        }
+        row = _log_row(training, batches, progress(), parts, scores)
         append_row(out / 'log.csv', row)
-        picture = sheet(training, look_at, samples=last)
-        Image.fromarray(picture).save(out / f'samples_{training.images:07d}.png')
-        Image.fromarray(picture).save(out / 'samples_latest.png')
+        picture = Image.fromarray(sheet(training, look_at, samples=last))
+        picture.save(out / f'samples_{training.images:07d}.png')
+        picture.save(out / 'samples_latest.png')
         training.save(checkpoint)
         parts.clear()
         say(' '.join(f'{k}={v}' for k, v in row.items()))
 
+    try:
+        _run_schedule(training, batches, progress, parts, look, every)
+    except KeyboardInterrupt:
+        training.save(checkpoint)
+        raise
+    index = np.random.default_rng(config.seed).permutation(len(batches.crops))[:6000]
+    fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0])
+    training.G.mapping.load_state_dict(training.G_ema.mapping.state_dict())
+    look(last=True)
+    return training
+
+
+def _log_row(training: Training, batches, progress: float, parts: list, scores: dict) -> dict:
+    "A line of log.csv: where the run is, mean losses since the last look, scores."
+    row = dict(
+        images=training.images,
+        seconds=round(training.seconds, 1),
+        progress=round(progress, 4),
+        crops=len(batches.crops),
+        pairs=len(batches.pairs),
+    )
+    for k in sorted({k for p in parts for k in p}):
+        row[k] = round(float(np.mean([p[k] for p in parts if k in p])), 5)
+    return row | {k: round(v, 4) for k, v in scores.items()}
+
+
+def _run_schedule(training: Training, batches, progress, parts: list, look, every: float):
+    "Steps until `progress` is 1, their losses added to `parts`; `look` every so many seconds."
+    looked = tick = time.monotonic()
     bar = tqdm(
         total=1000,
         initial=min(1000, int(1000 * progress())),
@@ -864,26 +886,15 @@ def train(
         dynamic_ncols=True,
         mininterval=5,
     )
-    try:
+    with bar:
         while progress() < 1:
             bar.update(min(1000, int(1000 * progress())) - bar.n)
-            p = training.step(batches.draw(training.random), progress())
-            parts.append(p)
+            parts.append(training.step(batches.draw(training.random), progress()))
             now = time.monotonic()
             training.seconds, tick = training.seconds + now - tick, now
             if now - looked > every:
                 look()
                 looked = tick = time.monotonic()
-    except KeyboardInterrupt:
-        training.save(checkpoint)
-        raise
-    finally:
-        bar.close()
-    index = np.random.default_rng(config.seed).permutation(len(batches.crops))[:6000]
-    fit_mapping(training.G_ema.mapping, training.encode_all(batches.crops, index)[:, 0])
-    training.G.mapping.load_state_dict(training.G_ema.mapping.state_dict())
-    look(last=True)
-    return training
 
 
 def append_row(

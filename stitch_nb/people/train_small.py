@@ -132,72 +132,30 @@ def run_loop(
     if init and not path.is_file():
         begin_from(nets, init)
     nets = nets.to(device, memory_format=torch.channels_last).train()
-    place = lambda batch: (
-        tuple(place(v) for v in batch)
-        if isinstance(batch, tuple)
-        else batch.to(device)
-        if torch.is_tensor(batch)
-        else batch
-    )
     average = clone_network(nets, trainable=False)
     optimiser = torch.optim.Adam(nets.parameters(), lr=lr, betas=(0.9, 0.99))
-    seconds, steps = 0.0, 0
-    if path.is_file():
-        tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
-        nets.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith('nets/')})
-        average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith('average/')})
-        state = {}
-        for k, v in tensors.items():
-            if k.startswith('adam/'):
-                state.setdefault(int(k.split('/')[1]), {})[k.split('/')[2]] = v
-        optimiser.load_state_dict(optimiser.state_dict() | dict(state=state))
-        seconds, steps = meta['seconds'], meta['steps']
+    seconds, steps = _resume(path, nets, average, optimiser)
     random = np.random.default_rng((seed, steps))
+    parts = []
 
     def look():
         row = dict(network=name, seconds=round(seconds, 1), steps=steps)
-        row |= {
-            k: round(float(np.mean([p[k] for p in parts])), 5) for k in (parts[0] if parts else {})
-        }
-        row |= {
-            k: round(float(v), 5) for k, v in score_of(copy.deepcopy(average).cpu().eval()).items()
-        }
+        keys = parts[0] if parts else {}
+        row |= {k: round(float(np.mean([p[k] for p in parts])), 5) for k in keys}
+        scores = score_of(copy.deepcopy(average).cpu().eval())
+        row |= {k: round(float(v), 5) for k, v in scores.items()}
         append_row(out / f'{name}.csv', row)
-        tensors = {
-            f'{tag}/{k}': v
-            for tag, net in (('nets', nets), ('average', average))
-            for k, v in net.state_dict().items()
-        }
-        tensors |= {
-            f'adam/{i}/{k}': torch.as_tensor(v)
-            for i, s in optimiser.state_dict()['state'].items()
-            for k, v in s.items()
-        }
-        save_tensors(
-            path,
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            meta={'training': json.dumps(dict(seconds=seconds, steps=steps))},
-        )
+        _save_state(path, nets, average, optimiser, seconds, steps)
         say(' '.join(f'{k}={v}' for k, v in row.items()))
         parts.clear()
 
-    parts, looked, tick = [], time.monotonic(), time.monotonic()
+    looked = tick = time.monotonic()
     while seconds < 60 * minutes:
         progress = seconds / (60 * minutes)
-        for group in optimiser.param_groups:
-            group['lr'] = lr * min(1.0, 0.1 + steps / 100) * min(1.0, 2.5 * (1 - progress) + 0.02)
+        rate = lr * min(1.0, 0.1 + steps / 100) * min(1.0, 2.5 * (1 - progress) + 0.02)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            loss, part = loss_of(nets, place(draw(random)))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(nets.parameters(), 5.0)
-        optimiser.step()
-        decay = min(0.995, (1 + steps) / (10 + steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1 - decay)
-            for p, q in zip(average.buffers(), nets.buffers()):
-                if p.is_floating_point():
-                    p.lerp_(q, 1 - decay)
+            loss, part = loss_of(nets, _placed(draw(random), device))
+        _descend(nets, average, optimiser, loss, rate, steps)
         parts.append({'loss': float(loss.detach())} | part)
         steps += 1
         now = time.monotonic()
@@ -208,6 +166,58 @@ def run_loop(
     if parts:
         look()
     return average.cpu().eval().requires_grad_(False)
+
+
+def _placed(batch, device):
+    "The tensors of a batch, which may be a tuple of tuples, on a device."
+    if isinstance(batch, tuple):
+        return tuple(_placed(v, device) for v in batch)
+    return batch.to(device) if torch.is_tensor(batch) else batch
+
+
+def _descend(nets, average, optimiser, loss, rate: float, steps: int):
+    "One step, and the running average of the weights after it."
+    for group in optimiser.param_groups:
+        group['lr'] = rate
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(nets.parameters(), 5.0)
+    optimiser.step()
+    decay = min(0.995, (1 + steps) / (10 + steps))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1 - decay)
+        for p, q in zip(average.buffers(), nets.buffers()):
+            if p.is_floating_point():
+                p.lerp_(q, 1 - decay)
+
+
+def _resume(path, nets, average, optimiser) -> tuple:
+    "Load what `_save_state` wrote, where there is any: (seconds, steps) so far."
+    if not path.is_file():
+        return 0.0, 0
+    tensors, meta = load_tensors(path), json.loads(load_meta(path)['training'])
+    nets.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith('nets/')})
+    average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith('average/')})
+    state = {}
+    for k, v in tensors.items():
+        if k.startswith('adam/'):
+            _, number, field = k.split('/')[:3]
+            state.setdefault(int(number), {})[field] = v
+    optimiser.load_state_dict(optimiser.state_dict() | dict(state=state))
+    return meta['seconds'], meta['steps']
+
+
+def _save_state(path, nets, average, optimiser, seconds: float, steps: int):
+    "Everything needed to go on after a stop, in one file."
+    tensors = {f'nets/{k}': v for k, v in nets.state_dict().items()}
+    tensors |= {f'average/{k}': v for k, v in average.state_dict().items()}
+    for i, state in optimiser.state_dict()['state'].items():
+        tensors |= {f'adam/{i}/{k}': torch.as_tensor(v) for k, v in state.items()}
+    save_tensors(
+        path,
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        meta={'training': json.dumps(dict(seconds=seconds, steps=steps))},
+    )
 
 
 def begin_from(
