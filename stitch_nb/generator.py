@@ -84,7 +84,7 @@ class _Activate(torch.autograd.Function):
             grad.sum_to_size(noise) if need_noise else None,
         )
 
-
+# %% ../nbs/20_generator.ipynb #24aea6df
 class _Rectify(torch.autograd.Function):
     "leaky_relu(x + noise), written over x; with `phases`, x is put together first."
 
@@ -226,13 +226,15 @@ class Plan(NamedTuple):
 
 def choose_plan(
     x: torch.Tensor,  # a parameter on the network's device
+    N: int = 1,  # pictures that are drawn together
 ) -> Plan:
     "What was fastest on this kind of device, in the precision that is in force."
     plain = torch.compiler.is_compiling()
     if x.device.type != 'cuda':
         return Plan(plain=plain)
     half = compute_dtype(x) in (torch.bfloat16, torch.float16)
-    return Plan(channels_last=half, phases=half, plain=plain)
+    alone = half and N == 1
+    return Plan(channels_last=alone, phases=alone, plain=plain)
 
 # %% ../nbs/20_generator.ipynb #91032ad7
 class StyledConv(nn.Module):
@@ -451,7 +453,7 @@ class Synthesis(SynthesisBlocks):
         seen: list | None = None,  # each block's activations are appended
     ) -> tuple:  # x (N,C,r,r), and the picture so far (N,3,r,r) float32
         "Some of the blocks: what frozen blocks draw need not be drawn again."
-        N, plan = len(styles[0]), self.plan or choose_plan(self.b4.const)
+        N, plan = len(styles[0]), self.plan or choose_plan(self.b4.const, len(styles[0]))
         x, rgb = state or (self.start(N, plan), None)
         styles = iter(styles)
         for r, block in zip(self.resolutions, self.blocks):

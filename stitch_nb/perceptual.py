@@ -13,13 +13,14 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .core import StitchError, check_shape, clone_network, load_tensors
 
 # %% ../nbs/35_perceptual.ipynb #7b52009b
 class Perceptual(nn.Module):
-    "Images to feature maps, feature maps to a distance; a subclass gives `maps` and perhaps `weights`."
+    "Images to feature maps to a distance; a subclass gives `maps`, perhaps `weights`."
 
     name = 'perceptual'  # what reports call it
     scale = 1.0  # a factor common to all maps
@@ -62,20 +63,24 @@ class Perceptual(nn.Module):
 
 # %% ../nbs/35_perceptual.ipynb #bd307a3e
 class TrunkPerceptual(Perceptual):
-    "The distance in the features of a small trunk of our own, all channels alike, averaged over its maps."
+    "The distance in a small trunk of our own, all channels alike, averaged over its maps."
 
     def __init__(
         self,
         trunk: nn.Module,  # (N,3,H,W) -> list of maps, e.g. networks.Trunk; it is copied
         name: str = 'bundle trunk',  # what reports call it
+        largest: int = 256,  # px: larger pictures are halved until they are not (it learnt on 128)
     ):
         super().__init__()
         self.trunk, self.name = clone_network(trunk, trainable=False).eval(), name
+        self.largest = largest
 
     def train(self, mode=True):
         return super().train(False)  # its batch statistics stay fixed
 
     def maps(self, x):
+        while x.shape[-1] > self.largest:
+            x = F.avg_pool2d(x, 2)
         maps = self.trunk(x)
         self.scale = 1 / len(maps)
         return maps
@@ -97,7 +102,7 @@ def trunk_file(net: str) -> Path:  # 'alex', 'vgg' or 'squeeze'
     "Where the fetched weights lie, or would lie."
     return Path(torch.hub.get_dir()) / 'checkpoints' / Path(trunk_url(net)).name
 
-
+# %% ../nbs/35_perceptual.ipynb #9e6b5375
 def trunk_state(
     net: str,  # 'alex', 'vgg' or 'squeeze'
     file: Path | None = None,  # the weights, if they are on disk elsewhere (.pth or .safetensors)
@@ -173,7 +178,7 @@ class LpipsPerceptual(Perceptual):
     def weights(self, n):
         return [lin.model[-1].weight.flatten().clamp(min=0) for lin in self.lpips.lins]
 
-
+# %% ../nbs/35_perceptual.ipynb #124b4858
 def lpips_perceptual(
     net: str = 'alex',  # 'alex' (what the authors use), 'vgg' or 'squeeze'
     file: Path

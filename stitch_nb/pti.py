@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READ_EVERY', 'check_fields', 'PTIConfig', 'take_crops', 'pti_losses', 'lr_factor', 'morph', 'latent_spread',
-           'locality_loss', 'pass_order', 'learning_rate', 'CropStore', 'TargetFeatures', 'ClipUpdate', 'ClipTuner',
-           'on_device', 'tune_generator']
+           'locality_loss', 'pass_order', 'learning_rate', 'CropStore', 'TargetFeatures', 'UpdateTensors', 'ClipUpdate',
+           'ClipOnDevice', 'ClipTuner', 'on_device', 'tune_generator']
 
 # %% ../nbs/40_pti.ipynb #77de68da
 import math
@@ -228,7 +228,7 @@ def learning_rate(
 
 # %% ../nbs/40_pti.ipynb #a17ac714
 class CropStore:
-    "A clip's crops where the device can have them: all of them there, or sent ahead batch by batch."
+    "A clip's crops where the device can have them: all there, or sent batch by batch."
 
     def __init__(
         self,
@@ -329,8 +329,8 @@ class TargetFeatures:
         return buffers
 
 # %% ../nbs/40_pti.ipynb #a17ac718
-class ClipUpdate:
-    "One update of PTI over fixed tensors: load a batch, then step; what a CUDA graph can repeat."
+class UpdateTensors:
+    "What one update of PTI reads and writes: tensors that stay where they are."
 
     def __init__(
         self,
@@ -360,6 +360,10 @@ class ClipUpdate:
 
     def clear(self):
         self.adam.zero_grad(set_to_none=True)
+
+# %% ../nbs/40_pti.ipynb #bd43e6d1
+class ClipUpdate(UpdateTensors):
+    "One update of PTI, from a loaded batch to the step: what a CUDA graph can repeat."
 
     def frames(self, part: slice):
         "Losses of some frames and their gradients, added to what is there."
@@ -398,14 +402,15 @@ class ClipUpdate:
             self.adam.step()
 
 # %% ../nbs/40_pti.ipynb #a17ac719
-class ClipTuner:
-    "The updates of a whole clip: what is kept on the device, and one `ClipUpdate` a batch size."
+class ClipOnDevice:
+    "A clip on its device, and one `ClipUpdate` for each size of batch."
 
     def __init__(self, G, G_pti, adam, pivots, crops, perceptual, config, locality_z=None):
         self.device = pivots.device
         self.made = dict(G=G, G_pti=G_pti, adam=adam, perceptual=perceptual, config=config)
         self.pivots, self.locality_z, self.config = pivots, locality_z, config
-        self.store, self.updates, self.here = CropStore(crops, self.device), {}, ranks()
+        self.store = CropStore(crops, self.device, 0 if config.memory == 'low' else None)
+        self.updates, self.here = {}, ranks()
         self.features = None
         if perceptual is not None:
             at_once = frames_at_once(G.resolution, config.batch, self.device, config.memory)
@@ -440,6 +445,10 @@ class ClipTuner:
             self.store.fill(update.crops, own)
             if self.features is not None:
                 self.features.fill(update.features, own)
+
+# %% ../nbs/40_pti.ipynb #a140b358
+class ClipTuner(ClipOnDevice):
+    "The updates of a whole clip, by all processes together."
 
     def __call__(self, index: list, z, rate: float) -> tuple:  # totals (4,), l2 (N,), on the device
         "One update of all processes together."
@@ -619,10 +628,11 @@ def _tune(G, pivots, crops, perceptual, config, progress, checkpoint, checkpoint
             _save_progress(checkpoint, names, params, adam, rng, history, meta)
     return _frozen(G_pti), {k: np.array(v, dtype=np.float64) for k, v in history.items()}
 
-
+# %% ../nbs/40_pti.ipynb #48ddcffb
 def _frozen(G_pti):
     "As it is handed out: no gradients, not compiled."
-    G_pti.synthesis._compiled_call_impl = None
+    if getattr(G_pti.synthesis, '_compiled_call_impl', None):
+        G_pti.synthesis._compiled_call_impl = None
     for p in G_pti.parameters():
         p.requires_grad_(False)
         p.grad = None

@@ -257,7 +257,7 @@ class FrameTuner:
         _gradients(self)
         self.adam.step()
 
-
+# %% ../nbs/70_stitch.ipynb #12bda3e7
 def _gradients(tuner: FrameTuner):
     "Every lane's losses and gradients; on a GPU each on a stream of its own."
     if len(tuner.streams) < 2:
@@ -275,7 +275,7 @@ def _gradients(tuner: FrameTuner):
 # %% ../nbs/70_stitch.ipynb #a17ac737
 CHECK_EVERY = 10  # updates between two looks at the losses, on a device that would have to wait
 
-
+# %% ../nbs/70_stitch.ipynb #2115c353
 class FrameLoop:
     "The updates of some frames, side by side; what became of each."
 
@@ -349,7 +349,7 @@ def _advance(loop: FrameLoop, step: int) -> bool:  # True: nothing is left to do
     tuner.adam.step()
     return False
 
-
+# %% ../nbs/70_stitch.ipynb #b050b786
 def tune_frames(
     tuner: FrameTuner,
     frames: list,  # of StitchFrame, at most as many as the tuner has lanes
@@ -433,7 +433,7 @@ def worker_count(
         return 1
     return config.workers or frames_at_once(R, 4, device)
 
-
+# %% ../nbs/70_stitch.ipynb #50d08546
 @dataclass(frozen=True)
 class StitchClip:
     "What a whole clip brings to be stitched; nothing is read before its frame's turn."
@@ -553,7 +553,7 @@ def claimed_blocks(
     size: int = 8,  # frames in a block
     wait: float = 0.2,  # seconds between two looks at blocks that others hold
 ):  # iterator of (start, stop); a block is this process's until the next is asked for
-    "Blocks of frames that nobody else works on. A process that dies frees its block; others take it."
+    "Blocks of frames that nobody else works on; a process that dies frees its block."
     import filelock
 
     folder, first_of = Path(folder), lambda a: list(range(a, min(a + size, T)))

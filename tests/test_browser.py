@@ -507,7 +507,7 @@ def test_as_app(home, opened, name, notebook, move):
     if not os.environ.get("STITCH_BROWSER_FULL"):
         shorten(folder / notebook)
     code = (
-        f"import sys; from pathlib import Path; from stitch_nb.commands import apps; apps.app_notebook = lambda figure: Path({str(folder / notebook)!r}); "
+        f"import sys; from pathlib import Path; from stitch_nb.commands import apps; apps.app_notebook = lambda figure, **_: Path({str(folder / notebook)!r}); "
         f"apps.stitch_app({name!r}, port={port}, no_browser=True)"
     )
     server = Server([sys.executable, "-c", code], home, f"http://127.0.0.1:{port}/no-such-page")

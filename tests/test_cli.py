@@ -62,6 +62,7 @@ def test_outputs(call, disc_clip, tmp_path):
         48,
     )
     assert (len(both), both.fps, both.width, both.height) == (5, Fraction(30000, 1001), 128, 48)
+    assert "outside of the mask: identical before encoding, and in result.mp4" in said
     metrics, record = (
         json.loads((run / "metrics.json").read_text()),
         json.loads((run / "run.json").read_text()),
@@ -238,7 +239,7 @@ def test_hard_clips_work(call, tmp_path, kind):
     )
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leak"] == 0
     if kind == "half the faces":
-        assert "3 frames, interpolated: 0, 2, 5" in said
+        assert "no face in 3 frames, left as they are: 0, 2, 5" in said
 
 
 def test_a_frame_in_which_the_parser_sees_no_face(monkeypatch, tmp_path, bundle, disc_clip):

@@ -1,4 +1,4 @@
-"Runs under attack: killed, run twice at once, with damaged files, links and foreign files in the folder."
+"Runs under attack: killed, twice at once, with damaged files, links and foreign files."
 
 import json
 import os
@@ -322,11 +322,15 @@ def test_frames_without_a_face_stay_as_they_are(tmp_path, monkeypatch, room):
     assert read_clip(run.out / "compare.mp4").n_frames == 30
 
 
+def shell_arguments(room, out, edit="smile=1"):
+    said = ["stitch_edit", str(room[2]), "--edit", edit, "--models", str(room[0] / "tiny")]
+    said += ["--mask", "hull", "--pti_steps", "7", "--stitch_steps", "3", "--lossless"]
+    return [*said, "--device", "cpu", "--dtype", "float32", "--out", str(out)]
+
+
 def shell(room, out, edit="smile=1", **kwargs):
-    command = [sys.executable, str(Path(__file__).with_name("tiny.py")), "stitch_edit"]
-    command += [str(room[2]), "--edit", edit, "--models", str(room[0] / "tiny"), "--mask", "hull"]
-    command += ["--pti_steps", "7", "--stitch_steps", "3", "--lossless", "--device", "cpu"]
-    command += ["--dtype", "float32", "--out", str(out)]
+    command = [sys.executable, str(Path(__file__).with_name("tiny.py"))]
+    command += shell_arguments(room, out, edit)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, **pipes, **kwargs)
 
@@ -408,3 +412,19 @@ def test_killed_at_random(room, films, tmp_path):
 def test_killed_often_at_random(room, films, tmp_path, seed):
     "Ten folders, four kills each, over all stages."
     kill_often(room, films, tmp_path / "run", random.Random(seed), 4, 2.5)
+
+
+def test_processes_that_share_a_run(room, films, tmp_path):
+    "Two processes started by torchrun: the same film within rounding, one record, no film twice."
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(Path(__file__).with_name("tiny.py"))]
+    command += shell_arguments(room, out)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("result.mp4 ") == 1  # one report
+    record = read_sealed(out / "run.json")
+    assert record["machine"]["processes"] == 2 and finished(out, record["key"])
+    alone = read_clip(films["smile=1"] / "result.mp4").frames()
+    for a, b in zip(alone, read_clip(out / "result.mp4").frames(), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 2

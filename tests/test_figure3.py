@@ -2,10 +2,12 @@
 
 import json
 import re
+import tempfile
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ import tiny
 from stitch_nb.figures import figure3, state as states
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
+from stitch_nb.run import stages
+from stitch_nb.commands import apps
 from stitch_nb.commands.figure import stitch_figure
 from stitch_nb.figures.app import Figure3App
 from stitch_nb.figures.figure3 import figure_3, figure_3_video, grid_sheet, grids
@@ -107,7 +111,7 @@ def test_cells(state, clip):
         blended=grid.measured["blended"]["border"]
     )
     assert off["full"] < off["preview"] < off["blended"]  # what stitching is for
-    assert grid.measured["source"] == dict(seam=1.0, border=0.0, psnr=np.inf)
+    assert grid.measured["source"] == dict(seam=0.0, border=0.0, psnr=np.inf)
     assert grid.measured["pti"]["psnr"] > grid.measured["inversion"]["psnr"]
 
 
@@ -273,7 +277,7 @@ def test_controls(app, stitched):
     app.video_button.click()
     shown(app)
     assert "data:video/mp4;base64," in app.video.value and "aria-label" in app.video.value
-    assert "<th scope=row>seam" in app.table.value
+    assert '<th scope="row">seam' in app.table.value
 
 
 def test_latest_wins(app, stitched):
@@ -342,6 +346,163 @@ def test_classes(app):
         "application/vnd.jupyter.widget-view+json" in data and "run this cell" in data["text/plain"]
     )
     shown(app)
+
+
+CHANGES = dict(
+    inner=dict(inner=3),
+    variant=dict(variant="code"),
+    edge=dict(edge=False),
+    feather=dict(feather=0),
+)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_no_stale_cell(prepared, models, clip, name):
+    "One cache, two settings of the mask: each figure is what a new process would draw."
+    config = replace(QUICK, **CHANGES[name])
+    shared, fresh = (
+        replace(prepare(clip, models, config, prepared.folder), cache=cache)
+        for cache in (Cache(), Cache())
+    )
+    before = replace(prepared, cache=shared.cache)
+    asked = settings_for(before, (2,))
+    grids_of = lambda s: [figure3.grid_of(s, asked, "blended"), zoom_boxes(s, asked)]
+    grids_of(before)
+    (kept, boxes), (right, right_boxes) = grids_of(shared), grids_of(fresh)
+    for column in ("inversion", "pti", "blended"):
+        assert (kept.pictures[column][0] == right.pictures[column][0]).all(), column
+        assert kept.measured[column] == right.measured[column], column
+    assert boxes == right_boxes
+
+
+def test_another_generator_is_another_inversion(prepared, models):
+    "The bundle's networks count, not its name."
+    other = replace(models, generator=stages.clone_network(models.generator))
+    with torch.no_grad():
+        for p in other.generator.synthesis.parameters():
+            p.mul_(1.05)
+    shared = Cache()
+    pictures = []
+    for bundle in (models, other):
+        state = prepare(prepared.clip, bundle, QUICK, prepared.folder, tune=False)
+        state = replace(state, cache=shared)
+        grid = figure3.grid_of(state, settings_for(state, (2,)), "inverted")
+        pictures.append(grid.pictures["inversion"][0])
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_damaged_cell_is_made_again(prepared, stitched, tmp_path):
+    figure_3(replace(prepared, cache=Cache(tmp_path)), (2,))
+    (kept,) = tmp_path.glob("*.npz")
+    good = kept.read_bytes()
+    for bad in (b"", good[: len(good) // 2], b"not at all"):
+        kept.write_bytes(bad)
+        grid = figure_3(replace(prepared, cache=Cache(tmp_path)), (2,))
+        assert grid.quality == "full" and kept.read_bytes()[:4] == good[:4]
+
+
+def test_no_row_is_a_blink(prepared):
+    "Of each third the frame nearest to its middle whose eyes are open."
+    points = prepared.landmarks.copy()
+    usual = states.open_eyed(prepared)
+    points[usual[1], [37, 38, 43, 44]] = points[usual[1], [41, 40, 47, 46]]  # lids meet
+    blinking = states.open_eyed(replace(prepared, landmarks=points))
+    assert len(usual) == 3 and blinking[1] != usual[1]
+    assert (blinking[0], blinking[2]) == (usual[0], usual[2])
+
+
+def test_a_frame_without_a_face_stays_as_it_is(prepared):
+    "Its row shows the source in every column, and nothing of it is measured."
+    edited = np.ones(len(prepared), bool)
+    edited[3] = False
+    left = [k for k in range(len(prepared)) if k != 3]
+    parts = ("landmarks", "quads", "crops", "heads", "pivots")
+    arrays = {name: getattr(prepared, name)[left] for name in parts}
+    state = replace(prepared, edited=edited, key="without 3", cache=Cache(), **arrays)
+    settings = settings_for(state, (1, 3, 5))
+    *_, grid = grids(state, settings)
+    assert all((grid.pictures[c][1] == grid.pictures["source"][1]).all() for c in COLUMNS)
+    boxes = zoom_boxes(state, settings)
+    assert all(b[1] is None and b[0] and b[2] for b in boxes.values())
+    assert paint(grid_sheet(grid, boxes)).ndim == 3
+    *_, whole = grids(replace(prepared, cache=Cache()), replace(settings, frames=(1, 5)))
+    assert grid.measured == whole.measured
+    assert (grid.pictures["stitched"][2] == whole.pictures["stitched"][1]).all()
+
+
+def test_the_app_tidies(models, tmp_path):
+    "Its folder stays within the limit, whole stages go, and what is shown is never among them."
+    clips = [tiny.face_clip(tmp_path / f"{i}.mp4", T=4, at=(30 + i, 22)) for i in range(4)]
+    folder = tmp_path / "kept"
+    size = lambda: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    app = Figure3App(str(clips[0]), models=models, config=QUICK, folder=folder, limit=1)
+    try:
+        shown(app)
+        sizes = [size()]
+        for path in (*clips[1:], clips[0]):
+            app.path.value = str(path)
+            shown(app)
+            assert app.error is None and app.grid.name == path.name and app.state.is_there()
+            sizes.append(size())
+        assert max(sizes) < 2 * sizes[0]  # one clip's work, not five clips'
+        for note in folder.glob("*.json"):
+            assert len(list(folder.glob(f"{note.stem}*"))) == 2  # never half of a stage
+        app.strength.value = -1.0
+        shown(app)
+        assert app.error is None and app.grid.quality == "full"
+    finally:
+        app.close()
+
+
+def test_another_process_may_tidy(models, clip, tmp_path):
+    "An app whose stages went while it waited makes them again."
+    app = Figure3App(str(clip), models=models, config=QUICK, folder=tmp_path)
+    try:
+        shown(app)
+        states.tidy(tmp_path, 0)
+        assert not app.state.is_there()
+        app.passes.value = 1
+        shown(app)
+        assert app.error is None and app.state.is_there()
+    finally:
+        app.close()
+
+
+def test_two_apps_have_two_videos(models, prepared, clip):
+    "And nothing stays behind when they are closed."
+    make = lambda: Figure3App(str(clip), models=models, config=QUICK, folder=prepared.folder)
+    apps = [make(), make()]
+    try:
+        rooms = [Path(app.room.name) for app in apps]
+        for app in apps:
+            shown(app)
+            app.part.value = (0, 2)
+            app.video_button.click()
+        for app, room in zip(apps, rooms):
+            shown(app)
+            assert [p.name for p in room.iterdir()] == ["video.mp4"]
+        assert rooms[0] != rooms[1] and not (prepared.folder / "video.mp4").exists()
+    finally:
+        for app in apps:
+            app.close()
+    assert not any(room.exists() for room in rooms)
+
+
+def test_no_folder_stays_behind(monkeypatch, tmp_path):
+    "A stand-in notebook lies in a folder that goes when the server ends."
+    seen = []
+
+    def server(command):
+        (page,) = [Path(word) for word in command if word.endswith(".ipynb")]
+        seen.append((page, page.is_file()))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(apps.subprocess, "run", server)
+    monkeypatch.setattr(apps.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as left:
+        apps.stitch_app("3", models="mobile", no_browser=True)
+    assert left.value.code == 0 and seen[0][1] and not list(tmp_path.iterdir())
 
 
 @pytest.fixture

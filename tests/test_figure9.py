@@ -12,6 +12,7 @@ from stitch_nb.figures import app as apps, figure9 as arms
 from stitch_nb.figures.app import Figure9App
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig
+from stitch_nb.figures.sheet import paint
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import RunConfig
 from stitch_nb.pti import PTIConfig
@@ -66,7 +67,7 @@ def test_arms_share_their_stages(room):
 
 def test_files(room):
     made = room["made"]
-    assert set(made) == {"png", "pdf", "numbers", "curves", "mp4"} and all(
+    assert set(made) == {"png", "pdf", "true edit", "numbers", "curves", "mp4"} and all(
         p.stat().st_size > 500 for p in made.values()
     )
     assert len(read_clip(made["mp4"])) == 4
@@ -237,3 +238,65 @@ def test_settings_follow_the_bundle(room, monkeypatch):
     assert passes == dict(
         people=(PTIConfig().passes, "l1"), reference=(PTIConfig.reference().passes, "l2")
     )
+
+
+def test_bold_only_where_best_means_something():
+    "Not within the step of a number, not where nobody is worse, not below what counts as good."
+    bold = lambda name, *values: arms.best_arms(name, dict(zip(("full", "no_pti", "l2"), values)))
+    assert bold("gap", 2.0, 2.1, 3.0) == {"full", "no_pti"}
+    assert bold("gap", 2.0, 2.1, 2.15) == set()
+    assert bold("seam", 0.8, 1.0, 1.3) == set() == bold("leak", 0.0, 0.1, 0.2)
+    assert bold("true_edit", -1.0, -3.0, -2.0) == set() and bold("true_edit", 1.0, -3.0) == {"full"}
+    assert bold("identity", None, 0.5) == set()
+
+
+def test_a_negative_number_is_explained():
+    said = arms.explain_true_edit(
+        dict(full=dict(true_edit=dict(gain=-0.5)), no_pti=dict(true_edit=dict(gain=0.2)))
+    )
+    assert said.startswith("Below 0 for full:") and "no PTI" not in said
+    assert arms.explain_true_edit(dict(full=dict(true_edit=dict(gain=0.5)), l2={})) == ""
+
+
+def test_what_a_still_cannot_show():
+    "A steady edit leaves the same line in every frame, a flickering one does not."
+    frame = np.full((40, 60, 3), 90, np.uint8)
+    steady, flickering = [frame.copy() for _ in range(4)], [frame.copy() for _ in range(4)]
+    for t in range(4):
+        steady[t][10:14, 20:31] += 20
+        flickering[t][10:14, 20:31] += 10 + 20 * (t % 2)
+    frames = {"source": [frame] * 4, "optimised pivots": flickering, "full": steady}
+    rows = arms.motion_rows(frames)
+    assert all(p.shape == frame.shape for pictures in rows.values() for p in pictures)
+    spread = {title: pictures[1].astype(int).std(0).max() for title, pictures in rows.items()}
+    assert spread["source"] == spread["full"] == 0 and spread["optimised pivots"] == 20
+    assert (rows["source"][1] == 128).all()
+    assert arms.arms_apart(frames) == {"source": 20.0, "optimised pivots": 10.0, "full": 0.0}
+    assert (arms.error_map(frame, frame) == 0).all()
+    assert (arms.error_map(frame, frame + np.uint8(40)) == 255).all()
+
+
+def test_five_columns_without_their_titles(room):
+    "Each column has a row in which it differs from all others."
+    clip, runs = room["clip"], room["runs"]
+    sheet = arms.figure_9(clip, runs, [1])
+    titles = [text for _, _, text, *_, upright in sheet.texts if upright]
+    assert [t for t in titles if t in ("source", "full")] == ["source", "full"]
+    by_row = [[p[0] for p in sheet.pictures[5 * r : 5 * r + 5]] for r in range(4)]
+    assert [len(row) for row in by_row] == [5] * 4
+    for i in range(5):
+        for j in range(i):
+            assert any((row[i] != row[j]).any() for row in by_row), (i, j)
+    assert (by_row[1][4] == 0).all() and (by_row[3][0] == 128).all()
+
+
+def test_kept_arms(room, tmp_path):
+    "A page shows them again, and nothing of this machine is in them."
+    kept = arms.keep_arms(room["folder"] / "out", tmp_path / "kept")
+    assert list(kept) == list(pipeline.PAPER_ARMS)
+    assert arms.table_html(kept) == arms.table_html(room["runs"])
+    rows = [0, 3]
+    pictures = [paint(arms.figure_9(room["clip"], runs, rows)) for runs in (kept, room["runs"])]
+    assert (pictures[0] == pictures[1]).all()
+    texts = [p.read_text() for p in (tmp_path / "kept").rglob("*.json")]
+    assert texts and not any(str(room["folder"]) in t or "seconds" in t for t in texts)

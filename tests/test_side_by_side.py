@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_tuning import Pooled, R, T, make_masks, same, state
 
-from stitch_nb.generator import Generator, Plan
+from stitch_nb.encode import PivotConfig
+from stitch_nb.generator import Generator, Plan, choose_plan
 from stitch_nb.pti import ClipTuner, PTIConfig, learning_rate, tune_generator
 from stitch_nb.device import make_adam
 from stitch_nb.stitch import (
@@ -65,6 +66,9 @@ def test_one_update_is_an_update(G, clip):
         for updates in (1, 3):
             last = learning_rate(PTIConfig(passes=passes), passes - 1, updates - 1, updates)
             assert last > 0
+    for steps in (1, 2, 30):
+        assert PivotConfig(steps=steps).lr_at(steps - 1) > 0
+    assert PivotConfig(steps=1).lr_at(0) == PivotConfig().lr
     theirs = PTIConfig(passes=8, ramp='pass')
     assert learning_rate(theirs, 7, 0, 3) == 0 and learning_rate(theirs, 3, 2, 3) == theirs.lr
 
@@ -305,3 +309,14 @@ def test_claims_begin_at_the_first_missing_frame(tmp_path):
         seen.append((a, b))
         done |= set(range(a, b))
     assert seen == [(3, 4), (5, 8)]
+
+
+def test_the_plan_follows_the_device():
+    "As measured on an H100 (tools/bench_h100.json) and on a processor."
+    from types import SimpleNamespace
+
+    card = lambda dtype: SimpleNamespace(device=torch.device('cuda'), dtype=dtype)
+    assert choose_plan(torch.zeros(1)) == Plan(channels_last=True, phases=False)
+    assert choose_plan(card(torch.float32), 1) == Plan(channels_last=False, phases=False)
+    assert choose_plan(card(torch.bfloat16), 1) == Plan(channels_last=True, phases=True)
+    assert choose_plan(card(torch.bfloat16), 4) == Plan(channels_last=False, phases=False)

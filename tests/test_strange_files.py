@@ -1,6 +1,6 @@
 "Strange but real files: clocks, stamps, names, containers, pictures; what can't be kept is said, what can't be done is refused."
 
-import os, subprocess, sys
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from stitch_nb.core import StitchError, sample
+from stitch_nb.core import StitchError
 from stitch_nb.probe import local, mend_times, missing_bytes, timing
 from stitch_nb.video import check_output, read_clip, read_mark, read_picture, write_video
 

@@ -286,7 +286,7 @@ def stacked_ms(case: Case, dtype: str, lanes: int, first: int = 4) -> dict:
 def agreement(size: str, device) -> dict:
     "The device's results against the CPU's, float32: the relative difference of pictures."
     found, config = {}, PTIConfig(passes=3, batch=2, dtype='float32', lr=1e-3)
-    few = StitchConfig(steps=5, dtype='float32', workers=2)
+    few = StitchConfig(steps=5, dtype='float32', workers=2, norm='l2', tie=0.0)
     results = []
     for where in ('cpu', device):
         case = Case(size, where, 4)
@@ -319,6 +319,7 @@ def guarded(run, *args, **kwargs) -> dict:
 
 LAST = Plan(channels_last=True, phases=True)
 PLANS = dict(
+    phases_last=LAST,
     filter_first=Plan(channels_last=False, phases=False),
     filter_last=Plan(channels_last=True, phases=False),
     phases_first=Plan(channels_last=False, phases=True),
@@ -398,7 +399,7 @@ def around_rows(case: Case) -> dict:
 
 
 def clip_row(case: Case, frames: int, passes: int, steps: int, dtype: str) -> dict:
-    "The two loops over a clip, as a run calls them; and 300 frames with whole schedules, from that."
+    "The two loops over a clip, as a run calls them; from that, 300 frames on whole schedules."
     clip = Case(case.size, case.device, frames)
     start = time.perf_counter()
     batch = 8 if case.device.type == 'cuda' else 1

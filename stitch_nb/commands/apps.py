@@ -26,21 +26,25 @@ PAGES = {
 
 def app_notebook(
     name: str,  # '3', '9' or 'walkthrough'
-    root: Path = None,  # folder of the notebooks; None: `nbs` of this checkout
-    folder: Path = None,  # for a stand-in of a missing notebook; None: a new temporary one
+    root: Path | None = None,  # folder of the notebooks; None: `nbs` of this checkout
+    folder: Path | None = None,  # for a stand-in; None: a new temporary folder of the caller's
+    models: str | None = None,  # networks, which only a stand-in takes; None: the page's own
 ) -> Path:  # of the notebook to serve
     "The notebook behind an app, or a stand-in for it."
     if name not in PAGES:
         raise StitchError(f"there is no app {name!r}; choose one of {', '.join(PAGES)}")
     notebook, module, cls = PAGES[name]
+    if module is None and models:
+        raise StitchError(f"{notebook} is a lesson on its own networks: leave --models out")
     path = (root or Path(__file__).parent.parent.parent / "nbs") / notebook
-    if path.is_file():
+    if path.is_file() and not models:
         return path
     if module is None:
         raise StitchError(
             f"{notebook} is not part of the installed package: clone the repository to read it"
         )
-    lines = f"from stitch_nb.{module} import {cls}", f"app = {cls}()\napp"
+    given = f"models={models!r}" if models else ""
+    lines = f"from stitch_nb.{module} import {cls}", f"app = {cls}({given})\napp"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
     out = Path(folder or tempfile.mkdtemp()) / Path(notebook).name
     nbformat.write(nb, out)
@@ -72,14 +76,16 @@ def voila_command(
 @call_parse
 def stitch_app(
     figure: Param("3, 9 or walkthrough", str, opt=False, nargs="?") = "3",
+    models: Param("Networks, as in stitch_edit", str) = None,
     port: Param("Port on this machine", int) = 8866,
     no_browser: Param("Serve only, open nothing", bool) = False,
 ):
     "Open a figure as an app: widgets and pictures without code."
     try:
-        sys.exit(
-            subprocess.run(voila_command(app_notebook(figure), port, not no_browser)).returncode
-        )
+        with tempfile.TemporaryDirectory(prefix="stitch_app_") as room:
+            page = app_notebook(figure, folder=Path(room), models=models)
+            status = subprocess.run(voila_command(page, port, not no_browser)).returncode
+        sys.exit(status)
     except StitchError as error:
         sys.exit(f"stitch_app: {error}")
     except KeyboardInterrupt:

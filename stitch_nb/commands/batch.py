@@ -75,7 +75,7 @@ def _job(number: int, row: dict, folder: Path, out: Path) -> Job:
     name = row.pop('out', '') or f'{clip.stem}_{plain}'
     return Job(number, clip, edits, out / name, tuple((k, v) for k, v in row.items() if v))
 
-
+# %% ../../nbs/commands/40_batch.ipynb #0ab78844
 def read_manifest(
     path,  # csv with a line of column names
     out,  # folder that run folders are relative to
@@ -133,7 +133,7 @@ def edit_one(
     found = vars(anno_parser(plain, 'stitch_edit').parse_args(arguments))
     plain(**{k: v for k, v in found.items() if k in inspect.signature(plain).parameters})
 
-
+# %% ../../nbs/commands/40_batch.ipynb #8cf06b21
 def run_job(job: Job, device: str) -> dict:  # state 'done' or 'failed', and why
     "One clip in a process of its own."
     program = 'import sys; from stitch_nb.commands.batch import edit_one; edit_one(sys.argv[1:])'
@@ -192,7 +192,7 @@ def run_batch(
             notes[job.number] = future.result()
     return [(job, notes[job.number]) for job in jobs]
 
-
+# %% ../../nbs/commands/40_batch.ipynb #e123211d
 def batch_table(results: list) -> str:
     "What is done, what failed and why."
     rows = [('row', 'clip', 'edits', 'state', 'why, or where')]
@@ -208,7 +208,7 @@ def batch_table(results: list) -> str:
 def stitch_batch(
     manifest: str,  # csv: clip, edits, and options of stitch_edit as columns
     out: str = 'stitch_batch',  # folder of the run folders
-    device: str = 'auto',  # auto (every card, else the CPU), or names joined by commas: cuda:0,cuda:1
+    device: str = 'auto',  # auto (every card, else the CPU), or names: cuda:0,cuda:1
 ):
     "Edit many clips, one process a device. The same command again does what is left."
     with told('stitch_batch', out):

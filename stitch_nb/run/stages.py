@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'faces_stage', 'load_track', 'crops_stage', 'masks_stage', 'is_parsed', 'is_encoded', 'perceptual_key',
            'resolved', 'pivots_stage', 'generator_stage', 'is_readable', 'load_pivots', 'load_generator', 'draw',
            'FrameMasks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frame', 'has_frame', 'stitched_stage',
-           'Pasted', 'pasted_frames']
+           'stretches', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -26,17 +26,25 @@ from stitch_nb.core import (
     to_image,
 )
 from ..edit import apply_edit
-from ..encode import invert, optimise_pivots
+from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import paste
-from ..device import tuning_dtype
+from ..device import ranks, tuning_dtype
 from ..pti import tune_generator
 from .settings import RunConfig
-from .store import clip_key, is_plain, network_key, remove, run_stage, write_rows
-from ..stitch import stitch_frames, worker_count
+from stitch_nb.run.store import (
+    clip_key,
+    from_first,
+    is_plain,
+    network_key,
+    remove,
+    run_stage,
+    write_rows,
+)
+from ..stitch import claimed_blocks, stitch_frames, worker_count
 
-VERSIONS = dict(faces=1, crops=1, masks=1, pivots=1, generator=1, scores=1, stitched=1)
+VERSIONS = dict(faces=2, crops=1, masks=1, pivots=1, generator=1, scores=1, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
 def faces_stage(clip, models, config, folder, progress):
@@ -69,7 +77,7 @@ def faces_stage(clip, models, config, folder, progress):
         )
 
     used = ""
-    if name == "bundle":
+    if name in ("bundle", "mediapipe"):
         used = (network_key(models.detector), network_key(models.landmarks))
     elif name == "none":
         used = scale
@@ -90,9 +98,7 @@ def crops_stage(clip, models, config, faces, folder, progress):
     "Aligned crops (K,R,R,3) uint8 as .npy, one for each edited frame; the quads beside them."
     R, scale = models.resolution, models.scale if config.scale is None else config.scale
     landmarks, edited, segments = load_track(faces)
-    quads = quads_from_landmarks(
-        landmarks, scale, config.sigma_centre, config.sigma_axes, segments
-    )
+    quads = quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
@@ -144,7 +150,7 @@ def is_parsed(models, config) -> bool:
 # %% ../../nbs/run/30_stages.ipynb #c2d30015
 def is_encoded(models, config) -> bool:
     "Whether pivots come from the encoder."
-    if config.pivots == "encoder" and models.encoder is None:
+    if config.pivots in ("encoder", "shared") and models.encoder is None:
         raise StitchError(f"bundle {models.name!r} has no encoder: use --pivots optimise")
     return config.pivots != "optimise" and models.encoder is not None
 
@@ -162,20 +168,27 @@ def resolved(config, device):
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (K,L,D), float32."
     encode = is_encoded(models, config)
+    way = "optimised" if not encode else "shared" if config.pivots == "shared" else "encoder"
 
     def make(path, tick):
         pictures = np.load(crops.path, mmap_mode="r")
         if encode:
             pivots = invert(models.encoder, pictures, progress=tick)
+            if way == "shared":
+                pivots, _ = share_pivots(
+                    models.generator, pivots, pictures, config.shared, progress=tick
+                )
         else:
             pivots, _ = optimise_pivots(
                 models.generator, pictures, perceptual, config.pivot, progress=tick
             )
         save_arrays(path, pivots=pivots)
-        return dict(pivots="encoder" if encode else "optimised")
+        return dict(pivots=way)
 
     searched = (network_key(models.generator), config.pivot, perceptual_key(perceptual))
     inputs = (crops.key, network_key(models.encoder) if encode else searched)
+    if way == "shared":
+        inputs += (network_key(models.generator), config.shared)
     return run_stage(folder, "pivots", inputs, ".npz", make, progress, VERSIONS["pivots"])
 
 
@@ -187,8 +200,9 @@ def generator_stage(models, config, crops, pivots, perceptual, folder, progress)
 
     def make(path, tick):
         checkpoint = path.with_suffix(".resume.safetensors")
-        if not is_readable(checkpoint):
+        if ranks().rank == 0 and not is_readable(checkpoint):
             remove(checkpoint)
+        from_first()
         G_pti, history = tune_generator(
             models.generator,
             load_pivots(pivots, models),
@@ -198,14 +212,15 @@ def generator_stage(models, config, crops, pivots, perceptual, folder, progress)
             progress=tick,
             checkpoint=checkpoint,
         )
-        save_tensors(path, G_pti.state_dict())
-        checkpoint.unlink(missing_ok=True)
+        if ranks().rank == 0:
+            save_tensors(path, G_pti.state_dict())
+            checkpoint.unlink(missing_ok=True)
         return dict(history={k: v for k, v in history.items() if v.ndim == 1}, dtype=pti.dtype)
 
     network = network_key(models.generator)
     inputs = (crops.key, pivots.key, network, pti, perceptual_key(perceptual), models.device.type)
     version = VERSIONS["generator"]
-    return run_stage(folder, "generator", inputs, ".safetensors", make, progress, version)
+    return run_stage(folder, "generator", inputs, ".safetensors", make, progress, version, True)
 
 
 def is_readable(path) -> bool:
@@ -272,7 +287,7 @@ def first_to_do(
     T: int,  # frames
     at_once: int,  # frames that are stitched together
 ) -> int:  # frame to begin at
-    "Leave work for as many workers as the whole clip has: another number of threads rounds otherwise."
+    "Leave work for as many workers as the whole clip has: fewer round otherwise."
     return min(first, max(0, T - at_once))
 
 
@@ -320,15 +335,15 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
         path.mkdir(parents=True, exist_ok=True)
         G_pti = load_generator(generator, models)
         w_edit = edited_latents(clip, models, done["faces"], pivots, edits)
-        todo = [t for t in range(len(w_edit)) if not has_frame(path, t, models.resolution)]
-        results = _stitch_todo(G_pti, w_edit, todo, models, config, stitch, crops, masks)
-        with closing(results):
-            for t, edit, stitched, said in results if todo else ():
-                if t in todo:
-                    save_frame(path, t, edit, stitched)
-                tick(t + 1, len(w_edit), said)
-                if t == todo[-1]:
-                    break
+        K, R = len(w_edit), models.resolution
+        todo = from_first([t for t in range(K) if not has_frame(path, t, R)])
+        for start, stop in stretches(path, K, todo):
+            results = _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks)
+            with closing(results):
+                for t, edit, stitched, said in results:
+                    if t in todo:
+                        save_frame(path, t, edit, stitched)
+                    tick(t + 1, K, said)
 
     inputs = (
         (done["faces"].key, crops.key, masks.key, pivots.key),
@@ -339,26 +354,40 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
         (config.dilation, config.inner, config.variant, config.whole_image_border, config.edge),
     )
     version = VERSIONS["stitched"]
-    return run_stage(folder, "stitched", inputs, "", make, progress, version)
+    return run_stage(folder, "stitched", inputs, "", make, progress, version, True)
 
 
-def _stitch_todo(G_pti, w_edit, todo, models, config, stitch, crops, masks):
-    "Yield (t, edit, stitched, text) from the first frame to do on."
+def stretches(folder, K: int, todo: list):  # iterator of (start, stop)
+    "Which frames to stitch: from the first to the last one to do, or what other ranks leave."
     if not todo:
         return
+    if ranks().world == 1:
+        yield todo[0], todo[-1] + 1
+        return
+    for path in (frame_file(folder, t) for t in todo if ranks().rank == 0):
+        remove(path)
+    from_first()
+    yield from claimed_blocks(folder, K, lambda t: frame_file(folder, t).is_file())
+
+
+def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks):
+    "Yield (t, edit, stitched, text) of the frames from start to stop."
     if not config.stitching:
-        for t, edit in enumerate(draw(G_pti, w_edit[todo[0] :]), todo[0]):
+        for t, edit in enumerate(draw(G_pti, w_edit[start:stop]), start):
             yield t, edit, edit, ""
         return
     R = models.resolution
-    start = first_to_do(todo[0], len(w_edit), worker_count(stitch, R, models.device))
+    first = first_to_do(start, len(w_edit), worker_count(stitch, R, models.device))
     pictures = np.load(crops.path, mmap_mode="r")
     heads = FrameMasks(np.load(masks.path, mmap_mode="r"), R, config)
-    results = stitch_frames(G_pti, w_edit, pictures, heads, config=stitch, start=start)
+    parts = G_pti, w_edit, pictures, heads
+    results = stitch_frames(*parts, config=stitch, start=first, stop=stop)
     with closing(results):
         for t, stitched, history in results:
+            if t < start:
+                continue
             border = history["border"]
-            said = f"border {border[-1]:.3f}" if len(border) else ""
+            said = f"border {float(border[-1]):.3f}" if len(border) else ""
             yield t, next(draw(G_pti, w_edit[t : t + 1])), to_image(stitched), said
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30040
