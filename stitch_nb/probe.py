@@ -166,7 +166,7 @@ def decoder_of(stream, limit: int):
     if name and {k.lower(): v for k, v in stream.metadata.items()}.get('alpha_mode') == '1':
         extra, ctx = ctx.extradata, av.CodecContext.create(name, 'r')
         ctx.extradata = extra
-    ctx.options = dict(max_pixels=str(limit))
+    ctx.options = dict(max_pixels=str(limit * 5 // 4 + 2**22))  # decoders round sizes up
     ctx.thread_type = 'AUTO'
     size = max(1, stream.codec_context.width * stream.codec_context.height)
     ctx.thread_count = max(1, min(os.cpu_count() or 1, 8, 200_000_000 // (3 * size)))
