@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'USUAL_RATES', 'local
            'mend_times', 'even_rate', 'schedule', 'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
-import math, os
+import itertools, math, os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -175,16 +175,15 @@ def decoder_of(stream, limit: int):
 
 def pictures(container, stream, decoder, bad: list | None = None):  # `bad` receives lost packets
     "Decoded frames in the order in which they are shown."
-    errors = (av.error.InvalidDataError, av.error.ExternalError, av.error.UndefinedError)
-    packets = container.demux(stream)
-    while (packet := next(packets, None)) is not None:
+    full = (packet for packet in container.demux(stream) if packet.size)  # empty: nothing is new
+    for packet in itertools.chain(full, [None]):  # None: hand out what is left
         try:
-            yield from decoder.decode(None if packet.dts is None and not packet.size else packet)
+            yield from decoder.decode(packet)
         except av.error.EOFError:
             return
-        except errors:
+        except av.error.FFmpegError:
             if bad is not None:
-                bad.append(packet.pts)
+                bad.append(packet)
 
 # %% ../nbs/04_probe.ipynb #b0b0000e
 @dataclass(frozen=True)
