@@ -195,7 +195,7 @@ def stitch_edit(
     ) = None,
     out: str = "",  # run folder; default: stitch_run_ and the clip's name
     models: Param(
-        "networks: people, ffhq, metfaces, afhqdog; a file of weights or a folder with some; "
+        "networks: people, mobile, ffhq, metfaces, afhqdog; a file of weights or a folder with some; "
         "joined: ffhq+nada.pt (default: STITCH_MODELS, else people)",
         str,
     ) = None,
@@ -220,7 +220,7 @@ def stitch_edit(
     dilation: int = None,  # width of the border, pixels of the crop; default: R*50/1024
     feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
     keep_detail: bool = DEFAULT.keep_detail,  # paste the change only: finer than the crop
-    pivots: str = DEFAULT.pivots,  # where latents come from: encoder, optimise, auto
+    pivots: str = DEFAULT.pivots,  # where latents come from: encoder, shared, optimise, auto
     perceptual: str = DEFAULT.perceptual,  # distance used in tuning: lpips, bundle, auto
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
     measure: str = DEFAULT.measure,  # none; fast: motion on some frames; full: on all
@@ -267,6 +267,8 @@ TRUE_EDITS = {
     ("toon", "smile=2"): "toon_smile",
     ("hand", "smile=2"): "hand_smile",
     ("hair", "smile=2"): "hair_smile",
+    ("portrait", "smile=2"): "portrait_smile",
+    ("portrait", "age=3"): "portrait_age",
 }  # samples that show the same performance, truly edited
 
 
@@ -277,7 +279,11 @@ def stitch_demo(
         action="append",
     ) = None,
     out: str = "stitch_run_demo",  # run folder
-    clip: str = "talk",  # which sample: talk, turn, pan, two, toon, hand, hair
+    clip: Param(
+        "which sample: talk, turn, pan, two, toon, hand, hair; portrait, a photograph, is the "
+        "default with --models mobile",
+        str,
+    ) = "",
     frames: str = "",  # part of the clip, A:B in frames; default: all
     pti_steps: int = None,  # passes in tuning the generator; default: the bundle's
     stitch_steps: int = None,  # updates per frame in stitching; default: the bundle's
@@ -292,6 +298,8 @@ def stitch_demo(
             bundle, lossless=lossless, pti_steps=pti_steps, stitch_steps=stitch_steps
         )
         part, edit = parse_frames(frames) if frames else None, edit or ["smile=2"]
+        photographs = bundle.meta.get("recipe") == "mobile"
+        clip = clip or ("portrait" if photographs else "talk")
         truth = TRUE_EDITS.get((clip, *edit))
         run = edit_clip(
             read_clip(sample(clip), frames=part),
