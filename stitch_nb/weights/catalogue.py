@@ -755,7 +755,9 @@ def import_zip(path: Path) -> list:  # as `import_files`
                 with archive.open(member) as stream:
                     line = place_file(file, stream, f"{path.name}/{file.name}", called)
                 taken.append((file, line))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except StitchError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
         raise StitchError(f"{path.name} cannot be unpacked ({error}): fetch it again") from None
     return taken
 
