@@ -879,12 +879,12 @@ def verify_files() -> list:  # of (name, 'ok' | 'missing' | what is wrong)
                     check_content(file, original, original.name)
             if file.kind and converted.is_file():
                 check_converted(converted)
-            rows.append(
-                (
-                    file.name,
-                    "ok" if original.is_file() else "ok (converted; the original was removed)",
-                )
-            )
+            said = "ok (in the installed package)"
+            if original.is_file():
+                said = "ok"
+            elif file.kind and converted.is_file():
+                said = "ok (converted; the original was removed)"
+            rows.append((file.name, said))
         except StitchError as error:
             rows.append((file.name, str(error)))
     return rows
