@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'pick_device', 'allow_tf32', 'float32_policy', 'precision',
            'autocast', 'tuning_dtype', 'free_memory', 'peak_memory', 'frames_at_once', 'useful_threads', 'threads',
-           'reuse_memory', 'Replay', 'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks', 'ranks',
-           'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
+           'share_cores', 'reuse_memory', 'Replay', 'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks',
+           'ranks', 'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
 
 # %% ../nbs/03_device.ipynb #a8739b70
 import contextlib
+import multiprocessing
 import ctypes
 import os
 import platform
@@ -201,6 +202,16 @@ def threads(
         yield
     finally:
         torch.set_num_threads(before)
+
+# %% ../nbs/03_device.ipynb #8ed10a94
+def share_cores() -> int:  # threads of this process from now on
+    "One thread for a process of a pool; any other process keeps what it has."
+    if multiprocessing.parent_process() is not None and 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(1)
+    return torch.get_num_threads()
+
+
+share_cores();
 
 # %% ../nbs/03_device.ipynb #ec26c365
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt

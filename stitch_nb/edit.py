@@ -21,7 +21,7 @@ class Edit:
     "One attribute and how strongly it is applied over time."
 
     name: str  # a key of the bundle's directions
-    keyframes: tuple  # ((frame, strength), ...): frames of the clip, increasing; strength in the direction's unit
+    keyframes: tuple  # ((frame, strength), ...), frames increasing; the direction's unit
 
     def __post_init__(self):
         keys = tuple((k, s) for k, s in self.keyframes)
@@ -40,7 +40,8 @@ class Edit:
         twice = next((a for a, b in zip(frames, frames[1:]) if a >= b), None)
         if twice is not None:
             raise StitchError(
-                f'edit {self.name!r}: keyframe {twice} is repeated or out of order; give every frame once, in increasing order'
+                f'edit {self.name!r}: keyframe {twice} is repeated or out of order; give every '
+                'frame once, in increasing order'
             )
         object.__setattr__(self, 'keyframes', tuple((int(k), float(s)) for k, s in keys))
 
@@ -54,15 +55,14 @@ def _number(text: str, kind, what: str):
     try:
         return kind(text.strip())
     except ValueError:
+        number = 'frame number' if kind is int else 'number'
         raise StitchError(
-            f'{what} is not a {"frame" if kind is int else ""} number; write smile=2 or smile=0:0,24:2,48:0'.replace(
-                '  ', ' '
-            )
+            f'{what} is not a {number}; write smile=2 or smile=0:0,24:2,48:0'
         ) from None
 
 
 def parse_edit(
-    text: str,  # 'smile=2' or 'smile=0:0,24:2,48:0' (frame:strength, linear in between, constant outside)
+    text: str,  # 'smile=2' or 'smile=0:0,24:2,48:0' (frame:strength, linear in between)
     names: Sequence[str],  # what may stand before '=', e.g. the keys of a bundle's directions
 ) -> Edit:
     "Read an edit as it is typed on the command line."
@@ -116,7 +116,8 @@ def apply_edit(
         direction = torch.as_tensor(directions[edit.name])
         if direction.shape not in ((L, D), (1, D), (D,)):
             raise StitchError(
-                f'direction {edit.name!r} has shape {tuple(direction.shape)}, the pivots need {(L, D)}; it belongs to another bundle'
+                f'direction {edit.name!r} has shape {tuple(direction.shape)}, the pivots need '
+                f'{(L, D)}; it belongs to another bundle'
             )
         s = torch.from_numpy(strengths(edit, T, start)).to(w_edit)
         w_edit += s[:, None, None] * direction.to(w_edit).reshape(-1, D)
@@ -138,7 +139,7 @@ def freeze_fine(
 # %% ../nbs/50_edit.ipynb #7719a1c7
 def reference_strength(
     factor: float,  # as given to the authors' `--edit_range`
-    family: str = 'interfacegan',  # 'interfacegan': linear directions, halved by their code; 'styleclip': not halved
+    family: str = 'interfacegan',  # 'interfacegan' (halved by their code) or 'styleclip' (not)
 ) -> float:  # the strength that their code applies
     "The strength that stands behind a factor of the authors' command line."
     if family not in ('interfacegan', 'styleclip'):
@@ -169,7 +170,7 @@ def class_weights(
 
 def global_direction(
     relevance: torch.Tensor,  # (S,C) how the embedding moves with each of S conv style channels
-    weights: torch.Tensor,  # (C,2) embeddings of the neutral and the target text, see `class_weights`
+    weights: torch.Tensor,  # (C,2) the neutral and the target text, see `class_weights`
     beta: float = 0.1,  # channels with |relevance| at or below are left alone
 ) -> torch.Tensor:  # (S,) largest absolute value 1
     "StyleCLIP's global direction from neutral to target."
@@ -177,7 +178,8 @@ def global_direction(
     kept = torch.where(r.abs() > beta, r, torch.zeros_like(r))
     if not kept.any():
         raise StitchError(
-            f'beta={beta:g} leaves no channel (largest relevance {r.abs().max():.3g}); choose a smaller beta'
+            f'beta={beta:g} leaves no channel (largest relevance {r.abs().max():.3g}); choose '
+            'a smaller beta'
         )
     return kept / kept.abs().max()
 
@@ -198,7 +200,8 @@ def split_direction(
     S = sum(n for n, conv in zip(sizes, is_conv) if conv)
     if tuple(direction.shape) != (S,):
         raise StitchError(
-            f'direction has shape {tuple(direction.shape)}, this generator has {S} conv channels; it belongs to another one'
+            f'direction has shape {tuple(direction.shape)}, this generator has {S} conv '
+            'channels; it belongs to another one'
         )
     parts = iter(direction.split([n for n, conv in zip(sizes, is_conv) if conv]))
     return [next(parts) if conv else direction.new_zeros(n) for n, conv in zip(sizes, is_conv)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'run_stages', 'edit_clip', 'write_results', 'run_record', 'close_record', 'stand_ins', 'check_places',
-           'check_settings', 'write_outputs', 'side_by_side', 'draw_strip', 'ablate']
+           'check_settings', 'write_outputs', 'paired_frames', 'draw_strip', 'ablate']
 
 # %% ../nbs/80_pipeline.ipynb #c2d3001e
 import json
@@ -312,7 +312,7 @@ def write_outputs(
             )
         file = FileMeasurer(models, config, done, quads)
         with bar("compare") as tick:
-            pairs = side_by_side(clip, made / "result.mp4", file)
+            pairs = paired_frames(clip, made / "result.mp4", file)
             write_video(
                 pairs, made / "compare.mp4", clip.fps, audio_from=clip, progress=tick, **says
             )
@@ -328,7 +328,7 @@ def write_outputs(
     return made, notes
 
 
-def side_by_side(clip, result, file):
+def paired_frames(clip, result, file):
     "Source and delivered frames beside each other; what is measured of the file on the way."
     for t, (a, b) in enumerate(zip(clip.frames(), read_clip(result).frames())):
         file.look(t, a, b)

@@ -8,7 +8,7 @@ __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'USUAL_RATES', 'local
            'mend_times', 'even_rate', 'schedule', 'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
-import math, os
+import itertools, math, os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -166,7 +166,7 @@ def decoder_of(stream, limit: int):
     if name and {k.lower(): v for k, v in stream.metadata.items()}.get('alpha_mode') == '1':
         extra, ctx = ctx.extradata, av.CodecContext.create(name, 'r')
         ctx.extradata = extra
-    ctx.options = dict(max_pixels=str(limit))
+    ctx.options = dict(max_pixels=str(limit * 5 // 4 + 2**22))  # decoders round sizes up
     ctx.thread_type = 'AUTO'
     size = max(1, stream.codec_context.width * stream.codec_context.height)
     ctx.thread_count = max(1, min(os.cpu_count() or 1, 8, 200_000_000 // (3 * size)))
@@ -175,16 +175,15 @@ def decoder_of(stream, limit: int):
 
 def pictures(container, stream, decoder, bad: list | None = None):  # `bad` receives lost packets
     "Decoded frames in the order in which they are shown."
-    errors = (av.error.InvalidDataError, av.error.ExternalError, av.error.UndefinedError)
-    packets = container.demux(stream)
-    while (packet := next(packets, None)) is not None:
+    full = (packet for packet in container.demux(stream) if packet.size)  # empty: nothing is new
+    for packet in itertools.chain(full, [None]):  # None: hand out what is left
         try:
-            yield from decoder.decode(None if packet.dts is None and not packet.size else packet)
+            yield from decoder.decode(packet)
         except av.error.EOFError:
             return
-        except errors:
+        except av.error.FFmpegError:
             if bad is not None:
-                bad.append(packet.pts)
+                bad.append(packet)
 
 # %% ../nbs/04_probe.ipynb #b0b0000e
 @dataclass(frozen=True)
@@ -301,7 +300,10 @@ class _Notes:
 # %% ../nbs/04_probe.ipynb #b0b00015
 USUAL_RATES = tuple(
     Fraction(r)
-    for r in '5 6 8 10 12 12.5 15 16 18 20 24000/1001 24 25 30000/1001 30 40 48 50 60000/1001 60 75 90 100 120 144 200 240'.split()
+    for r in (
+        '5 6 8 10 12 12.5 15 16 18 20 24000/1001 24 25 30000/1001 30 40 48 50 60000/1001 60 75 90 '
+        '100 120 144 200 240'
+    ).split()
 )
 
 

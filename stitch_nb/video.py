@@ -142,26 +142,37 @@ def _srgb(im: Image.Image) -> Image.Image:
     return (ImageCms.applyTransform(flat, change) if change else flat).convert('RGB')
 
 
-def _from_numbers(values: np.ndarray, wide: bool) -> np.ndarray:
-    "Floats from 0 to 1, sixteen bits or bytes as (H,W,3) uint8."
+def _from_numbers(values: np.ndarray, bits: int) -> np.ndarray:
+    "Floats from 0 to 1 (a highlight may pass it), or whole numbers of so many bits, as uint8."
     values = np.nan_to_num(np.asarray(values, np.float64))
-    if values.dtype.kind == 'f' and not wide and values.max() <= 1:
+    if bits:
+        values = values % 2**bits / (2**bits - 1) * 255
+    elif values.max() <= 16 and not (values.max() > 1 and (values == values.round()).all()):
         values = values * 255
-    elif wide or values.max() > 255:
+    elif values.max() > 255:
         values = values / 257
     values = values.round().clip(0, 255).astype(np.uint8)
-    return (
-        values[..., None].repeat(3, -1)
-        if values.ndim == 2
-        else np.ascontiguousarray(values[..., :3])
-    )
+    if values.ndim == 2:
+        return values[..., None].repeat(3, -1)
+    return np.ascontiguousarray(values[..., :3])
+
+
+def _bits_of(im: Image.Image) -> int:  # 0: floats, or whole numbers of a range unknown
+    "How wide the whole numbers of a picture are."
+    if im.mode.startswith('I;16') or (im.mode == 'I' and im.format == 'PNG'):
+        return 16
+    low, high = im.getextrema() if im.mode == 'I' else (0, 0)
+    if low < 0 or high > 65535:
+        return 32
+    return 16 if im.mode == 'I' and high > 255 else 8 * (im.mode == 'I')
 
 
 def _as_rgb(im: Image.Image) -> np.ndarray:
     "An open picture of any mode."
+    bits = _bits_of(im)
     im = ImageOps.exif_transpose(im)
     if im.mode.startswith(('I', 'F')):
-        return _from_numbers(im, im.mode.startswith('I;16'))
+        return _from_numbers(im, bits)
     if 'A' in im.mode or 'transparency' in im.info:
         rgba = im.convert('RGBA')
         rgba.info.update(im.info)
@@ -170,21 +181,21 @@ def _as_rgb(im: Image.Image) -> np.ndarray:
     return np.array(_srgb(im))
 
 
-def _float_tiff(path: Path, max_pixels: int) -> np.ndarray | None:
-    "A TIFF of three floats a pixel, which Pillow doesn't read; None: neither do we."
+def _float_tiff(path: Path, page: int, max_pixels: int) -> tuple:  # (picture or None, pages)
+    "A page of a TIFF of floats that Pillow doesn't read; None: neither do we."
     try:
         import tifffile
 
         with tifffile.TiffFile(path) as file:
-            shape = file.pages[0].shape
+            shape, n = file.pages[page].shape, len(file.pages)
             if len(shape) not in (2, 3) or math.prod(shape[:2]) > max_pixels or 3 > shape[-1]:
-                return None
-            values = file.pages[0].asarray()
+                return None, 0
+            values = file.pages[page].asarray()
     except Exception:
-        return None
+        return None, 0
     if values.ndim == 3 and values.shape[-1] not in (3, 4):
-        return None
-    return _from_numbers(values, values.dtype == np.uint16)
+        return None, 0
+    return _from_numbers(values, 8 * values.dtype.itemsize * (values.dtype.kind == 'u')), n
 
 
 @contextlib.contextmanager
@@ -219,40 +230,46 @@ def read_picture(
     except StitchError:
         if Path(path).suffix.lower() not in ('.tif', '.tiff'):
             raise
-        frame = _float_tiff(Path(path), max_pixels)
+        frame, _ = _float_tiff(Path(path), page, max_pixels)
         if frame is None:
             raise
         return frame
 
 
-def _pages(path, max_pixels: int) -> tuple:  # (frames, seconds of each or None)
+def _pages(path, max_pixels: int) -> tuple:  # (frames, milliseconds of each or None, notes)
     "How many pictures of one size a file holds, and for how long each is shown."
     try:
         with _opened(path, max_pixels) as im:
             n = getattr(im, 'n_frames', 1) if im.format in ('WEBP', 'PNG', 'TIFF') else 1
-            if n == 1:
-                return 1, None
             size, still = im.size, bool(im.info.get('default_image'))
             shown = []
-            for page in range(n):
+            for page in range(n if n > 1 else 0):
                 im.seek(page)
                 if im.size != size:
-                    return 1, None
+                    return 1, None, (f'its {n} pictures differ in size: the first one is taken',)
                 im.load()
                 shown.append(im.info.get('duration') or 0)
-            return n, None if im.format == 'TIFF' or not all(shown[still:]) else shown
+            timed = n > 1 and im.format != 'TIFF' and all(shown[still:])
+            return n, shown if timed else None, ()
     except StitchError:
-        if Path(path).suffix.lower() in ('.tif', '.tiff'):
-            return 1, None
-        raise
+        first, n = _float_tiff(Path(path), 0, max_pixels)
+        if first is None:
+            raise
+        others = (_float_tiff(Path(path), page, max_pixels)[0] for page in range(1, n))
+        if all(x is not None and x.shape == first.shape for x in others):
+            return n, None, ()
+        return 1, None, (f'its {n} pictures differ in size: the first one is taken',)
 
 
-def _each_page(path, order) -> Iterator[np.ndarray]:
+def _each_page(path, order, max_pixels: int) -> Iterator[np.ndarray]:
     "Pages in this order, each its own memory."
-    with _opened(path) as im:
+    if Path(path).suffix.lower() in ('.tif', '.tiff'):
+        yield from (read_picture(path, page, max_pixels) for page in order)
+        return
+    with _opened(path, max_pixels) as im:
         for page in order:
             im.seek(page)
-            yield _as_rgb(im.copy() if im.format != 'TIFF' else im)
+            yield _as_rgb(im.copy())
 
 # %% ../nbs/05_video.ipynb #c0c00012
 @dataclass(frozen=True)
@@ -385,7 +402,7 @@ def _stream(clip, a: int, b: int) -> Iterator[np.ndarray]:
     "Frames a to b, counted from the first frame of the file at the clip's rate."
     order = range(a, b) if clip.order is None else clip.order[a:b].tolist()
     if clip.files and clip.path.is_file():
-        yield from _each_page(clip.path, order)
+        yield from _each_page(clip.path, order, clip.max_pixels)
         return
     if clip.files:
         for name in clip.files[a:b]:
@@ -528,9 +545,9 @@ def _size_of(path: Path, max_pixels: int) -> tuple:  # (width, height, pages), a
 
 def _read_pages(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
     "One picture, or one file of several, as a clip."
-    n, shown = _pages(path, max_pixels)
+    n, shown, notes = _pages(path, max_pixels)
     H, W, _ = read_picture(path, max_pixels=max_pixels).shape
-    times = dict(fps=fps or Fraction(25), n_frames=n, order=None, notes=())
+    times = dict(fps=fps or Fraction(25), n_frames=n, order=None, notes=notes)
     if shown:
         ticks = np.cumsum([0, *shown[:-1]]).round().astype(np.int64)
         hint = Fraction(1000 * n, int(sum(shown))).limit_denominator(1001)

@@ -16,7 +16,10 @@ import torch
 import tiny
 from stitch_nb.figures import figure3, state as states
 from stitch_nb.core import StitchError
-from stitch_nb.models import load_models
+from stitch_nb.encode import Encoder
+from stitch_nb.models import load_models, save_bundle
+from stitch_nb.nets.mobile import MobileGenerator
+from stitch_nb.nets.small import IdentityNet, Trunk
 from stitch_nb.run import stages
 from stitch_nb.commands import apps
 from stitch_nb.commands.figure import stitch_figure
@@ -503,6 +506,45 @@ def test_no_folder_stays_behind(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as left:
         apps.stitch_app("3", models="mobile", no_browser=True)
     assert left.value.code == 0 and seen[0][1] and not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def mobile(tmp_path_factory):
+    "A bundle whose generator draws wavelets."
+    torch.manual_seed(1)
+    G = MobileGenerator(32, z_dim=16, w_dim=16, channels=(16, 16, 16, 16), mapping_layers=2)
+    E = Encoder(resolution=32, num_ws=G.num_ws, w_dim=16, width=8, blocks=(1, 1, 1, 1))
+    return load_models(
+        save_bundle(
+            tmp_path_factory.mktemp("mobile") / "wavelets",
+            "wavelets",
+            generator=G,
+            encoder=E,
+            perceptual=Trunk(),
+            identity=IdentityNet(),
+            directions=dict(smile=0.3 * torch.randn(G.num_ws, 16)),
+            meta=dict(scale=1.0),
+        )
+    )
+
+
+def test_a_generator_of_wavelets(mobile, clip, tmp_path):
+    "The figure asks nothing of a generator that only StyleGAN2's has; last blocks alone can be tuned."
+    state = prepare(clip, mobile, QUICK, tmp_path)
+    last = replace(QUICK.stitch, first_resolution=16)
+    looks = list(grids(state, settings_for(state, (1, 3, 5), stitch=last)))
+    assert [g.quality for g in looks] == ["blended", "preview", "full"]
+    borders = [g.measured["stitched"]["border"] for g in looks[1:]]
+    assert borders[1] <= borders[0] <= looks[0].measured["blended"]["border"]
+
+
+def test_the_preview_of_a_large_generator():
+    "Half as many updates, of the last blocks only; a small one is tuned as it will be in full."
+    config = StitchConfig(steps=60)
+    assert states.first_look(config) == replace(config, steps=PREVIEW)
+    large = states.first_look(config, 512)
+    assert (large.steps, large.first_resolution) == (PREVIEW // 2, 256)
+    assert states.first_look(replace(config, steps=3), 512).steps == 3
 
 
 @pytest.fixture

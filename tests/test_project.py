@@ -121,6 +121,7 @@ def test_console_scripts_exist(settings):
 
 NAMES = {
     "PIL": "pillow",
+    "cv2": "opencv-python",
     "skimage": "scikit-image",
     "dlib": "dlib-bin",
     "IPython": "ipython",

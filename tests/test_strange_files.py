@@ -14,7 +14,6 @@ from stitch_nb.video import check_output, read_clip, read_mark, read_picture, wr
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = ROOT.parent / 'shared' / 'cases'
-RATE = 16000
 
 
 def case(name):
@@ -27,26 +26,35 @@ def case(name):
 
 
 def heard(path):
-    "Sound as it is played, and by how many seconds it begins after the first picture."
+    "Sound where its stamps put it, by how many seconds it begins after the first picture, rate."
     with av.open(local(path)) as file:
         first = next(file.decode(file.streams.video[0]))
     with av.open(local(path)) as file:
         tracks = file.streams.audio
         default = [s for s in tracks if s.disposition & av.stream.Disposition.default]
-        change, parts, begin = av.AudioResampler('flt', 'mono', RATE), [], None
-        for frame in file.decode((default or tracks)[0]):
-            begin = frame.pts * frame.time_base if begin is None else begin
-            parts += [f.to_ndarray()[0] for f in change.resample(frame)]
-    return np.concatenate(parts), float(begin - first.pts * first.time_base)
+        frames = [f for f in file.decode((default or tracks)[0]) if f.pts is not None]
+    rate, begin = frames[0].rate, frames[0].pts * frames[0].time_base
+    sound = np.zeros(int((frames[-1].pts * frames[-1].time_base - begin + 1) * rate), np.float32)
+    for frame in frames:
+        wave = frame.to_ndarray().astype(np.float32)
+        wave = (
+            wave.mean(0)
+            if frame.format.is_planar
+            else wave.reshape(-1, len(frame.layout.channels)).mean(1)
+        )
+        at = round((frame.pts * frame.time_base - begin) * rate)
+        sound[at : at + len(wave)] = wave
+    return sound, float(begin - first.pts * first.time_base), rate
 
 
 def moved(source, result, skipped=0.0):
     "Seconds by which the result's sound comes later than the source's, both against the picture."
-    (x, a), (y, b) = heard(source), heard(result)
+    (x, a, rate), (y, b, same) = heard(source), heard(result)
+    assert rate == same
     n = len(x) + len(y)
     match = np.fft.irfft(np.fft.rfft(y, 2 * n) * np.fft.rfft(x, 2 * n).conj())
     k = int(match.argmax())
-    return (k if k < n else k - 2 * n) / RATE + b - a + skipped
+    return (k if k < n else k - 2 * n) / rate + b - a + skipped
 
 
 @pytest.fixture(scope='module')
@@ -315,7 +323,7 @@ def test_sound_that_cannot_be_copied(ffmpeg, tmp_path, rate, suffix):
 def test_sound_of_no_known_kind(noisy, tmp_path, suffix):
     "The name of the codec is one that nobody has heard of."
     path = tmp_path / 's.mp4'
-    path.write_bytes(noisy.read_bytes().replace(b'mp4a', b'zzzz'))
+    path.write_bytes(noisy.read_bytes().replace(b'mp4a', b'zzzz').replace(b'esds', b'zzzz'))
     clip = read_clip(path)
     assert any('silent' in n for n in check_output(clip, tmp_path / f'o{suffix}'))
     write_video(clip, tmp_path / f'o{suffix}', clip.fps, audio_from=clip)
@@ -373,8 +381,8 @@ def test_the_default_sound_is_kept(ffmpeg, tmp_path):
     clip = read_clip(tmp_path / 's.mkv')
     assert any('2 sound tracks' in n for n in clip.notes)
     write_video(clip, tmp_path / 'o.mp4', clip.fps, audio_from=clip)
-    sound, _ = heard(tmp_path / 'o.mp4')
-    loudest = np.abs(np.fft.rfft(sound)).argmax() * RATE / len(sound)
+    sound, _, rate = heard(tmp_path / 'o.mp4')
+    loudest = np.abs(np.fft.rfft(sound)).argmax() * rate / len(sound)
     assert abs(loudest - 2000) < 20
 
 
@@ -454,6 +462,52 @@ def test_float_tiff(tmp_path):
     assert len(read_clip(tmp_path / 'rgb.tif')) == 1
 
 
+def test_float_tiff_as_a_clip(tmp_path):
+    "Every page comes, and frames are what reading one picture gives."
+    tifffile = pytest.importorskip('tifffile')
+    pages = np.linspace(0, 1, 4, dtype=np.float32)[:, None, None, None]
+    pages = np.broadcast_to(pages, (4, 12, 16, 3))
+    tifffile.imwrite(tmp_path / 'one.tif', pages[2], photometric='rgb')
+    tifffile.imwrite(tmp_path / 'four.tif', pages, photometric='rgb')
+    assert [f.mean() for f in read_clip(tmp_path / 'one.tif')] == [170]
+    clip = read_clip(tmp_path / 'four.tif')
+    assert [f.mean() for f in clip] == [0, 85, 170, 255] and clip[3].mean() == 255
+
+
+@pytest.mark.parametrize('brightest', [1.01, 1.5, 8])
+def test_a_highlight_does_not_blacken_floats(tmp_path, brightest):
+    "Resampling and HDR pass one: what is above is white, the rest keeps its brightness."
+    values = np.full((12, 16), 0.5, np.float32)
+    values[0, 0] = brightest
+    Image.fromarray(values).save(tmp_path / 'f.tif')
+    found = read_picture(tmp_path / 'f.tif')[..., 0]
+    assert found[0, 0] == 255 and (found.ravel()[1:] == 128).all()
+
+
+def test_whole_numbers_of_32_bits(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(tmp_path / 'u.tif', np.full((12, 16), 2**31, np.uint32))
+    assert (read_picture(tmp_path / 'u.tif') == 128).all()
+
+
+def test_pages_of_different_sizes_are_said(tmp_path):
+    small = Image.new('RGB', (8, 6))
+    Image.new('RGB', (16, 12)).save(tmp_path / 'a.tif', save_all=True, append_images=[small])
+    clip = read_clip(tmp_path / 'a.tif')
+    assert len(clip) == 1 and 'differ in size' in clip.notes[0]
+
+
+def test_the_limit_on_pixels_holds_for_every_page(tmp_path, monkeypatch):
+    "A limit that was raised for reading is raised for the frames, too."
+    from stitch_nb import video
+
+    grey = [Image.new('RGB', (40, 30), (v, v, v)) for v in (10, 90)]
+    grey[0].save(tmp_path / 'a.webp', save_all=True, append_images=grey[1:], lossless=True)
+    clip = read_clip(tmp_path / 'a.webp', max_pixels=1200)
+    monkeypatch.setattr(video._opened.__wrapped__, '__defaults__', (100,))
+    assert [f.mean() for f in clip] == [10, 90]
+
+
 def test_a_profile_is_obeyed(tmp_path):
     "Lab says what colour is meant: red of sRGB, stored under a profile that swaps nothing, and P3."
     skin = read_picture(case('p3') / '000.png').reshape(-1, 3).astype(int)
@@ -481,7 +535,7 @@ def test_rare_matrices_are_read_or_named(ffmpeg, make_clip, tmp_path, matrix):
     ffmpeg('-i', source, '-c', 'copy', '-bsf:v', change, tmp_path / 'c.mp4')
     clip = read_clip(tmp_path / 'c.mp4')
     assert len(list(clip)) == len(clip) == 10
-    assert (matrix == 8) == (clip.notes == ())
+    assert (matrix == 10) == any('BT.2020 with constant' in n for n in clip.notes)
 
 
 def test_a_matrix_that_we_cannot_read_is_named(ffmpeg, make_clip, tmp_path):
@@ -495,19 +549,18 @@ def test_ycgco_is_ycgco(ffmpeg, tmp_path):
     "Colours coded by hand, read back."
     want = np.array([[200, 150, 120], [30, 90, 220], [250, 250, 250], [0, 0, 0]], float)
     r, g, b = want.T
-    coded = np.stack([r / 4 + g / 2 + b / 4, g / 2 - r / 4 - b / 4 + 128, r / 2 - b / 2 + 128])
+    luma, green, orange = r / 4 + g / 2 + b / 4, g / 2 - r / 4 - b / 4, r / 2 - b / 2
+    coded = np.stack([16 + luma * 219 / 255, 128 + green * 224 / 255, 128 + orange * 224 / 255])
     planes = coded.round().clip(0, 255).astype(np.uint8)[:, None].repeat(16, 1).repeat(16, 2)
     (tmp_path / 'raw').write_bytes(planes.tobytes())
     source = ['-f', 'rawvideo', '-pix_fmt', 'yuv444p', '-s', '64x16', '-i', tmp_path / 'raw']
-    tags = 'h264_metadata=matrix_coefficients=8:video_full_range_flag=1'
+    tags = 'h264_metadata=matrix_coefficients=8:video_full_range_flag=0'
     ffmpeg(
         *source,
         '-c:v',
         'libx264',
         '-qp',
         '0',
-        '-color_range',
-        'pc',
         '-bsf:v',
         tags,
         tmp_path / 'y.mp4',

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['WATCHED', 'PUBLISHED', 'SCROLL', 'SUMMARY', 'FIRST', 'EXPLAINED', 'ATTRIBUTES', 'CHART', 'UNKNOWN', 'SETTINGS',
            'KEPT', 'NOT_COMPARED', 'STYLE_SHEET', 'POLICY', 'PAGE', 'SEVERAL', 'worst_frames', 'picture_html',
-           'rows_html', 'summary_html', 'metrics_html', 'attributes_html', 'side_by_side', 'curves_html', 'chart_html',
-           'flat', 'settings_html', 'published_html', 'unique_names', 'middle_pictures', 'several_html', 'strip_html',
-           'report_html']
+           'rows_html', 'summary_html', 'metrics_html', 'attributes_html', 'compared_frames', 'curves_html',
+           'chart_html', 'flat', 'settings_html', 'published_html', 'unique_names', 'middle_pictures', 'several_html',
+           'strip_html', 'report_html']
 
 # %% ../../nbs/figures/60_report.ipynb #77de68da
 from pathlib import Path
@@ -187,7 +187,7 @@ def attributes_html(run: Finished) -> str:
     return render(ATTRIBUTES, table=rows_html(rows, head, caption), missed=found.get("missed"))
 
 
-def side_by_side(run: Finished, frames) -> dict:
+def compared_frames(run: Finished, frames) -> dict:
     "Frame number to source and result side by side, from compare.mp4; nothing if it is not there."
     path = run.out / "compare.mp4"
     if not path.is_file() or not frames:
@@ -211,7 +211,7 @@ def curves_html(run: Finished) -> str:
         return render(UNKNOWN)
     worst = {k: worst_frames(run.frames.get(k) or [], end) for k, end in WATCHED.items()}
     worst = {k: frames for k, frames in worst.items() if frames}
-    pictures = side_by_side(run, [t for frames in worst.values() for t in frames])
+    pictures = compared_frames(run, [t for frames in worst.values() for t in frames])
     charts = [chart_html(run, k, frames, pictures) for k, frames in worst.items()]
     return Markup("").join(charts)
 
@@ -375,7 +375,7 @@ def middle_pictures(runs: dict) -> list:  # of (<img>, caption)
     "Source and result in the middle of each run."
     found = []
     for name, run in runs.items():
-        for t, picture in side_by_side(run, [(run.metrics.get("frames") or 1) // 2]).items():
+        for t, picture in compared_frames(run, [(run.metrics.get("frames") or 1) // 2]).items():
             title, number = title_of(name), run.start + t
             alt = f"source and result of {title}, frame {number}"
             caption = f"{title}, frame {number}: source | result"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import StitchError, check_shape
-from ..generator import compute_dtype
+from ..generator import Mapping, compute_dtype
 
 # %% ../../nbs/nets/40_mobile.ipynb #2c337dc1
 def _mix_bands(x):  # (N,4C,H,W) -> (N,C,2H,2W)
@@ -170,11 +170,11 @@ class ToImage(nn.Module):
         return y.view(N, H, W, -1).permute(0, 3, 1, 2)
 
 # %% ../../nbs/nets/40_mobile.ipynb #0ed8399b
-class MobileMapping(nn.Module):
-    "z to w: normalise, then eight fully connected layers."
+class MobileMapping(Mapping):
+    "z to w as in StyleGAN2, with weights that are stored as they are used."
 
     def __init__(self, z_dim: int, w_dim: int, num_ws: int, layers: int = 8):
-        super().__init__()
+        nn.Module.__init__(self)
         self.z_dim, self.w_dim, self.num_ws, self.layers = z_dim, w_dim, num_ws, layers
         for i in range(layers):
             setattr(self, f'fc{i}', nn.Linear(z_dim if i == 0 else w_dim, w_dim))
@@ -188,20 +188,6 @@ class MobileMapping(nn.Module):
             for i in range(self.layers):
                 x = F.leaky_relu(getattr(self, f'fc{i}')(x), 0.2) * math.sqrt(2)
         return x
-
-    def forward(
-        self,
-        z: torch.Tensor,  # (N,Z) standard normal
-        truncation: float = 1.0,  # psi: 1 leaves w alone, 0 gives the average face
-        cutoff: int | None = None,  # truncate the first `cutoff` rows only
-    ) -> torch.Tensor:  # (N,L,D)
-        "w for every style layer, drawn towards the average by `truncation`."
-        check_shape(z, 'N Z', name='z', Z=self.z_dim)
-        w = self.single(z)[:, None].repeat(1, self.num_ws, 1)
-        if truncation == 1:
-            return w
-        k = self.num_ws if cutoff is None else cutoff
-        return torch.cat([self.w_avg.lerp(w[:, :k], truncation), w[:, k:]], 1)
 
 # %% ../../nbs/nets/40_mobile.ipynb #b654a904
 CHANNELS = 512, 512, 512, 512, 512, 256, 128, 64  # at 4, 8, ... 512 px, of the published network

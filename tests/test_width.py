@@ -1,0 +1,59 @@
+"Exported code is short: lines within 100 columns, functions within 60 lines."
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "stitch_nb"
+WIDTH, LENGTH = 100, 60  # columns of a line, lines of a function
+
+
+def modules() -> list:
+    "Every module that nbdev wrote, relative to stitch_nb."
+    return sorted(
+        p.relative_to(PACKAGE)
+        for p in PACKAGE.rglob("*.py")
+        if p.name not in ("__init__.py", "_modidx.py")
+    )
+
+
+def code_lines(path: Path) -> list:
+    "Numbered lines of a module, without the list `__all__`, which nbdev wraps its own way."
+    text = path.read_text(encoding="utf-8")
+    lists = [
+        range(n.lineno, n.end_lineno + 1)
+        for n in ast.parse(text).body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+    ]
+    return [
+        (i, line)
+        for i, line in enumerate(text.splitlines(), 1)
+        if not any(i in span for span in lists)
+    ]
+
+
+def functions_of(path: Path) -> list:
+    "(name, lines) of every function of a module, those in classes and functions too."
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [n for n in ast.walk(tree) if isinstance(n, kinds)]
+    return [(n.name, n.end_lineno - n.lineno + 1) for n in found]
+
+
+@pytest.mark.parametrize("module", [str(m) for m in modules()])
+def test_lines_and_functions_are_short(module):
+    "Exported code: lines within 100 columns, functions within 60 lines."
+    wide = [i for i, line in code_lines(PACKAGE / module) if len(line) > WIDTH]
+    assert not wide, f"{module}: lines {wide} are longer than {WIDTH} columns"
+    long = [row for row in functions_of(PACKAGE / module) if row[1] > LENGTH]
+    assert not long, f"{module}: functions longer than {LENGTH} lines: {long}"
+
+
+def test_the_measures_see_what_they_should(tmp_path):
+    "A module with a wide line and a long function is found out."
+    file = tmp_path / "bad.py"
+    rows = ["__all__ = ['f',", " " * 130 + "'g']", "def f():", *["    x = 1"] * 70, "#" * 101]
+    file.write_text("\n".join(rows), encoding="utf-8")
+    assert [i for i, line in code_lines(file) if len(line) > WIDTH] == [len(rows)]
+    assert functions_of(file) == [("f", 71)]
