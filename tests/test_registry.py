@@ -4,7 +4,6 @@ import errno
 import hashlib
 import http.server
 import json
-import pickle
 import random
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 from stitch_nb.weights import catalogue as registry
 from stitch_nb.commands.edit import stitch_weights
 from stitch_nb.core import StitchError
+from pickled import write_pickle
 from stitch_nb.weights.catalogue import OfficialFile, fetch, file_state, original_path, read_lock
 
 BODY = bytes(range(256)) * 800  # 204 800 bytes
@@ -440,7 +440,7 @@ def test_refused_weights_do_not_stay(unsigned, tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "it ran"), "w"))
 
-    (tmp_path / "mine.npy").write_bytes(pickle.dumps(Trap()))
+    write_pickle(tmp_path / "mine.npy", Trap())
     with pytest.raises(StitchError, match=r"mine\.npy") as refused:
         registry.import_files(tmp_path / "mine.npy", "smile.npy")
     assert "\n" not in str(refused.value) and ".part" not in str(refused.value)

@@ -358,7 +358,7 @@ def _is_random_face(path) -> bool:  # whether a zip carries MobileStyleGAN
     try:
         with zipfile.ZipFile(path) as archive:
             return {RANDOM_FACE + n for n in RANDOM_FACE_FILES} <= set(archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError):
         return False
 
 
