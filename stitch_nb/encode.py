@@ -105,7 +105,7 @@ class Head(nn.Module):
 
 # %% ../nbs/30_encode.ipynb #91032ad7
 class PooledHead(nn.Module):
-    "A feature map to one style code without losing where things are: pooled to a few pixels, flattened, one linear layer."
+    "A feature map to one style code: pooled to a few pixels, flattened, one linear layer."
 
     def __init__(self, c_in: int, width: int, w_dim: int, pool: int):
         super().__init__()
@@ -121,7 +121,7 @@ class PooledHead(nn.Module):
 
 # %% ../nbs/30_encode.ipynb #d435a6cd
 class Encoder(nn.Module):
-    "e4e: a residual trunk, a feature pyramid, one w and a small offset for every other style layer."
+    "e4e: a residual trunk, a feature pyramid, one w and a small offset for every other layer."
 
     def __init__(
         self,
@@ -134,21 +134,12 @@ class Encoder(nn.Module):
         stem_stride: int = 1,  # 2 halves the resolution before the first stage
         coarse: int = 3,  # first style layer that reads the middle level of the pyramid
         middle: int = 7,  # first style layer that reads the fine level
-        antialias: bool = True,  # shrink crops with a low-pass; False is what e4e was used with in 2022
-        pool: int
-        | None = None,  # px that `PooledHead`s read; None: strided convolutions, as in e4e
+        antialias: bool = True,  # shrink crops with a low-pass; False: as e4e was used
+        pool: int | None = None,  # px that `PooledHead`s read; None: convolutions, as in e4e
     ):
         super().__init__()
         c, step = [width * 2**i for i in range(4)], 16 * stem_stride
-        if len(blocks) != 4 or min(blocks) < 1:
-            raise StitchError(
-                f'blocks {blocks} must be four numbers of at least 1, e.g. (3,4,14,3)'
-            )
-        if resolution % step or (resolution // step) & (resolution // step - 1):
-            raise StitchError(
-                f'resolution {resolution} px does not end in a power of two after {step}-fold '
-                'reduction: use 64, 128 or 256'
-            )
+        self._check(blocks, resolution, step)
         self.config = dict(
             resolution=resolution,
             num_ws=num_ws,
@@ -169,28 +160,35 @@ class Encoder(nn.Module):
         )
         body, c_in = [], width
         for c_out, n in zip(c, blocks):
-            body += [
-                ResBlock(c_in if i == 0 else c_out, c_out, 2 if i == 0 else 1) for i in range(n)
-            ]
+            body += [ResBlock(c_in, c_out, 2)]
+            body += [ResBlock(c_out, c_out, 1) for _ in range(n - 1)]
             c_in = c_out
         self.body = nn.Sequential(*body)
-        self.taps = (
-            sum(blocks[:2]) - 1,
-            sum(blocks[:3]) - 1,
-        )  # blocks whose outputs the pyramid reads
-        size = resolution // step
-        width_of = lambda i: head_width or w_dim
-        self.styles = nn.ModuleList(
-            PooledHead(c[3], c[3] if i == 0 else width_of(i), w_dim, pool)
-            if pool
-            else Head(
-                c[3], width_of(i), w_dim, size * (1 if i < coarse else 2 if i < middle else 4)
-            )
-            for i in range(num_ws)
-        )
+        self.taps = sum(blocks[:2]) - 1, sum(blocks[:3]) - 1  # blocks that the pyramid reads
+        size, inner = resolution // step, head_width or w_dim
+        self.styles = nn.ModuleList(self._head(i, c[3], inner, size) for i in range(num_ws))
         self.latlayer1 = nn.Conv2d(c[2], c[3], 1)
         self.latlayer2 = nn.Conv2d(c[1], c[3], 1)
         self.register_buffer('w_avg', torch.zeros(num_ws, w_dim))
+
+    @staticmethod
+    def _check(blocks, resolution, step):
+        if len(blocks) != 4 or min(blocks) < 1:
+            raise StitchError(
+                f'blocks {blocks} must be four numbers of at least 1, e.g. (3,4,14,3)'
+            )
+        if resolution % step or (resolution // step) & (resolution // step - 1):
+            raise StitchError(
+                f'resolution {resolution} px does not end in a power of two after {step}-fold '
+                'reduction: use 64, 128 or 256'
+            )
+
+    def _head(self, i: int, c_in: int, inner: int, size: int):  # of style layer i
+        pool = self.config['pool']
+        if pool:
+            return PooledHead(c_in, c_in if i == 0 else inner, self.w_dim, pool)
+        level = (i >= self.coarse) + (i >= self.middle)
+        return Head(c_in, inner, self.w_dim, size * 2**level)
 
     def resize(self, crops):  # (N,3,H,H) -> (N,3,S,S), S the trunk's resolution
         "Crops at the size that the trunk works at."
@@ -201,7 +199,8 @@ class Encoder(nn.Module):
         )
 
     def pyramid(self, x):  # (N,3,S,S) -> three maps, coarse to fine
-        "The feature maps that the heads read: S/16, S/8 and S/4 pixels wide (S/32.. behind a stem of stride 2)."
+        "The feature maps that the heads read: S/16, S/8 and S/4 pixels wide (S/32.. behind a"
+        "stem of stride 2)."
         x, c = self.input_layer(x.contiguous(memory_format=torch.channels_last)), []
         for i, block in enumerate(self.body):
             x = block(x)

@@ -462,6 +462,52 @@ def test_float_tiff(tmp_path):
     assert len(read_clip(tmp_path / 'rgb.tif')) == 1
 
 
+def test_float_tiff_as_a_clip(tmp_path):
+    "Every page comes, and frames are what reading one picture gives."
+    tifffile = pytest.importorskip('tifffile')
+    pages = np.linspace(0, 1, 4, dtype=np.float32)[:, None, None, None]
+    pages = np.broadcast_to(pages, (4, 12, 16, 3))
+    tifffile.imwrite(tmp_path / 'one.tif', pages[2], photometric='rgb')
+    tifffile.imwrite(tmp_path / 'four.tif', pages, photometric='rgb')
+    assert [f.mean() for f in read_clip(tmp_path / 'one.tif')] == [170]
+    clip = read_clip(tmp_path / 'four.tif')
+    assert [f.mean() for f in clip] == [0, 85, 170, 255] and clip[3].mean() == 255
+
+
+@pytest.mark.parametrize('brightest', [1.01, 1.5, 8])
+def test_a_highlight_does_not_blacken_floats(tmp_path, brightest):
+    "Resampling and HDR pass one: what is above is white, the rest keeps its brightness."
+    values = np.full((12, 16), 0.5, np.float32)
+    values[0, 0] = brightest
+    Image.fromarray(values).save(tmp_path / 'f.tif')
+    found = read_picture(tmp_path / 'f.tif')[..., 0]
+    assert found[0, 0] == 255 and (found.ravel()[1:] == 128).all()
+
+
+def test_whole_numbers_of_32_bits(tmp_path):
+    tifffile = pytest.importorskip('tifffile')
+    tifffile.imwrite(tmp_path / 'u.tif', np.full((12, 16), 2**31, np.uint32))
+    assert (read_picture(tmp_path / 'u.tif') == 128).all()
+
+
+def test_pages_of_different_sizes_are_said(tmp_path):
+    small = Image.new('RGB', (8, 6))
+    Image.new('RGB', (16, 12)).save(tmp_path / 'a.tif', save_all=True, append_images=[small])
+    clip = read_clip(tmp_path / 'a.tif')
+    assert len(clip) == 1 and 'differ in size' in clip.notes[0]
+
+
+def test_the_limit_on_pixels_holds_for_every_page(tmp_path, monkeypatch):
+    "A limit that was raised for reading is raised for the frames, too."
+    from stitch_nb import video
+
+    grey = [Image.new('RGB', (40, 30), (v, v, v)) for v in (10, 90)]
+    grey[0].save(tmp_path / 'a.webp', save_all=True, append_images=grey[1:], lossless=True)
+    clip = read_clip(tmp_path / 'a.webp', max_pixels=1200)
+    monkeypatch.setattr(video._opened.__wrapped__, '__defaults__', (100,))
+    assert [f.mean() for f in clip] == [10, 90]
+
+
 def test_a_profile_is_obeyed(tmp_path):
     "Lab says what colour is meant: red of sRGB, stored under a profile that swaps nothing, and P3."
     skin = read_picture(case('p3') / '000.png').reshape(-1, 3).astype(int)

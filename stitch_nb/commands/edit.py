@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside', 'said_of_frames', 'report', 'as_person',
-           'settings_of', 'stitch_edit', 'stitch_demo', 'weights_table', 'licence_notice', 'agreed', 'weights_list',
-           'weights_download', 'weights_import', 'weights_verify', 'weights_remove', 'weights_parser', 'stitch_weights']
+           'settings_of', 'stitch_edit', 'tell_notes', 'edit_and_report', 'stitch_demo', 'weights_table',
+           'licence_notice', 'agreed', 'weights_list', 'weights_download', 'weights_import', 'weights_verify',
+           'weights_remove', 'weights_parser', 'stitch_weights']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import argparse
@@ -239,14 +240,24 @@ def stitch_edit(
         part = parse_frames(frames) if frames else None
         how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
         clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
-        check_places(clip, Path(out), true)
-        for note in (*clip.notes, *check_output(clip, Path(out) / "result.mp4", lossless)):
-            print(f"note: {note}", flush=True)
-        here, bundle = join_ranks(device), load_models(models, device)
-        config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
-        run = edit_clip(clip, edit or [], out, bundle, config, progress=shown, truth=true)
-        if here.rank == 0:
-            print(report(run))
+        tell_notes(clip, Path(out), true, lossless)
+        edit_and_report(clip, true, edit or [], out, models, device, asked)
+
+
+def tell_notes(clip, out, truth, lossless):
+    "Whatever is known before the work starts: refusals first, then what will be different."
+    check_places(clip, out, truth)
+    for note in (*clip.notes, *check_output(clip, out / "result.mp4", lossless)):
+        print(f"note: {note}", flush=True)
+
+
+def edit_and_report(clip, truth, edit, out, models, device, asked):
+    "One run, by this process or by all that torchrun started; the first of them reports."
+    here, bundle = join_ranks(device), load_models(models, device)
+    config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
+    run = edit_clip(clip, edit, out, bundle, config, progress=shown, truth=truth)
+    if here.rank == 0:
+        print(report(run))
 
 
 TRUE_EDITS = {
@@ -299,17 +310,19 @@ def weights_table(bundles=None) -> str:
     lines = []
     for bundle in bundles or official_bundles():
         files, lack = bundle_files(bundle), missing_files(bundle)
-        lines.append(
-            f"{bundle}: {'complete' if not lack else f'{len(lack)} of {len(files)} files are missing (stitch_weights download {bundle})'}"
-        )
+        remedy = f"files are missing (stitch_weights download {bundle})"
+        state = f"{len(lack)} of {len(files)} {remedy}" if lack else "complete"
+        lines.append(f"{bundle}: {state}")
         for f in files:
             lines.append(
-                f"  {f.name:28} {f.role:11} {say_bytes(f.size) if f.size else '':>9}  {file_state(f):14} {f.certainty}"
+                f"  {f.name:28} {f.role:11} {say_bytes(f.size) if f.size else '':>9}  "
+                f"{file_state(f):14} {f.certainty}"
             )
     return "\n".join(
         [
             *lines,
-            f"kept in {cache_folder()} (STITCH_CACHE); LPIPS's trunk and the landmark networks in torch's cache",
+            f"kept in {cache_folder()} (STITCH_CACHE); LPIPS's trunk and the landmark networks in "
+            "torch's cache",
         ]
     )
 
@@ -352,7 +365,10 @@ def weights_download(o):
     print(
         f"{o.bundle} is complete: stitch_edit CLIP --edit smile=2 --models {o.bundle}"
         if not failed
-        else f"{len(failed)} of {len(lack)} files are still missing; the same command asks for them again"
+        else (
+            f"{len(failed)} of {len(lack)} files are still missing; the same command asks for "
+            "them again"
+        )
     )
     return 1 if failed else 0
 
@@ -389,7 +405,10 @@ def weights_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "stitch_weights",
         description="Official weights: see them, fetch them, check them.",
-        epilog="STITCH_CACHE: the folder; STITCH_OFFLINE=1: never use the network; https_proxy: as for every program",
+        epilog=(
+            "STITCH_CACHE: the folder; STITCH_OFFLINE=1: never use the network; https_proxy: "
+            "as for every program"
+        ),
     )
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="list | download | import | verify | remove"
@@ -420,7 +439,10 @@ def weights_parser() -> argparse.ArgumentParser:
     sub = command("remove", weights_remove, "delete from the cache")
     sub.add_argument(
         "what",
-        help="a file's name, a bundle's name, all, or originals (published files that are converted already)",
+        help=(
+            "a file's name, a bundle's name, all, or originals (published files that are "
+            "converted already)"
+        ),
     )
     sub.add_argument("--yes", action="store_true", help="do not ask")
     return parser

