@@ -196,7 +196,7 @@ def lay_out_grid(
         x = z.left + c * (z.cell + z.gap) + z.cell // 2
         sheet.texts.append((x, round(0.9 * z.size), title, z.size, "m", "black", True))
         if notes.get(title):
-            small = round(0.78 * z.size)
+            small = round(min(0.78 * z.size, 1.9 * z.cell / len(notes[title])))
             sheet.texts.append((x, round(2.1 * z.size), notes[title], small, "m", "#404040", True))
     for r in range(len(table[0])):
         regions = {k: b[r] for k, b in boxes.items() if b[r] is not None}
