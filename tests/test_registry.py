@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from stitch_nb.weights import catalogue as registry
-from stitch_nb.commands.edit import stitch_weights
+from stitch_nb.commands.weights import stitch_weights
 from stitch_nb.core import StitchError
 from pickled import write_pickle
 from stitch_nb.weights.catalogue import OfficialFile, fetch, file_state, original_path, read_lock
@@ -328,7 +328,7 @@ def toys(server, monkeypatch, tmp_path):
         for n, m, sha in [("a.bin", "good", RIGHT), ("b.bin", "cuts", "")]
     }
     monkeypatch.setattr(registry, "REGISTRY", files)
-    monkeypatch.setattr("stitch_nb.commands.edit.REGISTRY", files)
+    monkeypatch.setattr("stitch_nb.commands.weights.REGISTRY", files)
     return files
 
 

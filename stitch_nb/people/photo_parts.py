@@ -191,7 +191,7 @@ def train_encoder(
     E.eval()
     return dict(images=images, losses=torch.stack(losses).cpu())
 
-# %% ../../nbs/people/80_photo_parts.ipynb #97052e86
+# %% ../../nbs/people/80_photo_parts.ipynb #ce49a230
 def performance(
     speech,  # people.clips.Speech
     T: int,  # frames
@@ -203,8 +203,9 @@ def performance(
     lids = blinks(T, tuple(range(18, T, 37)))
     stress = emphasis(speech, T, fps)
     return dict(
-        mouth_open=2.2 * lips - 0.35,
+        mouth_open=3.0 * lips - 0.4,
         eyes_open=-3.4 * (1 - lids) + 0.3,
+        smile=-0.9 * (1 - lids),  # what closing the lids would add
         yaw=slow(rng, T, 62, 0.28),
         pitch=slow(rng, T, 47, 0.14) + 0.22 * stress,
         roll=slow(rng, T, 71, 0.25),
@@ -232,12 +233,12 @@ def with_surroundings(
     picture: np.ndarray,  # (H,H,3) uint8
     margin: int,  # px added on every side
 ) -> np.ndarray:  # (H+2m,H+2m,3) uint8
-    "The picture in a larger one: mirrored over its edges, the more blurred the further out."
-    wide = np.pad(picture, ((margin,) * 2, (margin,) * 2, (0, 0)), "symmetric").astype(np.float32)
+    "The picture in a larger one: its edges drawn on outwards, the more blurred the further out."
+    wide = np.pad(picture, ((margin,) * 2, (margin,) * 2, (0, 0)), "edge").astype(np.float32)
     place = np.arange(len(wide))
     out = np.maximum(margin - place, place - (len(wide) - 1 - margin)).clip(0)
     depth = np.maximum(out[:, None], out[None])[..., None] / margin
-    for sigma, start in ((3.0, 0.0), (8.0, 0.35)):
+    for sigma, start in ((4.0, 0.0), (10.0, 0.3)):
         soft = gaussian_filter(wide, (sigma, sigma, 0))
         share = ((depth - start) / (1 - start) * 3).clip(0, 1)
         wide = wide * (1 - share) + soft * share
