@@ -178,8 +178,8 @@ def stitch_edit(
     ) = None,
     out: str = "",  # run folder; default: stitch_run_ and the clip's name
     models: Param(
-        "networks: people, mobile, ffhq, metfaces, afhqdog; a file of weights or a folder with some; "
-        "joined: ffhq+nada.pt (default: STITCH_MODELS, else people)",
+        "networks: people, mobile, ffhq, metfaces, afhqdog; a file of weights or a folder with "
+        "some; joined: ffhq+nada.pt (default: STITCH_MODELS, else people)",
         str,
     ) = None,
     landmarks: Param(

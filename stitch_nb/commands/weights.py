@@ -17,15 +17,12 @@ from stitch_nb.weights.catalogue import (
     bundle_files,
     cache_folder,
     convert,
-    download_bundle,
     file_state,
-    import_files,
     missing_files,
     official_bundles,
-    remove_files,
     say_bytes,
-    verify_files,
 )
+from ..weights.download import download_bundle, import_files, remove_files, verify_files
 
 # %% ../../nbs/commands/20_weights.ipynb #9e6a55b6
 def weights_table(bundles=None) -> str:
