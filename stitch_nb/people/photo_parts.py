@@ -191,7 +191,7 @@ def train_encoder(
     E.eval()
     return dict(images=images, losses=torch.stack(losses).cpu())
 
-# %% ../../nbs/people/80_photo_parts.ipynb #ce49a230
+# %% ../../nbs/people/80_photo_parts.ipynb #f181dafd
 def performance(
     speech,  # people.clips.Speech
     T: int,  # frames
@@ -238,7 +238,7 @@ def with_surroundings(
     place = np.arange(len(wide))
     out = np.maximum(margin - place, place - (len(wide) - 1 - margin)).clip(0)
     depth = np.maximum(out[:, None], out[None])[..., None] / margin
-    for sigma, start in ((4.0, 0.0), (10.0, 0.3)):
+    for sigma, start in ((4.0, 0.0), (22.0, 0.12)):
         soft = gaussian_filter(wide, (sigma, sigma, 0))
         share = ((depth - start) / (1 - start) * 3).clip(0, 1)
         wide = wide * (1 - share) + soft * share
