@@ -341,7 +341,14 @@ def bar(
     "A progress bar with the time that is left."
     from tqdm.auto import tqdm
 
-    with tqdm(desc=desc, dynamic_ncols=True, **kwargs) as t:
+    class Bar(tqdm):
+        def __del__(self):  # stopped while it was made: tqdm would print a traceback of its own
+            try:
+                super().__del__()
+            except AttributeError:
+                pass
+
+    with Bar(desc=desc, dynamic_ncols=True, **kwargs) as t:
 
         def progress(done: int, total: int, text: str = ''):
             t.total = total
