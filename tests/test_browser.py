@@ -34,8 +34,7 @@ SHORTER = {
         (r"np\.arange\(-3, 3\.1, .*?\)", "np.arange(-3, 3.1, 3)"),
     ],
     "91_figure_9.ipynb": [
-        (r"slice\(8, \d+\)", "slice(8, 11)"),
-        (r"passes=\d+", "passes=3"),
+        (r"StitchConfig\(steps=\d+\)", "StitchConfig(steps=5)"),
         (r"PivotConfig\(steps=\d+\)", "PivotConfig(steps=10)"),
     ],
     "walkthrough.ipynb": [],
@@ -168,6 +167,7 @@ def lab(home):
         "walkthrough.ipynb",
     ):
         shutil.copy(NBS / path, root / path)
+    shutil.copytree(NBS / "figures" / "arms", root / "figures" / "arms")
     options = [
         "--no-browser",
         "--allow-root",
@@ -504,6 +504,7 @@ def test_as_app(home, opened, name, notebook, move):
     folder.mkdir()
     for path in next(NBS.rglob(notebook)), NBS / "figures" / "claims.json":
         shutil.copy(path, folder)
+    shutil.copytree(NBS / "figures" / "arms", folder / "arms")
     if not os.environ.get("STITCH_BROWSER_FULL"):
         shorten(folder / notebook)
     code = (
