@@ -48,6 +48,7 @@ from stitch_nb.run.stages import (
     pasted_frames,
     pivots_stage,
     resolved,
+    start_stage,
     stitched_stage,
 )
 from stitch_nb.run.store import (
@@ -109,6 +110,9 @@ def run_stages(
         done["scores"] = scores_stage(
             models, crops, pivots, generator, perceptual, folder, progress
         )
+    start = start_stage(clip, models, config, edits, done, folder, progress)
+    if start is not None:
+        done["start"] = start
     done["stitched"] = stitched_stage(clip, models, config, edits, done, folder, progress)
     return done, quads, backend, distance
 

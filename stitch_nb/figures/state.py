@@ -396,7 +396,8 @@ def first_look(
 def stitching_of(state, settings, quality="full") -> StitchConfig:
     "How a cell of this quality is stitched."
     R = state.models.resolution
-    config = settings.stitch if quality == "full" else first_look(settings.stitch, R)
+    config = settings.stitch.alone()  # a cell is one frame
+    config = config if quality == "full" else first_look(config, R)
     return resolved(config, state.models.device)
 
 # %% ../../nbs/figures/20_state.ipynb #d435a6cd

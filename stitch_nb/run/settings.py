@@ -18,8 +18,8 @@ from ..stitch import StitchConfig
 # %% ../../nbs/run/10_settings.ipynb #c2d30005
 MOBILE = dict(  # measured on a real clip and on samples, see below
     pivots="shared",
-    pti=PTIConfig(passes=20, batch=4, lr=1e-3, lambda_r=0.0),
-    stitch=StitchConfig(steps=30, lr=8e-4),
+    pti=PTIConfig(passes=10, batch=4, lr=2e-3, lambda_r=0.0),
+    stitch=StitchConfig(steps=12, common=40, lr=2.5e-4, lambda_m=0.3),
 )
 CHOICES = dict(  # field of `RunConfig` to what it may be
     landmarks=LANDMARKS,

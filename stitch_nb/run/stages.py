@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'faces_stage', 'load_track', 'crops_stage', 'masks_stage', 'is_parsed', 'is_encoded', 'perceptual_key',
            'resolved', 'pivots_stage', 'generator_stage', 'is_readable', 'load_pivots', 'load_generator', 'draw',
            'FrameMasks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frame', 'has_frame', 'stitched_stage',
-           'stretches', 'Pasted', 'pasted_frames']
+           'stitch_inputs', 'start_stage', 'load_start', 'stretches', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -42,9 +42,15 @@ from stitch_nb.run.store import (
     run_stage,
     write_rows,
 )
-from ..stitch import claimed_blocks, stitch_frames, worker_count
+from stitch_nb.stitch import (
+    CommonStart,
+    claimed_blocks,
+    common_start,
+    stitch_frames,
+    worker_count,
+)
 
-VERSIONS = dict(faces=2, crops=1, masks=1, pivots=1, generator=1, scores=1, stitched=1)
+VERSIONS = dict(faces=2, crops=1, masks=1, pivots=1, generator=1, scores=1, start=1, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
 def faces_stage(clip, models, config, folder, progress):
@@ -336,16 +342,28 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
         G_pti = load_generator(generator, models)
         w_edit = edited_latents(clip, models, done["faces"], pivots, edits)
         K, R = len(w_edit), models.resolution
+        common = load_start(done.get("start"))
         todo = from_first([t for t in range(K) if not has_frame(path, t, R)])
         for start, stop in stretches(path, K, todo):
-            results = _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks)
+            parts = models, config, stitch, crops, masks, common
+            results = _stitch(G_pti, w_edit, start, stop, *parts)
             with closing(results):
                 for t, edit, stitched, said in results:
                     if t in todo:
                         save_frame(path, t, edit, stitched)
                     tick(t + 1, K, said)
 
-    inputs = (
+    version, inputs = VERSIONS["stitched"], stitch_inputs(models, config, edits, done)
+    return run_stage(folder, "stitched", inputs, "", make, progress, version, True)
+
+
+def stitch_inputs(models, config, edits, done) -> tuple:
+    "All that the stitched crops depend on."
+    crops, masks, pivots, generator = (
+        done.get(name) for name in ("crops", "masks", "pivots", "generator")
+    )
+    stitch = resolved(config.stitch, models.device)
+    return (
         (done["faces"].key, crops.key, masks.key, pivots.key),
         generator.key if generator else network_key(models.generator),
         edits,
@@ -353,8 +371,29 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
         (stitch, models.device.type) if config.stitching else "",
         (config.dilation, config.inner, config.variant, config.whole_image_border, config.edge),
     )
-    version = VERSIONS["stitched"]
-    return run_stage(folder, "stitched", inputs, "", make, progress, version, True)
+
+
+def start_stage(clip, models, config, edits, done, folder, progress):
+    "What stitching begins with in every frame, .safetensors; None where frames begin at G_pti."
+    stitch = resolved(config.stitch, models.device)
+    if not (config.stitching and stitch.common):
+        return None
+
+    def make(path, tick):
+        G_pti = load_generator(done.get("generator"), models)
+        w_edit = edited_latents(clip, models, done["faces"], done["pivots"], edits)
+        pictures = np.load(done["crops"].path, mmap_mode="r")
+        heads = FrameMasks(np.load(done["masks"].path, mmap_mode="r"), models.resolution, config)
+        common = common_start(G_pti, w_edit, pictures, heads, None, stitch, tick)
+        save_tensors(path, common.tensors())
+
+    inputs, version = stitch_inputs(models, config, edits, done), VERSIONS["start"]
+    return run_stage(folder, "start", inputs, ".safetensors", make, progress, version)
+
+
+def load_start(start):
+    "As `stitch_frames` takes it; None for None."
+    return None if start is None else CommonStart.from_tensors(load_tensors(start.path))
 
 
 def stretches(folder, K: int, todo: list):  # iterator of (start, stop)
@@ -370,7 +409,7 @@ def stretches(folder, K: int, todo: list):  # iterator of (start, stop)
     yield from claimed_blocks(folder, K, lambda t: frame_file(folder, t).is_file())
 
 
-def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks):
+def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, common):
     "Yield (t, edit, stitched, text) of the frames from start to stop."
     if not config.stitching:
         for t, edit in enumerate(draw(G_pti, w_edit[start:stop]), start):
@@ -381,7 +420,8 @@ def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks):
     pictures = np.load(crops.path, mmap_mode="r")
     heads = FrameMasks(np.load(masks.path, mmap_mode="r"), R, config)
     parts = G_pti, w_edit, pictures, heads
-    results = stitch_frames(*parts, config=stitch, start=first, stop=stop)
+    how = dict(config=stitch, common=common)
+    results = stitch_frames(*parts, **how, start=first, stop=stop)
     with closing(results):
         for t, stitched, history in results:
             if t < start:
