@@ -82,33 +82,26 @@ class PTIConfig:
     "How one generator is tuned for a clip. `PTIConfig.reference()` is the authors' schedule."
 
     passes: int = 16  # passes over all frames; authors' recipes: 80
+    least: int = 0  # updates at least: a short clip gets more passes; authors: 0
     batch: int = 4  # frames per update; authors: 1
     shuffle: bool = True  # a new order of frames each pass (seeded); authors: False
     lr: float = 6e-3  # Adam; authors: 3e-5 at 1024 px
-    ramp: str = (
-        'update'  # rate rises and falls: 'none' (authors' runs), 'pass' (their option), 'update'
-    )
+    ramp: str = 'update'  # rate rises and falls by 'pass' (authors' option) or 'update'; or 'none'
     lambda_lpips: float = 1.0  # weight of the perceptual distance; authors: 1
     lambda_l2: float = 10.0  # weight of the mean squared error, pixels in [-1,1]; authors: 10
     lambda_r: float = 0.1  # weight of the locality term; PTI paper: 0.1, authors' runs: 0
     lambda_r_l2: float = 1.0  # inside the locality term, weight of its L2 beside its LPIPS
-    alpha: float | None = (
-        None  # its distance from a pivot; authors: 30 (FFHQ); None: half W's spread
-    )
-    early_stop: float | None = (
-        None  # dB: stop after a pass whose mean PSNR reaches this; None: never
-    )
+    alpha: float | None = None  # its distance from a pivot; authors: 30; None: half W's spread
+    early_stop: float | None = None  # dB: stop after a pass whose mean PSNR is that; None: never
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
     memory: str = 'normal'  # 'low': one frame at a time, no features kept; slower
-    compile: bool = (
-        False  # torch.compile the synthesis: a minute or more first, then faster updates
-    )
+    compile: bool = False  # torch.compile first, for a minute or more; then faster updates
     seed: int = 0  # order of frames and the locality term's z
 
     def __post_init__(self):
         check_fields(
             self,
-            whole=(('passes', 0), ('batch', 1)),
+            whole=(('passes', 0), ('least', 0), ('batch', 1)),
             positive=('lr',),
             weights=('lambda_lpips', 'lambda_l2', 'lambda_r', 'lambda_r_l2'),
             choices=(
@@ -123,6 +116,11 @@ class PTIConfig:
             _refuse(self, 'alpha', 'use a positive distance or None')
         if self.early_stop is not None and not math.isfinite(self.early_stop):
             _refuse(self, 'early_stop', 'use decibels, e.g. 34, or None')
+
+    def for_frames(self, frames: int) -> 'PTIConfig':
+        "The same with as many passes as a clip of so many frames needs for `least` updates."
+        needed = math.ceil(self.least / math.ceil(frames / self.batch))
+        return replace(self, passes=max(self.passes, needed)) if self.passes else self
 
     @classmethod
     def reference(cls, **changes) -> 'PTIConfig':
@@ -659,11 +657,10 @@ def tune_generator(
     checkpoint=None,  # file, written every few passes and read if there: the same call goes on
     checkpoint_every: int = 5,  # passes between two writes
     locality_z: torch.Tensor | None = None,  # (updates, Z): the locality term's z, not drawn
-) -> (
-    tuple
-):  # (G_pti, history): new and frozen; float64 arrays (passes, updates), psnr (passes,) in dB
+) -> tuple:  # (G_pti, history): new, frozen; float64 (passes, updates), psnr (passes,) in dB
     "Tune a copy of the generator until it draws every crop at its pivot: PTI over a whole clip."
     _check_clip(G, pivots, crops, perceptual, config)
+    config = config.for_frames(len(pivots))
     perceptual = perceptual if config.lambda_lpips else None
     device = next(G.parameters()).device
     pixels = min(config.batch, len(pivots)) * G.resolution**2

@@ -200,7 +200,7 @@ def time_updates(
         w[:batch],
         crops[:batch],
         perceptual,
-        replace(config.pti, passes=updates + 1, batch=batch),
+        replace(config.pti, passes=updates + 1, least=0, batch=batch),
         progress=tick,
     )
     found = dict(pti=(stamps[-1] - stamps[0]) / updates / batch)
@@ -214,7 +214,7 @@ def time_updates(
             w[:1].expand(n, -1, -1),
             crops[:1].repeat(n, 0),
             [masks] * n,
-            config=replace(config.stitch, steps=steps),
+            config=replace(config.stitch, steps=steps, common=0),
         ):
             pass
         times.append(time.perf_counter() - start)
@@ -227,9 +227,11 @@ def clip_seconds(
     config,  # RunConfig
 ) -> float:
     "The two loops and the rest."
-    return frames * (
-        config.pti.passes * per["pti"] + config.stitch.steps * per["stitch"] + per.get("other", 0.0)
-    )
+    from stitch_nb.stitch import COMMON_BATCH
+
+    passes, updates = config.pti.for_frames(frames).passes, config.stitch.steps
+    together = COMMON_BATCH * config.stitch.common * per["stitch"]
+    return together + frames * (passes * per["pti"] + updates * per["stitch"] + per.get("other", 0))
 
 
 def ask_speed(

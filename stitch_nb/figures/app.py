@@ -465,7 +465,7 @@ class Figure3App(FigureApp):
     def show(self, halt):
         "Prepare, tune, draw; each is skipped where it is there."
         passes = self.passes.value
-        pti = replace(self.config.pti, passes=max(passes, 1))
+        pti = replace(self.config.pti, passes=max(passes, 1), least=0)
         config, source = replace(self.config, tune=passes > 0, pti=pti), self._source()
         if self.opened is None or self.opened[0] != source or not self.opened[1].is_there():
             early = dict(tune=False, progress=self.stage, halt=halt)
