@@ -1,5 +1,6 @@
 "Tuning under bad luck: interruptions, divergence, empty masks, zero weights, wrong shapes; and what must stay untouched."
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,10 @@ from stitch_nb.core import StitchError
 from stitch_nb.generator import Generator
 from stitch_nb.pti import PTIConfig, TargetFeatures, tune_generator
 from stitch_nb.stitch import (
+    CommonStart,
     FrameTuner,
     StitchConfig,
+    common_start,
     draw_blocks,
     masked_error,
     stitch_frame,
@@ -408,6 +411,49 @@ def test_warm_starts_resume_inside_a_chain(G, clip):
     assert [t for t, *_ in late] == [2, 3, 4] and all(
         torch.equal(a[1], b[1]) for a, b in zip(got[2:], late)
     )
+
+
+def test_frames_begin_where_the_clip_says(G, clip):
+    w, crops = clip
+    masks = [make_masks() for _ in range(T)]
+    config = StitchConfig(steps=3, common=12, lr=5e-3, dtype='float32', first_resolution=4)
+    before = state(G)
+    common = common_start(G, w, crops, masks, config=config)
+    assert same(state(G), before)
+    kept = CommonStart.from_tensors(common.tensors())
+    assert kept.updates == 12 and all(map(torch.equal, kept.squares, common.squares))
+    assert any((s > 0).any() for s in kept.squares)
+
+    found = list(stitch_frames(G, w, crops, masks, config=config))
+    given = list(stitch_frames(G, w, crops, masks, config=config, common=kept))
+    late = list(stitch_frames(G, w, crops, masks, config=config, common=kept, start=3))
+    for (t, a, ha), (_, b, _) in zip(found, given):
+        assert torch.equal(a, b), t
+    for (t, a, _), (_, b, _) in zip(found[3:], late):
+        assert torch.equal(a, b), t  # resumed: the same bits
+
+    alone = list(stitch_frames(G, w, crops, masks, config=replace(config, common=0)))
+    begins = [np.mean([h['border'][0] for *_, h in results]) for results in (found, alone)]
+    assert begins[0] < 0.97 * begins[1]  # the clip's updates are felt before a frame's first
+    with torch.no_grad():
+        edits = [G.synthesis(w[t : t + 1])[0] for t in range(T)]
+    drawn = list(stitch_frames(G, w, crops, masks, edits, config=config, common=kept))
+    for (_, a, _), (_, b, _) in zip(drawn, found):
+        torch.testing.assert_close(a, b)  # what must be kept is what G_pti draws, not the start
+
+
+def test_a_lone_frame_has_no_common_start():
+    config = StitchConfig(steps=5, common=20)
+    assert (config.alone().steps, config.alone().common) == (15, 0)
+    assert StitchConfig(steps=5).alone() == StitchConfig(steps=5)
+    with pytest.raises(StitchError, match="common=3 .* use common=0"):
+        StitchConfig(common=3, tune='latent')
+
+
+def test_a_short_clip_gets_its_updates():
+    config = PTIConfig(passes=2, least=30, batch=4)
+    assert [config.for_frames(T).passes for T in (4, 6, 60, 400)] == [30, 15, 2, 2]
+    assert PTIConfig(passes=0, least=30).for_frames(4).passes == 0  # no PTI is no PTI
 
 
 def test_stopping_early_leaves_no_thread_behind(G, clip):
