@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from fastcore.script import anno_parser
+from stitch_nb.script import anno_parser
 
 import stitch_nb
 

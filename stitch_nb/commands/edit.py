@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 
 from ..core import StitchError, bar, sample
 from ..device import join_ranks
