@@ -123,6 +123,7 @@ NAMES = {
     "PIL": "pillow",
     "cv2": "opencv-python",
     "skimage": "scikit-image",
+    "c2pa": "c2pa-python",
     "dlib": "dlib-bin",
     "IPython": "ipython",
     "warp": "warp-lang",
