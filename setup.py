@@ -28,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author=cfg["author"],
-    url=cfg["git_url"],
+    url=cfg["git_url"] or None,
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
     packages=[*packages, "stitch_nb.data_samples"],

@@ -280,7 +280,7 @@ class FaceAlignmentFaces:
         except ImportError as error:
             raise StitchError(
                 f'face-alignment cannot be imported ({error}): '
-                'pip install face-alignment, or choose --landmarks dlib'
+                "pip install 'stitch_nb[landmarks]', or choose --landmarks dlib"
             ) from None
         try:
             with only_weights():

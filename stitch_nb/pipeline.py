@@ -20,6 +20,7 @@ from PIL import Image
 
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
+from .credentials import check_credentials, sign_video
 from .device import float32_policy, ranks
 from .edit import apply_edit
 from .masks import stitch_masks
@@ -136,6 +137,8 @@ def edit_clip(
     check_places(clip, out, truth)
     check_settings(models, config, edits)
     check_output(clip, out / "result.mp4", config.lossless, config.crf, config.mark)
+    if config.credentials:
+        check_credentials(config.credentials, out / "result.mp4")
     folder = Path(stages) if stages is not None else out / "stages"
     first, what = ranks().rank == 0, " ".join(map(str, edits))
     with hold(out, what) if first else nullcontext(), in_use(folder):
@@ -198,6 +201,7 @@ def run_record(clip, edits, models, config, key, done, distance) -> dict:
         dtype=dtype,
     )
     seeded = {k: getattr(config, k) for k in ("pti", "pivot", "stitch")}
+    signer = config.credentials and config.credentials.certificate.name
     return dict(
         key=key,
         edits=[str(e) for e in edits],
@@ -205,7 +209,7 @@ def run_record(clip, edits, models, config, key, done, distance) -> dict:
         bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
         landmarks=done["faces"].note["landmarks"],
         perceptual=distance,
-        settings=asdict(config),
+        settings=asdict(config) | dict(credentials=signer),
         versions=versions,
         machine=machine,
         seeds={k: v.seed for k, v in seeded.items() if hasattr(v, "seed")},
@@ -320,6 +324,8 @@ def write_outputs(
             write_video(
                 pairs, made / "compare.mp4", clip.fps, audio_from=clip, progress=tick, **says
             )
+        for name in ("result.mp4", "compare.mp4") if config.credentials else ():
+            sign_video(made / name, config.credentials, clip.path, edits)
         picture = draw_strip(clip, models, done, measurer)
         with atomic_path(made / "strip.png") as part:
             Image.fromarray(picture).save(part)

@@ -11,6 +11,7 @@ from stitch_nb.commands import docs
 from stitch_nb.core import StitchError
 
 NBS = Path(__file__).resolve().parents[1] / "nbs"
+ADDRESS = "https://github.com/USER/REPO"
 PACKAGES = "mkdocs", "mkdocs_jupyter", "material", "latex2mathml"
 
 
@@ -32,6 +33,7 @@ def site(tmp_path_factory):
         nbformat.v4.new_code_cell(c) for c in code
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "nbs" / "index.ipynb")
+    (folder / "settings.ini").write_text(f"[DEFAULT]\ngit_url = {ADDRESS}\n")
     made = docs.build_site(folder / "nbs", folder / "site", modules=["stitch"])
     return folder / "site", made
 
@@ -40,10 +42,22 @@ def test_links_are_whole(site):
     folder, made = site
     assert made["broken"] == [] and made["pages"] >= 3
     index = (folder / "index.html").read_text()
-    assert 'href="70_stitch.html"' in index and f'href="{docs.SITE}/blob/main/LICENSE"' in index
+    assert 'href="70_stitch.html"' in index and f'href="{ADDRESS}/blob/main/LICENSE"' in index
     (folder / "70_stitch.html").rename(folder / "gone")
     assert ("index.html", "70_stitch.html") in docs.broken_links(folder)
     (folder / "gone").rename(folder / "70_stitch.html")
+
+
+def test_a_repository_without_address(tmp_path):
+    "No badge and no link to an address that nobody has: what was a link is a name."
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\ngit_url =\n")
+    page = tmp_path / "nbs" / "a.ipynb"
+    cells = [nbformat.v4.new_markdown_cell("# Home\n\nSee [the licence](../LICENSE).")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
+    assert docs.repository(tmp_path / "nbs") == ""
+    text = "\n".join(c.source for c in docs.page_of(page, tmp_path / "nbs", set())[0].cells)
+    assert text == "# Home\n\nSee the licence (`LICENSE`)."
 
 
 def test_formulas_need_no_network(site):
@@ -57,7 +71,7 @@ def test_formulas_need_no_network(site):
 def test_cells_for_readers(site):
     index = (site[0] / "index.html").read_text()
     assert "seen" in index and "secret" not in index and "#| export" not in index
-    assert "colab.research.google.com/github/stitch-nb/stitch_nb/blob/main/nbs/index.ipynb" in index
+    assert "colab.research.google.com/github/USER/REPO/blob/main/nbs/index.ipynb" in index
 
 
 def test_nothing_is_fetched(site):
@@ -68,7 +82,7 @@ def test_nothing_is_fetched(site):
         found = re.findall(
             r'<(?:script|img|link)\b[^>]*?(?:src|href)="(https?:[^"]+)"[^>]*', page.read_text()
         )
-        assert not [f for f in found if "stitch-nb.github.io" not in f], (page.name, found)
+        assert not found, (page.name, found)
 
 
 def test_reference(site):

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 from ..core import StitchError
 
 # %% ../../nbs/commands/60_apps.ipynb #1b645389

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Queue
 
 import torch
-from fastcore.script import anno_parser, call_parse
+from ..script import anno_parser, call_parse
 
 from .edit import stitch_edit, told
 from ..core import StitchError, atomic_path, hash_of

@@ -290,9 +290,10 @@ def ask_speed(
 
 # %% ../../nbs/commands/50_doctor.ipynb #9e6a55b6
 PACKAGES = {
-    "lpips": "pip install lpips",
-    "face-alignment": "pip install face-alignment",
+    "lpips": "pip install 'stitch_nb[lpips]'",
+    "face-alignment": "pip install 'stitch_nb[landmarks]'",
     "dlib-bin": "pip install 'stitch_nb[dlib]'",
+    "jupyterlab": "pip install 'stitch_nb[lab]'",
     "ipywidgets": "pip install ipywidgets",
     "anny": "pip install 'stitch_nb[people]' (only to render new people)",
 }

@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 
 from ..core import StitchError, bar, sample
+from ..credentials import as_credentials
 from ..device import join_ranks
 from ..models import load_models
 from ..pipeline import Run, check_places, edit_clip
@@ -199,6 +200,8 @@ def stitch_edit(
     ) = "",
     max_pixels: int = MAX_PIXELS,  # frames with more pixels are refused
     no_mark: bool = False,  # do not say in the videos' metadata that they were edited
+    credentials: str = "",  # sign the videos: PEM file of your certificates, your own first
+    credentials_key: str = "",  # PEM file of the private key that signs
     pti_steps: int = None,  # passes in tuning the generator (default: 16, official weights 80)
     pti_lr: float = None,  # learning rate of tuning (default: 0.006, official weights 3e-05)
     stitch_steps: int = None,  # updates per frame (default: 60, official weights 100)
@@ -224,6 +227,7 @@ def stitch_edit(
     with told("stitch_edit", out):
         asked = {k: given[k] for k in SETTINGS}
         asked |= dict(person=as_person(person), mark=not no_mark)
+        asked["credentials"] = as_credentials(credentials, credentials_key)
         settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None
         how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)

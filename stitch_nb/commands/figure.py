@@ -8,7 +8,7 @@ __all__ = ['WRITE', 'as_rows', 'stitch_figure', 'stitch_report']
 # %% ../../nbs/commands/30_figure.ipynb #44738696
 from pathlib import Path
 
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 
 from ..core import StitchError, atomic_path, bar
 from ..video import parse_frames

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 
 from ..core import StitchError
 from .backgrounds import sample_scene

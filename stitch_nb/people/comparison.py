@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.script import call_parse
+from ..script import call_parse
 from PIL import Image
 
 from ..core import StitchError, atomic_path, bar, to_image, to_tensor

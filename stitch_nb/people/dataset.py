@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fastcore.script import Param, call_parse
+from ..script import Param, call_parse
 
 from ..align import crop_frame, quads_from_landmarks
 from .backgrounds import Scene, background, sample_scene

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.script import call_parse, store_true
+from ..script import call_parse
 from PIL import Image
 from scipy.linalg import eigh
 from torch import nn
@@ -1498,8 +1498,8 @@ def main(
     small: str = "",  # folder of train_small, for its attribute head; otherwise one is fitted
     cache: str = "",  # folder for embeddings and tuned generators; '': below ~/.cache/stitch_nb
     only: str = "",  # rows, separated by commas; 'direction' means all directions
-    again: store_true = False,  # measure what is there already
-    quick: store_true = False,  # tiny numbers, to see that everything runs
+    again: bool = False,  # measure what is there already
+    quick: bool = False,  # tiny numbers, to see that everything runs
     renders: int = 1000,  # renders and samples for the detector
     n: int = 5000,  # of each for the FID
     held: int = 300,  # held-out renders and frames for encoder, parser and landmarks

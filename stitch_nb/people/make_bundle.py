@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import numpy as np
 import torch
-from fastcore.script import call_parse
+from ..script import call_parse
 from ..core import StitchError, load_meta, load_tensors, to_tensor
 from ..encode import Encoder
 from ..generator import Generator

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastcore.script import call_parse
+from ..script import call_parse
 from tqdm.auto import tqdm
 from stitch_nb.core import (
     StitchError,

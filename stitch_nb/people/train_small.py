@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastcore.script import call_parse
+from ..script import call_parse
 from stitch_nb.core import (
     StitchError,
     clone_network,

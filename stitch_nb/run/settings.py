@@ -9,6 +9,7 @@ __all__ = ['MOBILE', 'CHOICES', 'ARMS', 'PAPER_ARMS', 'RunConfig', 'as_edits', '
 from dataclasses import dataclass, field, replace
 
 from ..core import StitchError, StitchLookupError
+from ..credentials import Credentials
 from ..edit import Edit, parse_edit
 from ..encode import PivotConfig, SharedConfig
 from ..faces import LANDMARKS
@@ -58,6 +59,7 @@ class RunConfig:
     lossless: bool = False  # write RGB without loss, for measuring
     crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51
     mark: bool = True  # say in the videos' metadata that they were edited
+    credentials: Credentials | None = None  # who signs the videos; None: nobody
     measure: str = "fast"  # 'none'; 'fast': motion and landmarks on some frames; 'full': on all
     pti: PTIConfig = field(default_factory=PTIConfig)
     pivot: PivotConfig = field(default_factory=PivotConfig)
