@@ -98,11 +98,17 @@ def differing() -> list:
     ] + old
 
 
+def name_of(run: Path) -> str:
+    "What a run's pictures and numbers are called: by the bundle that drew it."
+    bundle = json.loads((run / "run.json").read_text())["bundle"]["name"]
+    return "demo" if bundle == "people" else f"demo_{bundle}"
+
+
 def take_picture(run: Path) -> None:
     "A run's strip as the picture at the top."
     from PIL import Image
 
-    target = ROOT / "nbs" / "images" / "demo.jpg"
+    target = ROOT / "nbs" / "images" / f"{name_of(run)}.jpg"
     target.parent.mkdir(exist_ok=True)
     picture = Image.open(run / "strip.png").convert("RGB")
     if picture.width > 1300:
@@ -112,7 +118,7 @@ def take_picture(run: Path) -> None:
     picture.save(target, quality=88, optimize=True)
 
 
-def take_animation(run: Path, limit: int = 2_900_000) -> None:
+def take_animation(run: Path, limit: int = 900_000) -> None:
     """A run's compare.mp4 as an animated WebP.
 
     Every second frame, as large and as good as fits under `limit` bytes."""
@@ -123,7 +129,7 @@ def take_animation(run: Path, limit: int = 2_900_000) -> None:
     about = next(reader)
     size, fps = about["size"], about["fps"]
     frames = [Image.frombytes("RGB", size, data) for k, data in enumerate(reader) if k % 2 == 0]
-    target = ROOT / "nbs" / "images" / "demo.webp"
+    target = ROOT / "nbs" / "images" / f"{name_of(run)}.webp"
     target.parent.mkdir(exist_ok=True)
     for width, quality in ((1040, 82), (880, 78), (720, 74), (600, 66), (480, 58)):
         width = min(width, 2 * size[0])
@@ -148,7 +154,7 @@ def take_animation(run: Path, limit: int = 2_900_000) -> None:
 
 
 def take_numbers(run: Path) -> None:
-    "What a run measured, for the table of the index page: nbs/people/history/demo.json."
+    "What a run measured, for the tables of the index page: nbs/people/history/demo*.json."
     told, measured = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
     kept = dict(
         edits=told["edits"],
@@ -160,9 +166,8 @@ def take_numbers(run: Path) -> None:
         threads=told["machine"]["threads"],
         metrics=measured,
     )
-    (ROOT / "nbs" / "people" / "history" / "demo.json").write_text(
-        json.dumps(kept, indent=1) + "\n"
-    )
+    target = ROOT / "nbs" / "people" / "history" / f"{name_of(run)}.json"
+    target.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def main(arguments: list) -> int:
