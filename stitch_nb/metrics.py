@@ -162,7 +162,7 @@ def similarity_curves(
 # %% ../nbs/85_metrics.ipynb #d435a6cd
 def identity_vectors(
     crops,  # (T,R,R,3) uint8
-    identity,  # `networks.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
+    identity,  # `nets.small.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
     batch: int = 16,  # crops at a time
 ) -> np.ndarray:  # (T,D) float32, unit length
     "The embedding of each crop."

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from stitch_nb import pipeline
 from stitch_nb.commands.edit import stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
@@ -92,6 +93,38 @@ def test_outputs(call, disc_clip, tmp_path):
         and record["source"]["fps"] == "30000/1001"
     )
     assert np.asarray(Image.open(run / "strip.png")).shape[1] > 5 * 256
+
+
+def test_run_json_says_how_it_was_computed(call, disc_clip, tmp_path):
+    "Precision as it came to, not as it was asked for; the float32 policy; memory; compiling."
+    assert call(disc_clip, frames="0:2", memory="low", dtype="bfloat16")[0] == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    pti, stitch = (record["settings"][k] for k in ("pti", "stitch"))
+    assert (pti["memory"], stitch["memory"], pti["compile"]) == ("low", "low", False)
+    assert record["machine"]["dtype"] == dict(pti="bfloat16", stitch="bfloat16")
+    assert record["machine"]["float32"] in ("ieee", "tf32", "mixed")
+    assert record["machine"]["device"] == "cpu" and record["machine"]["threads"] >= 1
+    call(disc_clip, frames="0:2", dtype="auto")
+    machine = json.loads((tmp_path / "run" / "run.json").read_text())["machine"]
+    assert set(machine["dtype"].values()) <= {"float32", "bfloat16"}
+
+
+def test_the_output_is_tried_once_and_first(call, disc_clip, tmp_path, monkeypatch):
+    "What the result needs, and what it will be less than the source, is known before the work."
+    tried = []
+
+    def look(*args, **kwargs):
+        tried.append(args)
+        if len(tried) == 1:
+            raise StitchError("no room left anywhere")
+        return ["the sound is silent"]
+
+    monkeypatch.setattr(pipeline, "check_output", look)
+    status, line, _ = call(disc_clip, frames="0:2")
+    assert status == 2 and "no room left anywhere" in line and len(tried) == 1
+    assert not list((tmp_path / "run").rglob("*.np[yz]"))
+    status, _, said = call(disc_clip, frames="0:2")
+    assert status == 0 and len(tried) == 2 and said.count("note: the sound is silent\n") == 1
 
 
 def test_wrong_outside_is_noticed(disc_clip):

@@ -81,6 +81,27 @@ def test_the_right_cards_memory(monkeypatch):
     assert set(asked) == {'cuda:1'} and device.free_memory('cpu') == 0
 
 
+def test_a_stage_watches_the_card_that_it_runs_on(monkeypatch, tmp_path):
+    "Its peak is in the note, from zero, and no other card is asked."
+    from stitch_nb.run.store import run_stage
+
+    asked, peaks = [], dict(now=5 * 2**20)
+    reset = lambda d=None: asked.append(str(d)) or peaks.update(now=0)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', reset)
+    read = lambda d=None: asked.append(str(d)) or peaks['now']
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', read)
+
+    def make(path, tick):
+        peaks.update(now=peaks['now'] + 3 * 2**20)
+        path.write_text('x')
+
+    stage = run_stage(tmp_path, 'work', (1,), '.txt', make, device='cuda:1')
+    assert stage.note['peak_gpu_mib'] == 3 and set(asked) == {'cuda:1'}
+    asked.clear()
+    assert 'peak_gpu_mib' not in run_stage(tmp_path, 'work', (2,), '.txt', make).note
+    assert not asked
+
+
 def test_frames_follow_the_cards_memory(monkeypatch):
     room = SimpleNamespace(free=80 * 2**30)
     monkeypatch.setattr(device, 'free_memory', lambda d: room.free)

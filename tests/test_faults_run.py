@@ -280,6 +280,20 @@ def test_how_much_is_measured(room, tmp_path, monkeypatch, measure):
         assert run.metrics["seam"]["stitched"] > 0 and len(curves["leak"]) == 4
 
 
+def test_numbers_of_another_judge_are_taken_again(room, tmp_path, monkeypatch):
+    "Who is seen is measured by a network: with another one a finished run is not finished."
+    from stitch_nb.nets.small import IdentityNet
+
+    out = copied(room, "whole", tmp_path)
+    first = again(room, out, monkeypatch)
+    other = replace(room[1], identity=IdentityNet().eval())
+    second = edit_clip(room[2], "smile=1", out, other, CONFIG)
+    assert first.record["key"] != second.record["key"]
+    assert all(s.reused for s in second.stages.values())
+    assert first.metrics["tl_id"] != second.metrics["tl_id"]
+    assert (out / "result.mp4").read_bytes() == room[3]["result.mp4"]
+
+
 def test_sampled_numbers_are_those_of_the_sample(tmp_path, monkeypatch, room):
     "What is slow is taken on some frames, the rest on all of them; both as without sampling."
     from stitch_nb.run import measure

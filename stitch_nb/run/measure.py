@@ -92,7 +92,8 @@ def scores_stage(models, crops, pivots, generator, perceptual, folder, progress)
 
     G = (network_key(models.generator), generator.key if generator else "")
     inputs = (crops.key, pivots.key, G, perceptual_key(perceptual))
-    return run_stage(folder, "scores", inputs, ".npz", make, progress, VERSIONS["scores"])
+    version, place = VERSIONS["scores"], models.device
+    return run_stage(folder, "scores", inputs, ".npz", make, progress, version, device=place)
 
 # %% ../../nbs/run/40_measure.ipynb #c2d3001d
 def sampled(
