@@ -360,7 +360,7 @@ def load_folder(
         directions=directions,
         meta=record.get("meta", {}),
         device=device,
-        hash=hash_of(text, resolution),
+        hash=hash_of(text, resolution) if resolution else hash_of(text),
     )
 
 # %% ../nbs/88_models.ipynb #472b07b9
