@@ -268,6 +268,11 @@ def check_places(clip, out, truth):
         raise StitchError(
             f"{out} is a file: the run folder (--out) has to be a folder or a new name"
         )
+    if there == Path(clip.path).resolve():
+        raise StitchError(
+            f"{out} holds the clip's frames, and what a run writes would be taken for some: "
+            "choose another run folder (--out)"
+        )
     check_inside(out)
     if truth is None:
         return

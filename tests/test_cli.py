@@ -321,6 +321,17 @@ def test_the_source_is_never_overwritten(call, tmp_path):
     assert path.read_bytes() == before
 
 
+def test_frames_are_not_mixed_with_results(call, tmp_path):
+    "strip.png would be a frame of the next run."
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for t, frame in enumerate(tiny.face_frames(T=2)):
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    status, line, _ = call(folder, out=str(tmp_path / "frames"))
+    assert status == 2 and "holds the clip's frames" in line
+    assert sorted(p.name for p in folder.iterdir()) == ["0.png", "1.png"]
+
+
 def test_foreign_files_in_the_run_folder_are_kept(call, disc_clip, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
