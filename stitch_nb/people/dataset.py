@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.script import Param, call_parse
 
 from ..align import crop_frame, quads_from_landmarks
+from ..core import save_arrays
 from ..weights.catalogue import DIRECTIONS
 from .backgrounds import Scene, background, sample_scene
 from stitch_nb.people.renderer import (
@@ -798,7 +799,7 @@ def save_shard(out: Path, name: str, renders: dict, pairs: dict) -> None:
     )
     for k in ("crops", "labels", "frames"):
         np.save(out / f"{k}_{name}.npy", renders[k])
-    np.savez(
+    save_arrays(
         out / f"meta_{name}.npz",
         attribute_names=np.array(ATTRIBUTES),
         **{k: renders[k] for k in ("identity", "attributes", "crop_landmarks", "frame_faces")},
