@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from PIL import Image
 
 import tiny
 from stitch_nb import pipeline
-from stitch_nb.commands.edit import stitch_edit
+from stitch_nb.commands.edit import report, stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run import measure
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
@@ -107,6 +109,23 @@ def test_run_json_says_how_it_was_computed(call, disc_clip, tmp_path):
     call(disc_clip, frames="0:2", dtype="auto")
     machine = json.loads((tmp_path / "run" / "run.json").read_text())["machine"]
     assert set(machine["dtype"].values()) <= {"float32", "bfloat16"}
+
+
+def test_a_number_that_is_none_is_left_out_of_the_report(call, disc_clip, tmp_path):
+    "A run whose numbers cannot be said is a finished run all the same."
+    assert call(disc_clip, frames="0:2", truth=str(disc_clip))[0] == 0
+    out = tmp_path / "run"
+    metrics = json.loads((out / "metrics.json").read_text())
+    record = json.loads((out / "run.json").read_text())
+    run = SimpleNamespace(metrics=metrics, record=record, out=out)
+    assert "true edit, inside of the mask" in report(run)
+    metrics["true_edit"] = dict(result=None, source=None, gain=None)
+    assert "true edit" not in report(run)
+
+
+def test_frames_without_a_paste_do_not_spoil_the_mean():
+    rows = [dict(result=30.0), dict(result=float("nan")), dict(result=20.0)]
+    assert measure._mean(rows, "result") == 25
 
 
 def test_the_output_is_tried_once_and_first(call, disc_clip, tmp_path, monkeypatch):

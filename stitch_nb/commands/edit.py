@@ -105,8 +105,8 @@ def report(run: Run):
             f"; seam {seam['stitched']:.2f} of the source's (blended {seam['blended']:.2f})"
         )
         lines.append(f"outside of the mask: {said_of_outside(m)}")
-    if "true_edit" in m:
-        true = m["true_edit"]
+    true = m.get("true_edit") or {}
+    if None not in (true.get("result"), true.get("source")):
         lines.append(
             f"true edit, inside of the mask: {true['result']:.1f} dB from the result, "
             f"{true['source']:.1f} dB from the source"

@@ -396,7 +396,8 @@ def summary(
         found |= identity_summary(rows)
     if rows and "true_edit" in rows[0]:
         names = ("result", "source", "gain")
-        found["true_edit"] = {k: np.mean([r["true_edit"][k] for r in rows]) for k in names}
+        true = [r["true_edit"] for r in rows]
+        found["true_edit"] = {k: _mean(true, k) for k in names}
         truth = landmark_summary(rows, landmarks, edits, "truth_landmarks")
         found["attributes_of_truth"] = truth["attributes"]
     return as_json(found)
