@@ -92,7 +92,7 @@ def ssims(
     if torch.device(device).type == "cpu" or min(np.shape(images)[1:3]) < 5:
         return np.array([ssim(a, b) for a, b in zip(images, targets, strict=True)])
     a, b = (to_tensor(np.asarray(x), device) * 127.5 - 0.5 for x in (images, targets))
-    return _similarity(a, b, _smooth_on_device).mean((1, 2, 3)).double().cpu().numpy()
+    return _similarity(a, b, _smooth_on_device).mean((1, 2, 3)).cpu().double().numpy()
 
 # %% ../nbs/85_metrics.ipynb #7b52009b
 def perceptual_distances(

@@ -682,8 +682,8 @@ def fit_direction(
         latents = G.mapping(
             torch.randn(min(batch, n - i), G.z_dim, generator=rng).to(device), truncation
         )
-        w.append(latents[:, 0].double().cpu())
-        s.append(torch.as_tensor(measure(G.synthesis(latents))).detach().double().cpu().reshape(-1))
+        w.append(latents[:, 0].cpu().double())
+        s.append(torch.as_tensor(measure(G.synthesis(latents))).detach().cpu().double().reshape(-1))
         if progress:
             progress(min(i + batch, n), n, "")
     w, s = torch.cat(w), torch.cat(s)

@@ -384,7 +384,7 @@ class BlazeFace(nn.Module):
         pictures: torch.Tensor,  # (N,3,128,128) in [-1,1]
         least: float = 0.5,  # least score
     ) -> list:  # N lists of (box (4,), points (6,2), score); float64, parts of the picture's side
-        answers, logits = (x.double().cpu().numpy() for x in self.net(pictures))
+        answers, logits = (x.cpu().double().numpy() for x in self.net(pictures))
         scores = 1 / (1 + np.exp(-logits[..., 0].clip(-80, 80)))
         return [blend_boxes(*decode_boxes(a), s, least) for a, s in zip(answers, scores)]
 
