@@ -347,7 +347,7 @@ def moved(net):
     return other
 
 
-def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), tuned="g"):
+def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **parts):
     "The inputs of a stage's key, and on which device it computes, without computing it."
     seen = []
 
@@ -358,8 +358,8 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), tu
         monkeypatch.setattr(module, "run_stage", note)
     monkeypatch.setattr(stages, "load_track", lambda faces: (None, np.ones(2, bool), ((0, 2),)))
     config = config or RunConfig()
-    parts = {n: SimpleNamespace(key=n, path=n) for n in ("faces", "crops", "masks", "pivots")}
-    parts["generator"] = SimpleNamespace(key=tuned) if tuned else None
+    known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator"), "usual") | parts
+    parts = {n: SimpleNamespace(key=k, path=k) if k else None for n, k in known.items()}
     P, edits = models.perceptual, as_edits(list(edits), models)
     dict(
         faces=lambda: stages.faces_stage(clip, models, config, None, None),
@@ -374,6 +374,7 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), tu
             models, parts["crops"], parts["pivots"], parts["generator"], P, None, None
         ),
         stitched=lambda: stages.stitched_stage(clip, models, config, edits, parts, None, None),
+        start=lambda: stages.start_stage(clip, models, config, edits, parts, None, None),
     )[stage]()
     return seen[0]
 
@@ -453,11 +454,12 @@ def test_what_stitching_depends_on(monkeypatch, everybody):
         key(models, clip, edits=("smile=3",)),
         key(models, clip, edits=("smile=2", "age=1")),
         key(replace(models, directions=other), clip),
-        key(models, clip, tuned="another"),
-        key(models, clip, tuned=""),
-        key(replace(models, generator=moved(models.generator)), clip, tuned=""),
+        key(models, clip, generator="another"),
+        key(models, clip, generator=""),
+        key(replace(models, generator=moved(models.generator)), clip, generator=""),
         key(models, clip, RunConfig(stitch=StitchConfig(steps=7))),
         key(models, clip, RunConfig(stitching=False)),
+        key(models, clip, start="a common start"),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -466,8 +468,8 @@ def test_a_stage_computes_where_the_bundle_is(monkeypatch, everybody):
     "Whose memory is watched."
     models, clip = everybody
     there = replace(models, device=torch.device("cuda:1"))
-    config = RunConfig(**IN_FULL)
-    for stage in ("faces", "masks", "pivots", "generator", "scores", "stitched"):
+    config = RunConfig(**IN_FULL | dict(stitch=StitchConfig(dtype="float32", common=5)))
+    for stage in ("faces", "masks", "pivots", "generator", "scores", "start", "stitched"):
         assert key_of(stage, monkeypatch, there, clip, config)[1] == there.device, stage
 
 
