@@ -477,7 +477,7 @@ def attribute_change(
     for k in MEASURES:
         change = (b[k] - a[k])[seen]
         table[k] = dict(
-            source=a[k].mean(),
+            source=a[k][seen].mean() if n else np.nan,
             result=b[k][seen].mean() if n else np.nan,
             change=change.mean() if n else np.nan,
             error=change.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan,
