@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import StitchError, check_shape, seeded, to_tensor
-from .device import autocast, frames_at_once, tuning_dtype
+from .device import DTYPES, autocast, frames_at_once, tuning_dtype
 from .generator import FullyConnected
 
 # %% ../nbs/30_encode.ipynb #b1d57811
@@ -199,8 +199,7 @@ class Encoder(nn.Module):
         )
 
     def pyramid(self, x):  # (N,3,S,S) -> three maps, coarse to fine
-        "The feature maps that the heads read: S/16, S/8 and S/4 pixels wide (S/32.. behind a"
-        "stem of stride 2)."
+        "The maps that the heads read: S/16, S/8, S/4 pixels wide (half behind a stem of stride 2)."
         x, c = self.input_layer(x.contiguous(memory_format=torch.channels_last)), []
         for i, block in enumerate(self.body):
             x = block(x)
@@ -422,7 +421,8 @@ class SharedConfig:
             raise StitchError(f'lambda_offset {self.lambda_offset} must not be negative')
         if not 0 <= self.rampdown <= 1:
             raise StitchError(f'rampdown {self.rampdown} is a part of the updates: use 0 to 1')
-        tuning_dtype(self.dtype, 'cpu')  # refuses a name that is not known
+        if self.dtype not in DTYPES:
+            raise StitchError(f'dtype {self.dtype!r} is not known: choose {", ".join(DTYPES)}')
 
     def lr_at(self, step: int) -> float:  # step size of update `step`
         left = 1 - (step + 0.5) / self.steps

@@ -125,7 +125,7 @@ class BundleFaces:
     ) -> np.ndarray:  # (68,2) float64, frame pixels
         "Landmarks of the face at a place."
         patch, matrix = face_patch(frame, centre, size)
-        found = self.landmarks(patch.to(self.device))[0].double().cpu().numpy()
+        found = self.landmarks(patch.to(self.device))[0].cpu().double().numpy()
         return (found + 0.5) @ matrix[:, :2].T + matrix[:, 2] - 0.5
 
     @torch.inference_mode()
@@ -358,7 +358,7 @@ class MediaPipeFaces:
         matrix = self.mesh.square(around, eyes)
         patch = resample(picture, matrix, n, n)[None] / 127.5 - 1
         points, face = self.mesh(patch.to(self.device))
-        points = points[0, :, :2].double().cpu().numpy()
+        points = points[0, :, :2].cpu().double().numpy()
         return points @ matrix[:, :2].T + matrix[:, 2], float(face)
 
     def points(

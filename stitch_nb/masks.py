@@ -17,7 +17,7 @@ from .core import StitchError, to_tensor
 
 # %% ../nbs/60_masks.ipynb #b1d57811
 def face_mask(
-    labels,  # (...,H,W) uint8 array or tensor, class numbers of `networks.LABELS`
+    labels,  # (...,H,W) uint8 array or tensor, class numbers of `nets.small.LABELS`
     background: tuple = (
         0,
         16,
@@ -214,7 +214,7 @@ def segment(
     S: torch.nn.Module,  # (N,3,R,R) in [-1,1] -> logits (N,19,h,w)
     crops: np.ndarray,  # (T,R,R,3) uint8
     batch: int = 8,  # crops at once
-) -> torch.Tensor:  # (T,h,w) uint8 on the CPU, class numbers of `networks.LABELS`
+) -> torch.Tensor:  # (T,h,w) uint8 on the CPU, class numbers of `nets.small.LABELS`
     "What each pixel of each crop is."
     device = next(S.parameters()).device
     with torch.inference_mode():

@@ -92,7 +92,7 @@ def ssims(
     if torch.device(device).type == "cpu" or min(np.shape(images)[1:3]) < 5:
         return np.array([ssim(a, b) for a, b in zip(images, targets, strict=True)])
     a, b = (to_tensor(np.asarray(x), device) * 127.5 - 0.5 for x in (images, targets))
-    return _similarity(a, b, _smooth_on_device).mean((1, 2, 3)).double().cpu().numpy()
+    return _similarity(a, b, _smooth_on_device).mean((1, 2, 3)).cpu().double().numpy()
 
 # %% ../nbs/85_metrics.ipynb #7b52009b
 def perceptual_distances(
@@ -162,7 +162,7 @@ def similarity_curves(
 # %% ../nbs/85_metrics.ipynb #d435a6cd
 def identity_vectors(
     crops,  # (T,R,R,3) uint8
-    identity,  # `networks.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
+    identity,  # `nets.small.IdentityNet` or any network from (N,3,R,R) in [-1,1] to (N,D)
     batch: int = 16,  # crops at a time
 ) -> np.ndarray:  # (T,D) float32, unit length
     "The embedding of each crop."
@@ -477,7 +477,7 @@ def attribute_change(
     for k in MEASURES:
         change = (b[k] - a[k])[seen]
         table[k] = dict(
-            source=a[k].mean(),
+            source=a[k][seen].mean() if n else np.nan,
             result=b[k][seen].mean() if n else np.nan,
             change=change.mean() if n else np.nan,
             error=change.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan,

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'ROLES', 'SCALE', 'NEEDED', 'SUFFIXES', 'network_class', 'compact', 'network_config', 'save_network',
-           'save_bundle', 'Bundle', 'bundle_folders', 'installed_bundles', 'verified', 'in_bytes', 'widened',
-           'build_network', 'fits', 'fetched_networks', 'load_folder', 'official_perceptual', 'official_meta',
-           'load_official', 'converted_own', 'read_own', 'own_files', 'own_parts', 'load_own', 'find_bundle',
-           'load_models', 'bundle_folder', 'convert_weights', 'fit_direction']
+           'save_bundle', 'Bundle', 'bundle_folders', 'installed_bundles', 'checked_tensors', 'in_bytes', 'widened',
+           'build_network', 'fitted_directions', 'fetched_networks', 'read_record', 'load_folder',
+           'official_perceptual', 'official_meta', 'load_official', 'converted_own', 'read_own', 'own_files',
+           'own_parts', 'load_own', 'find_bundle', 'load_models', 'bundle_folder', 'convert_weights', 'fit_direction']
 
 # %% ../nbs/88_models.ipynb #77de68da
 import json
@@ -83,8 +83,7 @@ def compact(
 def network_config(
     net: nn.Module,  # a network of one of `CLASSES`
 ) -> dict:  # constructor arguments, JSON types only
-    "The arguments that build `net` again, checked: the rebuilt network has the same entries with"
-    "the same shapes."
+    "The arguments that build `net` again, checked: the new one has the same entries and shapes."
     cls = network_class(type(net).__name__)
     config = getattr(net, "config", None)
     if config is None:
@@ -106,8 +105,7 @@ def save_network(
     path: Path,  # the .safetensors file to write
     net: nn.Module,  # a network of one of `CLASSES`
 ) -> dict:  # {class, args, file, sha256}: its entry in bundle.json
-    "Write one network's numbers, half precision where that is harmless, and its class and"
-    "arguments as the file's metadata."
+    "Write one network's numbers, in half precision where harmless, its class and its arguments."
     entry = {"class": type(net).__name__, "args": network_config(net)}
     save_tensors(
         path,
@@ -207,7 +205,7 @@ def installed_bundles() -> dict[str, Path]:  # name to folder
     return {p.name: p for p in found}
 
 
-def verified(
+def checked_tensors(
     folder: Path,  # the bundle's folder
     entry: dict,  # {file, sha256, ...} from its bundle.json
 ) -> dict:  # name to tensor, as stored
@@ -269,7 +267,9 @@ def build_network(
     return net.eval().requires_grad_(False)
 
 
-def fits(directions: dict, generator: nn.Module, device) -> dict:  # name to (L,D) float32
+def fitted_directions(
+    directions: dict, generator: nn.Module, device
+) -> dict:  # name to (L,D) float32
     "Directions for this generator; a single row counts for every style layer."
     shape, out = (generator.num_ws, generator.w_dim), {}
     for k, v in directions.items():
@@ -305,22 +305,35 @@ def fetched_networks(
     return {role: net.to(device) for role, net in nets.items()}
 
 
+def read_record(
+    folder: Path,  # with a bundle.json
+) -> tuple:  # its text, and what it says
+    "The record of a bundle, if it is one."
+    path = folder / "bundle.json"
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        record = json.loads(text)
+        entries = [*record["networks"].values(), record.get("directions", dict(file="", sha256=""))]
+        whole = all({"file", "sha256"} <= set(entry) for entry in entries)
+        whole &= all({"class", "args"} <= set(entry) for entry in entries[:-1])
+        whole &= {"name", "resolution"} <= set(record)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise StitchError(f"{path} is not a bundle's record: install the bundle again")
+    return text, record
+
+
 def load_folder(
     folder: Path,  # with a bundle.json
     device: torch.device,
     resolution: int | None = None,  # of a generator that draws more than one size
 ) -> Bundle:
     "Read a bundle that `save_bundle` wrote."
-    text = (folder / "bundle.json").read_text(encoding="utf-8")
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError:
-        raise StitchError(
-            f"{folder / 'bundle.json'} is not JSON: install the bundle again"
-        ) from None
+    text, record = read_record(folder)
     entries = {role: entry for role, entry in record["networks"].items() if role in ROLES}
     nets = {
-        role: build_network(entry, verified(folder, entry), entry["file"]).to(device)
+        role: build_network(entry, checked_tensors(folder, entry), entry["file"]).to(device)
         for role, entry in entries.items()
     }
     if "fetched" in record:
@@ -336,7 +349,7 @@ def load_folder(
     elif "fetched" in record:
         nets["perceptual"] = official_perceptual(device)
     directions = (
-        fits(verified(folder, record["directions"]), nets["generator"], device)
+        fitted_directions(checked_tensors(folder, record["directions"]), nets["generator"], device)
         if "directions" in record
         else {}
     )
@@ -347,7 +360,7 @@ def load_folder(
         directions=directions,
         meta=record.get("meta", {}),
         device=device,
-        hash=hash_of(text, resolution),
+        hash=hash_of(text, resolution) if resolution else hash_of(text),
     )
 
 # %% ../nbs/88_models.ipynb #472b07b9
@@ -376,7 +389,7 @@ def official_perceptual(device):
     )
     return (
         perceptual.TrunkPerceptual(
-            build_network(entry, verified(folder, entry), entry["file"]),
+            build_network(entry, checked_tensors(folder, entry), entry["file"]),
             "trunk of the people bundle",
         ).to(device)
         if entry
@@ -395,7 +408,7 @@ def official_meta(name: str) -> dict:  # of an official bundle
 
 
 def load_official(
-    name: str,  # one of `registry.official_bundles()`
+    name: str,  # one of `catalogue.official_bundles()`
     device: torch.device,
 ) -> Bundle:
     "A bundle from the cache of official files."
@@ -417,7 +430,7 @@ def load_official(
         nets["generator"].resolution,
         **nets,
         perceptual=official_perceptual(device),
-        directions=fits(directions, nets["generator"], device),
+        directions=fitted_directions(directions, nets["generator"], device),
         meta=official_meta(name),
         device=device,
         hash=hash_of(name, marks),
@@ -459,6 +472,7 @@ def read_own(path: Path) -> list:  # of (role, name of the file, network or {nam
                 FaceDetector="detector",
                 LandmarkNet="landmarks",
                 IdentityNet="identity",
+                MobileGenerator="generator",
             )
             return [(role[type(net).__name__], path.name, net)]
     else:
@@ -545,7 +559,7 @@ def load_own(
             nets["perceptual"]
         )
     name, marks = "+".join(p.stem for p in paths), [(f.name, sha256_of(f)) for f in files]
-    directions = fits(directions, generator, device)
+    directions = fitted_directions(directions, generator, device)
     if base is None:
         nets.setdefault("perceptual", official_perceptual(device))
         meta = dict(scale=1.0, recipe="reference")
@@ -591,7 +605,7 @@ def load_models(
 ) -> Bundle:  # float32, frozen, in evaluation mode, on `device`
     "Every network of a bundle; None: what STITCH_MODELS names, else `people`."
     text = str(name_or_path or os.environ.get("STITCH_MODELS") or "people")
-    device = pick_device(device) if isinstance(device, str) else device
+    device = pick_device(device)
     words = [text] if Path(text).expanduser().exists() else text.split("+")
     sizes = {w: int(w.removeprefix("mobile-")) for w in words if w in ("mobile-512", "mobile-1024")}
     places, base = [find_bundle("mobile" if w in sizes else w) for w in words], None
@@ -668,8 +682,8 @@ def fit_direction(
         latents = G.mapping(
             torch.randn(min(batch, n - i), G.z_dim, generator=rng).to(device), truncation
         )
-        w.append(latents[:, 0].double().cpu())
-        s.append(torch.as_tensor(measure(G.synthesis(latents))).detach().double().cpu().reshape(-1))
+        w.append(latents[:, 0].cpu().double())
+        s.append(torch.as_tensor(measure(G.synthesis(latents))).detach().cpu().double().reshape(-1))
         if progress:
             progress(min(i + batch, n), n, "")
     w, s = torch.cat(w), torch.cat(s)

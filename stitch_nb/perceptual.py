@@ -67,7 +67,7 @@ class TrunkPerceptual(Perceptual):
 
     def __init__(
         self,
-        trunk: nn.Module,  # (N,3,H,W) -> list of maps, e.g. networks.Trunk; it is copied
+        trunk: nn.Module,  # (N,3,H,W) -> list of maps, e.g. nets.small.Trunk; it is copied
         name: str = 'bundle trunk',  # what reports call it
         largest: int = 256,  # px: larger pictures are halved until they are not (it learnt on 128)
     ):

@@ -64,6 +64,7 @@ from stitch_nb.run.store import (
     hold,
     in_use,
     make_way,
+    network_key,
     place,
     remove,
     spending,
@@ -128,6 +129,7 @@ def edit_clip(
     stages: str | Path | None = None,  # where stages are kept, to share them; None: out/stages
     truth: Clip | str | Path | None = None,  # the true edit of the same frames: measured against
     device: str = 'cpu',  # for `models` given by name: 'auto', 'cpu', 'cuda', 'mps'
+    say=None,  # called with each line that is worth knowing before the work begins
 ) -> Run:
     "Edit a clip; the same call goes on where a killed one stopped."
     clip = clip if isinstance(clip, Clip) else read_clip(clip)
@@ -136,11 +138,13 @@ def edit_clip(
     config, edits, out = config or RunConfig.for_models(models), as_edits(edits, models), Path(out)
     check_places(clip, out, truth)
     check_settings(models, config, edits)
-    check_output(clip, out / "result.mp4", config.lossless, config.crf, config.mark)
+    less = check_output(clip, out / "result.mp4", config.lossless, config.crf, config.mark)
     if config.credentials:
         check_credentials(config.credentials, out / "result.mp4")
     folder = Path(stages) if stages is not None else out / "stages"
     first, what = ranks().rank == 0, " ".join(map(str, edits))
+    for line in (*clip.notes, *less) if first and say else ():
+        say(line)
     with hold(out, what) if first else nullcontext(), in_use(folder):
         if first:
             remove(hidden_folder(out) / "new")
@@ -148,7 +152,7 @@ def edit_clip(
         from_first()
         done, quads, backend, distance = run_stages(clip, models, config, edits, folder, progress)
         parts = [s.key for s in done.values()], config, clip_key(truth) if truth else ""
-        key = hash_of(*parts, MEASURES_VERSION)
+        key = hash_of(*parts, MEASURES_VERSION, network_key(models.identity))
         record = finished(out, key) if first else None
         if first and record is None:
             job = clip, models, config, edits, backend, done, quads, truth
@@ -162,7 +166,7 @@ def write_results(out, key, distance, job, progress) -> dict:  # run.json
     "Make the outputs aside, put others' away, these into place, and the record last."
     clip, models, config, edits, _, done, *_ = job
     record = run_record(clip, edits, models, config, key, done, distance)
-    with spending() as spent:
+    with spending(models.device) as spent:
         made = write_outputs(out, *job, progress)
     record["stages"]["result"] = spent | dict(reused=False)
     record = as_json(close_record(record, made, stand_ins(config, models, done)))
@@ -225,9 +229,10 @@ def close_record(
     "The record of a run whose outputs are made."
     folder, notes = made
     spends = record["stages"].values()
+    peaks = {k: [s[k] for s in spends if k in s] for k in ("peak_mib", "peak_gpu_mib")}
     return record | dict(
         seconds=round(sum(s["seconds"] for s in spends), 3),
-        peak_mib=max(s["peak_mib"] for s in spends),
+        **{k: max(found) for k, found in peaks.items() if found},
         finished=True,
         notes=said + notes,
         outputs={n: digest_of(folder / n) for n in OUTPUTS[:-1]},
@@ -266,6 +271,11 @@ def check_places(clip, out, truth):
     if there.exists() and not there.is_dir():
         raise StitchError(
             f"{out} is a file: the run folder (--out) has to be a folder or a new name"
+        )
+    if there == Path(clip.path).resolve():
+        raise StitchError(
+            f"{out} holds the clip's frames, and what a run writes would be taken for some: "
+            "choose another run folder (--out)"
         )
     check_inside(out)
     if truth is None:

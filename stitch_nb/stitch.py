@@ -81,7 +81,8 @@ class StitchConfig:
                 check_fields(self, whole=((name, least),))
         if self.common and self.tune == 'latent':
             raise StitchError(
-                f"common={self.common} tunes weights, which tune='latent' leaves alone: use common=0"
+                f"common={self.common} tunes weights, which tune='latent' leaves alone: "
+                'use common=0'
             )
 
     def rate(self, step: int, steps: int) -> float:

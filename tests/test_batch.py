@@ -9,6 +9,7 @@ import tiny
 from stitch_nb.commands.batch import (
     batch_devices,
     is_done,
+    note_of,
     read_manifest,
     run_batch,
     stitch_batch,
@@ -68,6 +69,20 @@ def test_a_process_that_is_killed_is_a_row_that_failed(table, tmp_path, monkeypa
     results = run_batch(read_manifest(table, tmp_path / 'runs')[1:], ['cpu'], lambda s: None)
     assert [note['state'] for _, note in results] == ['failed', 'failed']
     assert all('killed by signal 9' in note['why'] for _, note in results) and os.name
+
+
+def test_a_clip_that_vanishes_is_a_row_that_failed(table, tmp_path):
+    "So is one whose note is no record; the others go on."
+    jobs = read_manifest(table, tmp_path / 'runs')
+    for job in jobs:
+        job.out.mkdir(parents=True)
+        (job.out / 'result.mp4').touch()
+        note_of(job).write_text('{"state": "done"}')
+    note_of(jobs[1]).write_text('[]')
+    jobs[0].clip.unlink()
+    results = run_batch(jobs, ['cpu'], lambda s: None, lambda job, d: dict(state='done', why='ran'))
+    assert [note['state'] for _, note in results] == ['failed', 'done', 'done']
+    assert 'FileNotFoundError' in results[0][1]['why'] and results[1][1]['why'] == 'ran'
 
 
 def test_every_card_gets_a_clip(table, tmp_path, monkeypatch):

@@ -3,17 +3,20 @@
 import json
 from dataclasses import replace
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb.commands.edit import stitch_edit
+from stitch_nb import pipeline
+from stitch_nb.commands.edit import report, stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run import measure
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
@@ -92,6 +95,55 @@ def test_outputs(call, disc_clip, tmp_path):
         and record["source"]["fps"] == "30000/1001"
     )
     assert np.asarray(Image.open(run / "strip.png")).shape[1] > 5 * 256
+
+
+def test_run_json_says_how_it_was_computed(call, disc_clip, tmp_path):
+    "Precision as it came to, not as it was asked for; the float32 policy; memory; compiling."
+    assert call(disc_clip, frames="0:2", memory="low", dtype="bfloat16")[0] == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    pti, stitch = (record["settings"][k] for k in ("pti", "stitch"))
+    assert (pti["memory"], stitch["memory"], pti["compile"]) == ("low", "low", False)
+    assert record["machine"]["dtype"] == dict(pti="bfloat16", stitch="bfloat16")
+    assert record["machine"]["float32"] in ("ieee", "tf32", "mixed")
+    assert record["machine"]["device"] == "cpu" and record["machine"]["threads"] >= 1
+    call(disc_clip, frames="0:2", dtype="auto")
+    machine = json.loads((tmp_path / "run" / "run.json").read_text())["machine"]
+    assert set(machine["dtype"].values()) <= {"float32", "bfloat16"}
+
+
+def test_a_number_that_is_none_is_left_out_of_the_report(call, disc_clip, tmp_path):
+    "A run whose numbers cannot be said is a finished run all the same."
+    assert call(disc_clip, frames="0:2", truth=str(disc_clip))[0] == 0
+    out = tmp_path / "run"
+    metrics = json.loads((out / "metrics.json").read_text())
+    record = json.loads((out / "run.json").read_text())
+    run = SimpleNamespace(metrics=metrics, record=record, out=out)
+    assert "true edit, inside of the mask" in report(run)
+    metrics["true_edit"] = dict(result=None, source=None, gain=None)
+    assert "true edit" not in report(run)
+
+
+def test_frames_without_a_paste_do_not_spoil_the_mean():
+    rows = [dict(result=30.0), dict(result=float("nan")), dict(result=20.0)]
+    assert measure._mean(rows, "result") == 25
+
+
+def test_the_output_is_tried_once_and_first(call, disc_clip, tmp_path, monkeypatch):
+    "What the result needs, and what it will be less than the source, is known before the work."
+    tried = []
+
+    def look(*args, **kwargs):
+        tried.append(args)
+        if len(tried) == 1:
+            raise StitchError("no room left anywhere")
+        return ["the sound is silent"]
+
+    monkeypatch.setattr(pipeline, "check_output", look)
+    status, line, _ = call(disc_clip, frames="0:2")
+    assert status == 2 and "no room left anywhere" in line and len(tried) == 1
+    assert not list((tmp_path / "run").rglob("*.np[yz]"))
+    status, _, said = call(disc_clip, frames="0:2")
+    assert status == 0 and len(tried) == 2 and said.count("note: the sound is silent\n") == 1
 
 
 def test_wrong_outside_is_noticed(disc_clip):
@@ -286,6 +338,17 @@ def test_the_source_is_never_overwritten(call, tmp_path):
     status, line, _ = call(path)
     assert status == 2 and "overwritten by its own edit" in line
     assert path.read_bytes() == before
+
+
+def test_frames_are_not_mixed_with_results(call, tmp_path):
+    "strip.png would be a frame of the next run."
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for t, frame in enumerate(tiny.face_frames(T=2)):
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    status, line, _ = call(folder, out=str(tmp_path / "frames"))
+    assert status == 2 and "holds the clip's frames" in line
+    assert sorted(p.name for p in folder.iterdir()) == ["0.png", "1.png"]
 
 
 def test_foreign_files_in_the_run_folder_are_kept(call, disc_clip, tmp_path):

@@ -1,5 +1,7 @@
 "Where and how things are computed: devices that are there, float32 that is float32, a device without float64, threads, memory of the right card."
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from stitch_nb import device
 from stitch_nb.core import StitchError
+from stitch_nb.faces import BundleFaces, MediaPipeFaces
 from stitch_nb.generator import Generator
 from stitch_nb.pti import CropStore, PTIConfig, tune_generator
 from stitch_nb.stitch import StitchConfig, stitch_frames
@@ -81,6 +84,27 @@ def test_the_right_cards_memory(monkeypatch):
     assert set(asked) == {'cuda:1'} and device.free_memory('cpu') == 0
 
 
+def test_a_stage_watches_the_card_that_it_runs_on(monkeypatch, tmp_path):
+    "Its peak is in the note, from zero, and no other card is asked."
+    from stitch_nb.run.store import run_stage
+
+    asked, peaks = [], dict(now=5 * 2**20)
+    reset = lambda d=None: asked.append(str(d)) or peaks.update(now=0)
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', reset)
+    read = lambda d=None: asked.append(str(d)) or peaks['now']
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', read)
+
+    def make(path, tick):
+        peaks.update(now=peaks['now'] + 3 * 2**20)
+        path.write_text('x')
+
+    stage = run_stage(tmp_path, 'work', (1,), '.txt', make, device='cuda:1')
+    assert stage.note['peak_gpu_mib'] == 3 and set(asked) == {'cuda:1'}
+    asked.clear()
+    assert 'peak_gpu_mib' not in run_stage(tmp_path, 'work', (2,), '.txt', make).note
+    assert not asked
+
+
 def test_frames_follow_the_cards_memory(monkeypatch):
     room = SimpleNamespace(free=80 * 2**30)
     monkeypatch.setattr(device, 'free_memory', lambda d: room.free)
@@ -96,6 +120,38 @@ def test_tuning_without_float64(G, clip):
         config = StitchConfig(steps=2, workers=1)
         results = stitch_frames(G_pti, *clip, [make_masks()] * T, config=config)
         assert len(list(results)) == T
+
+
+def test_the_other_stages_bring_numbers_home_before_they_widen_them():
+    "Float64 on MPS fails, so what a network gave goes to the processor first, everywhere."
+    package = Path(device.__file__).parent
+    wide = re.compile(r'\.(double\(\)|to\(torch\.(double|float64)\))(\.\w+\([^()]*\))*\.cpu\(\)')
+    sources = {p: p.read_text(encoding='utf-8') for p in package.rglob('*.py')}
+    assert not [f'{p.name}: {m[0]}' for p, text in sources.items() for m in wide.finditer(text)]
+    assert wide.search('x[0].double().reshape(-1).cpu()') and not wide.search('x.cpu().double()')
+
+
+class Away(torch.Tensor):
+    "A tensor on a device that has no float64."
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double:
+            raise TypeError('Cannot convert a MPS Tensor to float64 dtype')
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+def test_landmarks_from_a_device_without_float64():
+    net = torch.nn.Linear(1, 1)
+    frame, centre = np.zeros((64, 64, 3), np.uint8), np.array([32.0, 32.0])
+    find = BundleFaces(net, lambda patch: torch.zeros(1, 68, 2).as_subclass(Away))
+    assert find.points(frame, centre, 20.0).dtype == np.float64
+    mesh = SimpleNamespace(side=192, square=lambda *_: np.array([[1.0, 0, 0], [0, 1.0, 0]]))
+    call = lambda patch: (torch.zeros(1, 468, 3).as_subclass(Away), torch.zeros(1))
+    mesh = type('Mesh', (), dict(vars(mesh), __call__=lambda self, patch: call(patch)))()
+    found, _ = MediaPipeFaces(net, mesh).look(torch.zeros(3, 64, 64), centre[None], centre[None])
+    assert found.dtype == np.float64
 
 
 def test_a_stage_that_the_device_cannot_do():

@@ -31,10 +31,29 @@ def test_fields(capsys):
         and found["ffmpeg"]["round_trip"]
         and found["ffmpeg"]["codecs"]["libx264"]
     )
+    assert set(found["landmarks"]) == {"bundle", "mediapipe", "face_alignment", "dlib"}
+    assert found["packages"]["av"]["ok"] and not found["bundles"]["mobile"]["complete"]
+    assert "stitch_weights download mobile" in found["landmarks"]["mediapipe"]["error"]
+    assert any("stitch_weights download mobile" in line for line in found["advice"])
     assert found["bundles"]["people"]["complete"] and found["landmarks"]["bundle"]["faces"] == 1
     assert "ffhq.pkl" in found["bundles"]["ffhq"]["missing"]
     assert any("stitch_weights download ffhq" in line for line in found["advice"])
     assert found["memory"]["total"] > found["memory"]["available"] > 0
+
+
+def test_what_is_missing_says_how_it_is_got(monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", {"no-such-thing": "pip install it"})
+    for name in ("ask_people", "ask_landmarks", "ask_ffmpeg"):
+        monkeypatch.setattr(doctor, name, lambda *a: 1 / 0)
+    said = doctor.page(doctor.diagnose(bench=False, device="cpu"))
+    assert "no-such-thing  not usable: not installed (pip install it)" in said
+
+
+def test_mediapipe_is_tried(monkeypatch):
+    monkeypatch.undo()  # the cache in which the package was fetched
+    if doctor.missing_files("mobile"):
+        pytest.skip("the package of bundle mobile was not fetched: stitch_weights download mobile")
+    assert doctor.ask_landmarks("mediapipe")["faces"] == 1
 
 
 def test_estimates_grow_with_the_clip():

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import tiny
+from stitch_nb import pipeline
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.models import load_models
@@ -24,7 +25,7 @@ from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.run.stages import FrameMasks
-from stitch_nb.run.store import OUTPUTS, finished, read_sealed, write_sealed
+from stitch_nb.run.store import OUTPUTS, finished, hold, read_sealed, write_sealed
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 
@@ -280,6 +281,20 @@ def test_how_much_is_measured(room, tmp_path, monkeypatch, measure):
         assert run.metrics["seam"]["stitched"] > 0 and len(curves["leak"]) == 4
 
 
+def test_numbers_of_another_judge_are_taken_again(room, tmp_path, monkeypatch):
+    "Who is seen is measured by a network: with another one a finished run is not finished."
+    from stitch_nb.nets.small import IdentityNet
+
+    out = copied(room, "whole", tmp_path)
+    first = again(room, out, monkeypatch)
+    other = replace(room[1], identity=IdentityNet().eval())
+    second = edit_clip(room[2], "smile=1", out, other, CONFIG)
+    assert first.record["key"] != second.record["key"]
+    assert all(s.reused for s in second.stages.values())
+    assert first.metrics["identity_distance"] != second.metrics["identity_distance"]
+    assert (out / "result.mp4").read_bytes() == room[3]["result.mp4"]
+
+
 def test_sampled_numbers_are_those_of_the_sample(tmp_path, monkeypatch, room):
     "What is slow is taken on some frames, the rest on all of them; both as without sampling."
     from stitch_nb.run import measure
@@ -367,6 +382,28 @@ def test_two_edits_at_once(room, films, tmp_path, prepared):
     first = check_film(out, films)
     (other,) = set(films) - {first}
     assert shell(room, out, other).wait() == 0 and check_film(out, films) == other
+
+
+def test_a_second_edit_in_the_midst_is_refused(room, tmp_path, monkeypatch):
+    "While one edit writes its films, another in the same folder neither begins nor is believed."
+    out, told = copied(room, "whole", tmp_path), []
+    monkeypatch.setattr(pipeline, "hold", lambda out, what: hold(out, what, wait=0.1))
+
+    def progress(name):
+        def tick(done, total, text=""):
+            if name == "compare" and not told:
+                with pytest.raises(StitchError, match="is in use by process") as error:
+                    edit_clip(room[2], "smile=1", out, room[1], CONFIG)
+                told.append(str(error.value))
+
+        return nullcontext(tick)
+
+    tiny.use_disc(monkeypatch)
+    run = edit_clip(room[2], "age=1", out, room[1], CONFIG, progress=progress)
+    assert "(age=1)" in told[0] and finished(out, run.record["key"])
+    assert read_sealed(out / "run.json")["edits"] == ["age=1"]
+    (aside,) = (out / "earlier").iterdir()
+    assert (aside / "result.mp4").read_bytes() == room[3]["result.mp4"]
 
 
 def check_film(out, films):

@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from stitch_nb.models import load_models
 from stitch_nb.people import judges
 from stitch_nb.people.comparison import groups_of, save_pages, table_markdown
 from stitch_nb.people.judges import (
+    CLIPS_OF,
     Check,
     Room,
     Sizes,
@@ -32,12 +34,14 @@ from stitch_nb.people.judges import (
     frechet,
     halves,
     keep_row,
+    main,
     measure,
     moments,
     movement,
     off_target,
     read_ages,
     read_table,
+    row_key,
     shape_readings,
     usual_chips,
     vector_distance,
@@ -342,13 +346,38 @@ def test_pages_fit_and_the_table_says_what_was_missed(tmp_path):
     )
 
 
-def test_the_table_of_the_bundle():
-    "What is committed: numbers, in the table's form; no judgement of quality but the crudest."
+def test_the_table_is_of_this_bundle_and_these_clips():
+    "Rows whose inputs are all here have the key that they would get now: none is of another bundle."
+    rows = read_table(HISTORY / 'judges.json')
+    models = load_models('people')
+    here = [k for k in rows if k in CLIPS_OF or k in ('sizes', 'demo')]
+    assert set(here) == {*CLIPS_OF, 'sizes', 'demo'}
+    for name in here:
+        sizes = replace(Sizes(), **rows[name]['settings'])
+        room = SimpleNamespace(models=models, data=None, sizes=sizes)
+        assert row_key(room, name)[0] == rows[name]['key'], name
+        other = SimpleNamespace(models=replace(models, hash='another'), data=None, sizes=sizes)
+        assert row_key(other, name)[0] != rows[name]['key'], name
+
+
+def test_the_rows_say_what_their_checks_say():
+    "Reached, missed, and by how much follow from the numbers beside them."
     rows = read_table(HISTORY / 'judges.json')
     assert {'encoder', 'generator', 'parser', 'landmarks'} <= set(rows)
     for row in rows.values():
-        assert row['ok'] in (True, False, None) and row['asked'] and row['said']
-        if row['ok'] is not None:
-            assert all(isinstance(c['value'], (int, float)) for c in row['checks']), row
-    assert rows['encoder']['measured']['psnr'] > 20
+        checks = [Check(**c) for c in row['checks']]
+        assert row['ok'] == (all(c.ok for c in checks) if checks else None)
+        assert all(str(c) in row['said'] for c in checks), row['said']
     assert sum(p.stat().st_size for p in HISTORY.glob('comparison_*.jpg')) < 600_000
+
+
+def test_work_is_kept_where_everything_is(monkeypatch, tmp_path):
+    "STITCH_CACHE is obeyed here as well."
+    seen = []
+    monkeypatch.setenv('STITCH_CACHE', str(tmp_path))
+    monkeypatch.setattr(judges, 'Room', lambda *args, **kwargs: seen.append(args[3]))
+    monkeypatch.setattr(judges, 'measure', lambda *args, **kwargs: {})
+    threads = torch.get_num_threads()
+    main.__wrapped__(quick=True)
+    torch.set_num_threads(threads)
+    assert seen == [tmp_path / 'judges']

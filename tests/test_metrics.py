@@ -203,3 +203,14 @@ def test_dlib_identity(source):
     crops = np.stack(list(read_clip(sample("talk"), frames=slice(8, 10)).frames()))[:, :, 24:216]
     v = identity_backend("dlib")(crops)
     assert v.shape == (2, 128) and np.allclose(np.linalg.norm(v, axis=1), 1) and v[0] @ v[1] > 0.8
+
+
+def test_source_and_result_are_of_the_same_frames():
+    "Where no face was found in the result, the source's does not count either."
+    points = np.random.default_rng(0).uniform(10, 90, (6, 68, 2))
+    moved = points + np.random.default_rng(1).normal(0, 1, points.shape)
+    moved[3] = np.nan
+    found = attribute_change(points, moved, ["smile"])
+    assert found["missed"] == 1
+    for row in found["measures"].values():
+        assert np.isclose(row["source"] + row["change"], row["result"])

@@ -131,6 +131,8 @@ def test_one_offset_is_found():
     assert torch.allclose(pivots - wrong, (pivots - wrong)[:1].expand_as(wrong), atol=1e-6)
     assert distances[-5:].mean() < 0.5 * distances[0]
     assert replace(config, steps=1).lr_at(0) > 0
+    with pytest.raises(StitchError, match="dtype 'half' is not known"):
+        SharedConfig(dtype="half")
     with pytest.raises(StitchError, match="rampdown"):
         SharedConfig(rampdown=2.0)
 

@@ -15,7 +15,9 @@ from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder, PivotConfig
 from stitch_nb.faces import centre_landmarks, landmark_backend
 from stitch_nb.generator import Generator
-from stitch_nb.models import fit_direction, load_models
+from stitch_nb.models import fit_direction, load_models, save_network
+from stitch_nb.nets.mobile import MobileGenerator
+from stitch_nb.nets.small import IdentityNet, Trunk
 from stitch_nb.pipeline import RunConfig, edit_clip
 from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
@@ -183,6 +185,40 @@ def test_folders_that_are_no_bundle(tmp_path, make, words):
     with pytest.raises(StitchError, match=words) as said:
         load_models(tmp_path / "own")
     assert "\n" not in str(said.value)
+
+
+RECORDS = ['', 'null', '[]', '3', '{}', '{"networks": []}', '{"networks": {"generator": 3}}']
+RECORDS += ['{"name": "x", "resolution": 32, "networks": {"generator": {"file": "a"}}}', '[' * 10**5]
+RECORDS += ['{"name": "x", "resolution": 32, "networks": {}, "directions": "no"}']
+
+
+@pytest.mark.parametrize("text", RECORDS)
+def test_a_record_that_is_none(tmp_path, text):
+    (tmp_path / "bundle.json").write_text(text)
+    with pytest.raises(StitchError, match="is not a bundle's record") as said:
+        load_models(tmp_path)
+    assert "\n" not in str(said.value)
+
+
+def test_every_network_that_is_saved_is_read(tmp_path):
+    "One file of each class that `save_network` writes, given as the user's own."
+    torch.manual_seed(0)
+    small = dict(z_dim=16, w_dim=16, channels=(16, 16, 16, 16), mapping_layers=2)
+    nets = dict(mobile=MobileGenerator(32, **small), trunk=Trunk(), identity=IdentityNet())
+    for name, net in nets.items():
+        save_network(tmp_path / f"{name}.safetensors", net)
+    models = load_models(tmp_path)
+    assert isinstance(models.generator, MobileGenerator) and models.resolution == 32
+    assert models.identity is not None and models.perceptual.trunk is not None
+
+
+def test_a_given_device_is_looked_at_too(monkeypatch):
+    "A torch.device sets the float32 policy and is refused like a name."
+    seen = []
+    pick = lambda name: seen.append(name) or torch.device("cpu")
+    monkeypatch.setattr("stitch_nb.models.pick_device", pick)
+    load_models("people", torch.device("cuda"))
+    assert seen == [torch.device("cuda")]
 
 
 def test_names(tmp_path, monkeypatch):

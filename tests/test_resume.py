@@ -104,17 +104,16 @@ def test_interrupt_and_resume(tmp_path, monkeypatch, models, clip_path, whole, s
     assert all(run.stages[name].reused for name in before if name in run.stages)
 
 
+def interrupt(out, models, clip_path, stage, at):
+    "A run that is stopped by its user."
+    with pytest.raises(KeyboardInterrupt):
+        stop = stop_in(stage, at, KeyboardInterrupt())
+        edit_clip(clip_path, "smile=1", out, models, CONFIG, progress=stop)
+
+
 def test_tuning_goes_on_from_its_checkpoint(tmp_path, monkeypatch, models, clip_path, whole):
     tiny.use_disc(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        edit_clip(
-            clip_path,
-            "smile=1",
-            tmp_path / "run",
-            models,
-            CONFIG,
-            progress=stop_in("generator", 6, KeyboardInterrupt()),
-        )
+    interrupt(tmp_path / "run", models, clip_path, "generator", 6)
     assert list((tmp_path / "run" / "stages").glob("generator-*.resume.safetensors"))
     seen = []
     watch = lambda name: nullcontext(
@@ -127,23 +126,12 @@ def test_tuning_goes_on_from_its_checkpoint(tmp_path, monkeypatch, models, clip_
 
 def test_stitching_goes_on_at_the_frame(tmp_path, monkeypatch, models, clip_path, whole):
     tiny.use_disc(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        edit_clip(
-            clip_path,
-            "smile=1",
-            tmp_path / "run",
-            models,
-            CONFIG,
-            progress=stop_in("stitched", 2, KeyboardInterrupt()),
-        )
-    done = {
-        p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "stages").glob("stitched-*/*.npz")
-    }
+    interrupt(tmp_path / "run", models, clip_path, "stitched", 2)
+    frames = lambda: (tmp_path / "run" / "stages").glob("stitched-*/*.npz")
+    done = {p.name: p.stat().st_mtime_ns for p in frames()}
     assert len(done) == 2
     run = edit_clip(clip_path, "smile=1", tmp_path / "run", models, CONFIG)
-    after = {
-        p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "stages").glob("stitched-*/*.npz")
-    }
+    after = {p.name: p.stat().st_mtime_ns for p in frames()}
     assert (
         len(after) == 5
         and all(after[n] == t for n, t in done.items())

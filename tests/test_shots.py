@@ -195,6 +195,29 @@ def test_numbers_of_edited_frames(people):
     assert track.edited_segments == ((0, 5), (5, 12))
 
 
+def test_the_crop_does_not_slide_across_a_cut(tmp_path):
+    "The squares before a cut are those of a clip that ends there."
+    from types import SimpleNamespace
+
+    from stitch_nb.core import save_arrays
+    from stitch_nb.run import stages
+    from stitch_nb.run.settings import RunConfig
+
+    points = load_arrays(sample('talk.truth.npz'))['landmarks'][:12]
+    points[6:] += 40
+    clip = read_clip(sample('talk.mp4'), frames=slice(0, 12))
+    models, config = SimpleNamespace(resolution=16, scale=1.0, device='cpu'), RunConfig()
+
+    def quads(n, segments):
+        path = tmp_path / f'{n}-{len(segments)}.npz'
+        save_arrays(path, landmarks=points[:n], edited=np.ones(n, bool), segments=segments)
+        faces = SimpleNamespace(path=path, key=path.name)
+        return stages.crops_stage(clip[:n], models, config, faces, tmp_path, None)[1]
+
+    whole, before = quads(12, ((0, 6), (6, 12))), quads(6, ((0, 6),))
+    assert np.allclose(whole[:6], before) and not np.allclose(quads(12, ((0, 12),))[:6], before)
+
+
 def test_a_whole_run_leaves_the_card_alone(tmp_path, monkeypatch, capsys):
     "From the command line to the lossless film: what has no face is the source, to the bit."
     import tiny

@@ -7,16 +7,28 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import stitch_nb.run.measure as measure
 import stitch_nb.run.stages as stages
 import tiny
-from stitch_nb.core import StitchError, atomic_path, load_tensors, save_tensors
+from stitch_nb.core import (
+    StitchError,
+    atomic_path,
+    clone_network,
+    hash_of,
+    load_tensors,
+    sample,
+    save_tensors,
+)
+from stitch_nb.encode import SharedConfig
 from stitch_nb.models import load_models
-from stitch_nb.run.settings import RunConfig
+from stitch_nb.pti import PTIConfig
+from stitch_nb.run.settings import RunConfig, as_edits
 from stitch_nb.run.store import (
     OUTPUTS,
     as_json,
@@ -35,6 +47,8 @@ from stitch_nb.run.store import (
     try_lock,
     write_sealed,
 )
+from stitch_nb.stitch import StitchConfig
+from stitch_nb.video import read_clip
 
 
 def number_stage(folder, n, name="number", **kwargs):
@@ -308,6 +322,155 @@ def test_keys_hash_what_is_used(tmp_path, monkeypatch, models):
         )
         seen.append((done.reused, done.note["dtype"]))
     assert seen == [(False, "float32"), (False, "bfloat16"), (True, "float32")]
+
+
+class Watching(torch.nn.Linear):
+    "Stands for one of MediaPipe's networks."
+
+    name = "mediapipe"
+
+    def __init__(self):
+        super().__init__(1, 1)
+
+
+@pytest.fixture(scope="module")
+def everybody():
+    "A bundle with all networks, and a clip."
+    return load_models("people"), read_clip(sample("talk"), frames=slice(0, 2))
+
+
+def moved(net):
+    "The same network but for one number."
+    other = clone_network(net, trainable=False)
+    with torch.no_grad():
+        next(p for p in other.parameters() if p.numel()).view(-1)[0].add_(1e-3)
+    return other
+
+
+def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **parts):
+    "The inputs of a stage's key, and on which device it computes, without computing it."
+    seen = []
+
+    def note(folder, name, inputs, suffix, make, progress=None, version=1, **how):
+        seen.append((hash_of(name, version, *inputs), how.get("device")))
+
+    for module in (stages, measure):
+        monkeypatch.setattr(module, "run_stage", note)
+    monkeypatch.setattr(stages, "load_track", lambda faces: (None, np.ones(2, bool), ((0, 2),)))
+    config = config or RunConfig()
+    known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator"), "usual") | parts
+    parts = {n: SimpleNamespace(key=k, path=k) if k else None for n, k in known.items()}
+    P, edits = models.perceptual, as_edits(list(edits), models)
+    dict(
+        faces=lambda: stages.faces_stage(clip, models, config, None, None),
+        masks=lambda: stages.masks_stage(
+            models, config, parts["faces"], parts["crops"], None, None, None
+        ),
+        pivots=lambda: stages.pivots_stage(models, config, parts["crops"], P, None, None),
+        generator=lambda: stages.generator_stage(
+            models, config, parts["crops"], parts["pivots"], P, None, None
+        ),
+        scores=lambda: measure.scores_stage(
+            models, parts["crops"], parts["pivots"], parts["generator"], P, None, None
+        ),
+        stitched=lambda: stages.stitched_stage(clip, models, config, edits, parts, None, None),
+        start=lambda: stages.start_stage(clip, models, config, edits, parts, None, None),
+    )[stage]()
+    return seen[0]
+
+
+NETWORKS = [
+    *(("faces", role) for role in ("detector", "landmarks")),
+    *(("masks", "parser"), ("pivots", "encoder"), ("generator", "generator")),
+    *(("generator", "perceptual"), ("scores", "generator"), ("scores", "perceptual")),
+]
+
+
+@pytest.mark.parametrize("stage, role", NETWORKS)
+def test_a_stage_of_another_network_is_another_stage(monkeypatch, everybody, stage, role):
+    models, clip = everybody
+    other = replace(models, **{role: moved(getattr(models, role))})
+    assert key_of(stage, monkeypatch, models, clip) != key_of(stage, monkeypatch, other, clip)
+    assert key_of(stage, monkeypatch, models, clip) == key_of(stage, monkeypatch, models, clip)
+
+
+def test_mediapipes_networks_are_in_the_key(monkeypatch, everybody):
+    models = replace(everybody[0], detector=Watching(), landmarks=Watching())
+    config = RunConfig(landmarks="mediapipe")
+    keys = {
+        key_of("faces", monkeypatch, m, everybody[1], config)
+        for m in (
+            models,
+            replace(models, detector=moved(models.detector)),
+            replace(models, landmarks=moved(models.landmarks)),
+        )
+    }
+    assert len(keys) == 3
+
+
+IN_FULL = dict(
+    pti=PTIConfig(dtype="float32"),
+    stitch=StitchConfig(dtype="float32"),
+    shared=SharedConfig(dtype="float32"),
+)
+TUNED = [("generator", "auto"), ("stitched", "auto"), ("pivots", "shared"), ("pivots", "optimise")]
+
+
+@pytest.mark.parametrize("stage, pivots", TUNED)
+def test_another_kind_of_device_is_another_stage(monkeypatch, everybody, stage, pivots):
+    "Rounding grows over thousands of updates; another card of the same kind counts as the same."
+    models, clip = everybody
+    places = ("cpu", "mps", "cuda:0", "cuda:1")
+    config = RunConfig(pivots=pivots, **IN_FULL)
+    keys = [
+        key_of(stage, monkeypatch, replace(models, device=torch.device(d)), clip, config)[0]
+        for d in places
+    ]
+    assert len(set(keys)) == 3 and keys[2] == keys[3]
+
+
+@pytest.mark.parametrize("stage, pivots", TUNED[:3])
+def test_auto_is_what_it_comes_to(monkeypatch, everybody, stage, pivots):
+    keys = {}
+    for here in ("float32", "bfloat16"):
+        monkeypatch.setattr(stages, "tuning_dtype", lambda n, d: here if n == "auto" else n)
+        keys[here] = key_of(stage, monkeypatch, *everybody, RunConfig(pivots=pivots))
+        given = dict(pti=PTIConfig(dtype=here), stitch=StitchConfig(dtype=here))
+        given = RunConfig(pivots=pivots, shared=SharedConfig(dtype=here), **given)
+        assert key_of(stage, monkeypatch, *everybody, given) == keys[here]
+    assert keys["float32"] != keys["bfloat16"]
+
+
+MASKS = dict(dilation=3, inner=2, variant="code", whole_image_border=True, edge=False)
+
+
+def test_what_stitching_depends_on(monkeypatch, everybody):
+    models, clip = everybody
+    key = lambda *args, **kwargs: key_of("stitched", monkeypatch, *args, **kwargs)
+    other = {**models.directions, "smile": models.directions["smile"] + 1e-4}
+    keys = [
+        key(models, clip),
+        *(key(models, clip, RunConfig(**{k: v})) for k, v in MASKS.items()),
+        key(models, clip, edits=("smile=3",)),
+        key(models, clip, edits=("smile=2", "age=1")),
+        key(replace(models, directions=other), clip),
+        key(models, clip, generator="another"),
+        key(models, clip, generator=""),
+        key(replace(models, generator=moved(models.generator)), clip, generator=""),
+        key(models, clip, RunConfig(stitch=StitchConfig(steps=7))),
+        key(models, clip, RunConfig(stitching=False)),
+        key(models, clip, start="a common start"),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_stage_computes_where_the_bundle_is(monkeypatch, everybody):
+    "Whose memory is watched."
+    models, clip = everybody
+    there = replace(models, device=torch.device("cuda:1"))
+    config = RunConfig(**IN_FULL | dict(stitch=StitchConfig(dtype="float32", common=5)))
+    for stage in ("faces", "masks", "pivots", "generator", "scores", "start", "stitched"):
+        assert key_of(stage, monkeypatch, there, clip, config)[1] == there.device, stage
 
 
 def test_old_folders_are_not_new_ones(tmp_path):

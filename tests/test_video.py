@@ -14,53 +14,22 @@ def array(clip, *args):
     return np.stack(list(clip.frames(*args)))
 
 
+def decoded(ffmpeg_exe, path, *args) -> bytes:
+    "What ffmpeg makes of a file."
+    command = [ffmpeg_exe, '-v', 'error', '-i', str(path), *args, '-']
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
 def packets(ffmpeg_exe, path):
     "One hash for each packet of the sound, in order."
-    out = subprocess.run(
-        [
-            ffmpeg_exe,
-            '-v',
-            'error',
-            '-i',
-            str(path),
-            '-map',
-            '0:a',
-            '-c',
-            'copy',
-            '-f',
-            'framehash',
-            '-hash',
-            'md5',
-            '-',
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return [line.split(',')[5].strip() for line in out.splitlines() if not line.startswith('#')]
+    how = '-map 0:a -c copy -f framehash -hash md5'.split()
+    lines = decoded(ffmpeg_exe, path, *how).decode().splitlines()
+    return [line.split(',')[5].strip() for line in lines if not line.startswith('#')]
 
 
 def pcm(ffmpeg_exe, path, *args):
-    out = subprocess.run(
-        [
-            ffmpeg_exe,
-            '-v',
-            'error',
-            '-i',
-            str(path),
-            *args,
-            '-map',
-            '0:a',
-            '-ac',
-            '1',
-            '-f',
-            's16le',
-            '-',
-        ],
-        capture_output=True,
-        check=True,
-    ).stdout
-    return np.frombuffer(out, np.int16)
+    how = '-map 0:a -ac 1 -f s16le'.split()
+    return np.frombuffer(decoded(ffmpeg_exe, path, *args, *how), np.int16)
 
 
 @pytest.fixture(scope='session')

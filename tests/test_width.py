@@ -1,4 +1,4 @@
-"Exported code is short: lines within 100 columns, functions within 60 lines."
+"Exported code is short: lines within 100 columns, functions within 60 lines; docstrings are whole."
 
 import ast
 from pathlib import Path
@@ -41,6 +41,15 @@ def functions_of(path: Path) -> list:
     return [(n.name, n.end_lineno - n.lineno + 1) for n in found]
 
 
+def idle_texts(path: Path) -> list:
+    "Lines with a text that does nothing: the second half of a docstring in two pieces."
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    bodies = [n.body[1:] for n in ast.walk(tree) if isinstance(n, kinds)]
+    values = [(s.lineno, s.value) for body in bodies for s in body if isinstance(s, ast.Expr)]
+    return [n for n, v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+
+
 @pytest.mark.parametrize("module", [str(m) for m in modules()])
 def test_lines_and_functions_are_short(module):
     "Exported code: lines within 100 columns, functions within 60 lines."
@@ -48,6 +57,7 @@ def test_lines_and_functions_are_short(module):
     assert not wide, f"{module}: lines {wide} are longer than {WIDTH} columns"
     long = [row for row in functions_of(PACKAGE / module) if row[1] > LENGTH]
     assert not long, f"{module}: functions longer than {LENGTH} lines: {long}"
+    assert not idle_texts(PACKAGE / module), f"{module}: a docstring is in two pieces"
 
 
 def test_the_measures_see_what_they_should(tmp_path):
@@ -57,3 +67,5 @@ def test_the_measures_see_what_they_should(tmp_path):
     file.write_text("\n".join(rows), encoding="utf-8")
     assert [i for i, line in code_lines(file) if len(line) > WIDTH] == [len(rows)]
     assert functions_of(file) == [("f", 71)]
+    file.write_text("def f():\n    'one'\n    'two'\n", encoding="utf-8")
+    assert idle_texts(file) == [3]

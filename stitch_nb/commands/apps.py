@@ -26,8 +26,8 @@ PAGES = {
 
 def app_notebook(
     name: str,  # '3', '9' or 'walkthrough'
+    folder: Path,  # where a stand-in is written
     root: Path | None = None,  # folder of the notebooks; None: `nbs` of this checkout
-    folder: Path | None = None,  # for a stand-in; None: a new temporary folder of the caller's
     models: str | None = None,  # networks, which only a stand-in takes; None: the page's own
 ) -> Path:  # of the notebook to serve
     "The notebook behind an app, or a stand-in for it."
@@ -46,7 +46,7 @@ def app_notebook(
     given = f"models={models!r}" if models else ""
     lines = f"from stitch_nb.{module} import {cls}", f"app = {cls}({given})\napp"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
-    out = Path(folder or tempfile.mkdtemp()) / Path(notebook).name
+    out = Path(folder) / Path(notebook).name
     nbformat.write(nb, out)
     return out
 

@@ -115,7 +115,7 @@ def is_done(job: Job) -> bool:
         note = json.loads(note_of(job).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return False
-    there = (job.out / 'result.mp4').is_file()
+    there = (job.out / 'result.mp4').is_file() and isinstance(note, dict)
     return there and note.get('state') == 'done' and note.get('job') == hash_of(job_key(job))
 
 
@@ -175,10 +175,10 @@ def run_batch(
         free.put(device)
 
     def one(job):
-        if is_done(job):
-            return dict(state='done', why='from before')
         device = free.get()
         try:
+            if is_done(job):
+                return dict(state='done', why='from before')
             say(f'row {job.number}: {job.clip.name} {" ".join(job.edits)} on {device}')
             return run(job, device)
         except Exception as error:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside', 'said_of_frames', 'report',
-           'as_person', 'settings_of', 'stitch_edit', 'tell_notes', 'edit_and_report', 'stitch_demo']
+           'as_person', 'settings_of', 'stitch_edit', 'tell', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -21,10 +21,10 @@ from ..core import StitchError, bar, sample
 from ..credentials import as_credentials
 from ..device import join_ranks
 from ..models import load_models
-from ..pipeline import Run, check_places, edit_clip
+from ..pipeline import Run, edit_clip
 from ..run.settings import RunConfig
 from ..probe import MAX_PIXELS
-from ..video import check_output, parse_frames, read_clip
+from ..video import parse_frames, read_clip
 
 # %% ../../nbs/commands/10_edit.ipynb #c1dfd96e
 def resume_hint(out):
@@ -106,8 +106,8 @@ def report(run: Run):
             f"; seam {seam['stitched']:.2f} of the source's (blended {seam['blended']:.2f})"
         )
         lines.append(f"outside of the mask: {said_of_outside(m)}")
-    if "true_edit" in m:
-        true = m["true_edit"]
+    true = m.get("true_edit") or {}
+    if None not in (true.get("result"), true.get("source")):
         lines.append(
             f"true edit, inside of the mask: {true['result']:.1f} dB from the result, "
             f"{true['source']:.1f} dB from the source"
@@ -232,22 +232,19 @@ def stitch_edit(
         part = parse_frames(frames) if frames else None
         how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
         clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
-        tell_notes(clip, Path(out), true, lossless)
         edit_and_report(clip, true, edit or [], out, models, device, asked)
 
 
-def tell_notes(clip, out, truth, lossless):
-    "Whatever is known before the work starts: refusals first, then what will be different."
-    check_places(clip, out, truth)
-    for note in (*clip.notes, *check_output(clip, out / "result.mp4", lossless)):
-        print(f"note: {note}", flush=True)
+def tell(line: str):
+    "Say, before the work begins, what will be different."
+    print(f"note: {line}", flush=True)
 
 
 def edit_and_report(clip, truth, edit, out, models, device, asked):
     "One run, by this process or by all that torchrun started; the first of them reports."
     here, bundle = join_ranks(device), load_models(models, device)
     config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
-    run = edit_clip(clip, edit, out, bundle, config, progress=shown, truth=truth)
+    run = edit_clip(clip, edit, out, bundle, config, progress=shown, truth=truth, say=tell)
     if here.rank == 0:
         print(report(run))
 
@@ -301,5 +298,6 @@ def stitch_demo(
             config,
             progress=bar,
             truth=read_clip(sample(truth), frames=part) if truth else None,
+            say=tell,
         )
         print(report(run))

@@ -140,7 +140,7 @@ class BiSeNet(nn.Module):
 
     def __init__(
         self,
-        n_labels: int = 19,  # classes; ids as in `networks.LABELS`
+        n_labels: int = 19,  # classes; ids as in `nets.small.LABELS`
         width: int = 64,  # channels of the trunk's first stage
         work: int = 512,  # px that the network runs at; crops of another size are resized
         shrink: str = 'nearest',  # 'nearest' (the authors' code) or 'bilinear' with a low-pass

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import StitchError
+from ..show import CLASS_NAMES
 
 # %% ../../nbs/nets/10_small.ipynb #c1dfd96e
 def conv_block(
@@ -76,27 +77,7 @@ class Trunk(nn.Module):
         return features
 
 # %% ../../nbs/nets/10_small.ipynb #f1abd670
-LABELS = (
-    'background',
-    'skin',
-    'l_brow',
-    'r_brow',
-    'l_eye',
-    'r_eye',
-    'eye_glasses',
-    'l_ear',
-    'r_ear',
-    'ear_ring',
-    'nose',
-    'mouth',
-    'u_lip',
-    'l_lip',
-    'neck',
-    'necklace',
-    'cloth',
-    'hair',
-    'hat',
-)  # class id = position
+LABELS = tuple(CLASS_NAMES)  # class id = position
 
 
 class Parser(nn.Module):

@@ -16,6 +16,7 @@ from ..script import call_parse
 from PIL import Image
 
 from ..core import StitchError, atomic_path, bar, to_image, to_tensor
+from .dataset import PROPORTIONS
 from .directions import drawn, encode_in_batches
 from .judges import ROWS, Room, Sizes, read_table, short
 from ..perceptual import choose_perceptual
@@ -27,16 +28,7 @@ GROUPS = dict(
     expression=("smile", "mouth_open", "eyes_open"),
     person=("age", "gender"),
     pose=("yaw", "pitch", "roll"),
-    proportions=(
-        "eye_distance",
-        "eye_eyebrow_distance",
-        "eye_ratio",
-        "lip_ratio",
-        "mouth_ratio",
-        "nose_mouth_distance",
-        "nose_ratio",
-        "nose_tip",
-    ),
+    proportions=PROPORTIONS,
 )
 SHORTER = dict(eye_eyebrow_distance="eye to brow", nose_mouth_distance="nose to mouth")
 

@@ -11,7 +11,7 @@ __all__ = ['USUAL_BOX', 'USUAL_CHIP', 'FLAT', 'USUAL_FACE', 'QUICK', 'STRENGTHS'
            'as_row', 'Sizes', 'Room', 'tempfile_folder', 'detection_rows', 'fid_row', 'encoder_row', 'parser_row',
            'landmarks_row', 'direction_row', 'Prepared', 'prepare', 'spread', 'tuned', 'redrawn', 'pti_row', 'edited',
            'smile_row', 'age_row', 'sizes_row', 'demo_row', 'all_rows', 'row_key', 'read_table', 'keep_row', 'measure',
-           'defaults', 'main']
+           'main']
 
 # %% ../../nbs/people/60_judges.ipynb #77de68da
 import json
@@ -50,6 +50,7 @@ from ..run.store import as_json
 from ..pti import PTIConfig, tune_generator
 from ..stitch import stitch_frames
 from ..video import read_clip
+from ..weights.catalogue import cache_folder
 
 # %% ../../nbs/people/60_judges.ipynb #c1dfd96e
 def _package(name: str):
@@ -1486,17 +1487,13 @@ def _cost(row: dict) -> str:
     return f" [{row['seconds']:.0f} s, {row['cpu_seconds']:.0f} s of CPU]"
 
 # %% ../../nbs/people/60_judges.ipynb #a9334987
-def defaults(kind):
-    return {k: f.default for k, f in kind.__dataclass_fields__.items()}
-
-
 @call_parse
 def main(
     bundle: str = "people",  # name or folder of the bundle
     data: str = "data",  # folder of shards with a holdout
     out: str = "nbs/people/history/judges.json",  # the table
     small: str = "",  # folder of train_small, for its attribute head; otherwise one is fitted
-    cache: str = "",  # folder for embeddings and tuned generators; '': below ~/.cache/stitch_nb
+    cache: str = "",  # folder for embeddings and tuned generators; '': in the cache folder
     only: str = "",  # rows, separated by commas; 'direction' means all directions
     again: bool = False,  # measure what is there already
     quick: bool = False,  # tiny numbers, to see that everything runs
@@ -1512,16 +1509,13 @@ def main(
     demo_before: float = 0.0,  # and what it was before
 ):
     "Measure a people bundle by independent judges."
-    from os import environ
-
     torch.set_num_threads(threads)
-    home = Path(environ.get("STITCH_NB_HOME") or Path.home() / ".cache" / "stitch_nb")
     sizes = QUICK if quick else Sizes(renders, n, held, people, passes, pti_frames, frames)
     room = Room(
         bundle,
         data,
         small,
-        cache or home / "judges",
+        cache or cache_folder() / "judges",
         sizes,
         (demo_seconds or None, demo_before or None),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from ..core import StitchError
+from ..nets.small import LABELS
 
 # %% ../../nbs/people/16_shards.ipynb #c1dfd96e
 class Shards:
@@ -266,32 +267,7 @@ def _toy_folds(sheet: _Sheet, points, side, age, skin):
             sheet.ink.line(line, fill=colour, width=sheet.k)
 
 
-LABEL_OF = {
-    n: i
-    for i, n in enumerate(
-        (
-            'background',
-            'skin',
-            'l_brow',
-            'r_brow',
-            'l_eye',
-            'r_eye',
-            'eye_glasses',
-            'l_ear',
-            'r_ear',
-            'ear_ring',
-            'nose',
-            'mouth',
-            'u_lip',
-            'l_lip',
-            'neck',
-            'necklace',
-            'cloth',
-            'hair',
-            'hat',
-        )
-    )
-}
+LABEL_OF = {name: i for i, name in enumerate(LABELS)}
 
 # %% ../../nbs/people/16_shards.ipynb #7b52009b
 def write_toy_shards(

@@ -23,6 +23,7 @@ from ..script import call_parse
 from tqdm.auto import tqdm
 from stitch_nb.core import (
     StitchError,
+    atomic_path,
     clone_network,
     load_meta,
     load_tensors,
@@ -907,7 +908,7 @@ def append_row(
         with open(path, newline='') as file:
             old = list(csv.DictReader(file))
     columns = list(dict.fromkeys([k for r in old for k in r] + list(row)))
-    with open(path, 'w', newline='') as file:
+    with atomic_path(path) as part, open(part, 'w', newline='') as file:
         writer = csv.DictWriter(file, columns, restval='')
         writer.writeheader()
         writer.writerows(old + [row])

@@ -92,7 +92,8 @@ def scores_stage(models, crops, pivots, generator, perceptual, folder, progress)
 
     G = (network_key(models.generator), generator.key if generator else "")
     inputs = (crops.key, pivots.key, G, perceptual_key(perceptual))
-    return run_stage(folder, "scores", inputs, ".npz", make, progress, VERSIONS["scores"])
+    version, place = VERSIONS["scores"], models.device
+    return run_stage(folder, "scores", inputs, ".npz", make, progress, version, device=place)
 
 # %% ../../nbs/run/40_measure.ipynb #c2d3001d
 def sampled(
@@ -395,7 +396,8 @@ def summary(
         found |= identity_summary(rows)
     if rows and "true_edit" in rows[0]:
         names = ("result", "source", "gain")
-        found["true_edit"] = {k: np.mean([r["true_edit"][k] for r in rows]) for k in names}
+        true = [r["true_edit"] for r in rows]
+        found["true_edit"] = {k: _mean(true, k) for k in names}
         truth = landmark_summary(rows, landmarks, edits, "truth_landmarks")
         found["attributes_of_truth"] = truth["attributes"]
     return as_json(found)

@@ -88,7 +88,8 @@ def faces_stage(clip, models, config, folder, progress):
     elif name == "none":
         used = scale
     inputs = (clip_key(clip), name, used, config.person, config.max_missing)
-    stage = run_stage(folder, "faces", inputs, ".npz", make, progress, VERSIONS["faces"])
+    version, place = VERSIONS["faces"], models.device
+    stage = run_stage(folder, "faces", inputs, ".npz", make, progress, version, device=place)
     return stage, backend
 
 
@@ -142,7 +143,8 @@ def masks_stage(models, config, faces, crops, quads, folder, progress):
         return dict(mask="parser" if parsed else "hull", hull_frames=from_hull if parsed else [])
 
     inputs = (crops.key, network_key(models.parser) if parsed else "hull")
-    return run_stage(folder, "masks", inputs, ".npy", make, progress, VERSIONS["masks"])
+    version, place = VERSIONS["masks"], models.device
+    return run_stage(folder, "masks", inputs, ".npy", make, progress, version, device=place)
 
 
 def is_parsed(models, config) -> bool:
@@ -175,15 +177,14 @@ def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (K,L,D), float32."
     encode = is_encoded(models, config)
     way = "optimised" if not encode else "shared" if config.pivots == "shared" else "encoder"
+    shared = resolved(config.shared, models.device)
 
     def make(path, tick):
         pictures = np.load(crops.path, mmap_mode="r")
         if encode:
             pivots = invert(models.encoder, pictures, progress=tick)
             if way == "shared":
-                pivots, _ = share_pivots(
-                    models.generator, pivots, pictures, config.shared, progress=tick
-                )
+                pivots, _ = share_pivots(models.generator, pivots, pictures, shared, progress=tick)
         else:
             pivots, _ = optimise_pivots(
                 models.generator, pictures, perceptual, config.pivot, progress=tick
@@ -194,8 +195,11 @@ def pivots_stage(models, config, crops, perceptual, folder, progress):
     searched = (network_key(models.generator), config.pivot, perceptual_key(perceptual))
     inputs = (crops.key, network_key(models.encoder) if encode else searched)
     if way == "shared":
-        inputs += (network_key(models.generator), config.shared)
-    return run_stage(folder, "pivots", inputs, ".npz", make, progress, VERSIONS["pivots"])
+        inputs += (network_key(models.generator), shared)
+    if way != "encoder":
+        inputs += (models.device.type,)
+    version, place = VERSIONS["pivots"], models.device
+    return run_stage(folder, "pivots", inputs, ".npz", make, progress, version, device=place)
 
 
 def generator_stage(models, config, crops, pivots, perceptual, folder, progress):
@@ -225,8 +229,8 @@ def generator_stage(models, config, crops, pivots, perceptual, folder, progress)
 
     network = network_key(models.generator)
     inputs = (crops.key, pivots.key, network, pti, perceptual_key(perceptual), models.device.type)
-    version = VERSIONS["generator"]
-    return run_stage(folder, "generator", inputs, ".safetensors", make, progress, version, True)
+    how = dict(version=VERSIONS["generator"], shared=True, device=models.device)
+    return run_stage(folder, "generator", inputs, ".safetensors", make, progress, **how)
 
 
 def is_readable(path) -> bool:
@@ -353,8 +357,10 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
                         save_frame(path, t, edit, stitched)
                     tick(t + 1, K, said)
 
-    version, inputs = VERSIONS["stitched"], stitch_inputs(models, config, edits, done)
-    return run_stage(folder, "stitched", inputs, "", make, progress, version, True)
+    start = done["start"].key if done.get("start") else ""
+    inputs = (*stitch_inputs(models, config, edits, done), start)
+    how = dict(version=VERSIONS["stitched"], shared=True, device=models.device)
+    return run_stage(folder, "stitched", inputs, "", make, progress, **how)
 
 
 def stitch_inputs(models, config, edits, done) -> tuple:
@@ -387,8 +393,9 @@ def start_stage(clip, models, config, edits, done, folder, progress):
         common = common_start(G_pti, w_edit, pictures, heads, None, stitch, tick)
         save_tensors(path, common.tensors())
 
-    inputs, version = stitch_inputs(models, config, edits, done), VERSIONS["start"]
-    return run_stage(folder, "start", inputs, ".safetensors", make, progress, version)
+    inputs = stitch_inputs(models, config, edits, done)
+    how = dict(version=VERSIONS["start"], device=models.device)
+    return run_stage(folder, "start", inputs, ".safetensors", make, progress, **how)
 
 
 def load_start(start):

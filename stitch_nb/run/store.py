@@ -29,7 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..core import StitchError, atomic_path, hash_of
-from ..device import ranks
+from ..device import peak_memory, ranks
 from ..video import Clip
 
 # %% ../../nbs/run/20_store.ipynb #c2d30021
@@ -232,22 +232,13 @@ def hold(
             by.unlink(missing_ok=True)
 
 # %% ../../nbs/run/20_store.ipynb #c2d3000c
-def _gpu_peak(reset: bool = False) -> float | None:
-    "MiB of the fullest graphics card; None where none is in use."
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return None
-    cards = range(torch.cuda.device_count())
-    if reset:
-        for card in cards:
-            torch.cuda.reset_peak_memory_stats(card)
-    return round(max(torch.cuda.max_memory_allocated(card) for card in cards) / 2**20, 1)
-
-
 @contextmanager
-def spending():  # gives a dict, filled after the block
-    "Seconds, processor seconds and peak memory (MiB, resident) of a block."
+def spending(
+    device="cpu",  # where the block computes: of a card the memory is watched, of this one only
+):  # gives a dict, filled after the block
+    "Seconds, processor seconds and peak memory (MiB; resident, and of the card) of a block."
     process, spent, over, seen = psutil.Process(), {}, threading.Event(), [0]
-    _gpu_peak(reset=True)
+    peak_memory(device, reset=True)
 
     def look():
         seen[0] = max(seen[0], process.memory_info().rss)
@@ -269,8 +260,8 @@ def spending():  # gives a dict, filled after the block
         spent["seconds"] = round(time.perf_counter() - start, 3)
         spent["cpu_seconds"] = round(time.process_time() - cpu, 3)
         spent["peak_mib"] = round(seen[0] / 2**20, 1)
-        if (gpu := _gpu_peak()) is not None:
-            spent["peak_gpu_mib"] = gpu
+        if torch.device(device).type == "cuda":
+            spent["peak_gpu_mib"] = round(peak_memory(device) / 2**20, 1)
 
 
 @dataclass(frozen=True)
@@ -317,6 +308,7 @@ def run_stage(
     progress=None,  # progress(name): context manager giving tick(done, total, text), as `core.bar`
     version: int = 1,  # raised when the stage computes something else from the same inputs
     shared: bool = False,  # where several processes share the run, all of them call `make`
+    device="cpu",  # where it computes
 ) -> Stage:
     "The stage's result: found as it was written, or made now."
     key, first = hash_of("stage", name, version, *inputs), ranks().rank == 0
@@ -334,7 +326,7 @@ def run_stage(
         if first:
             sweep_parts(folder, f"{name}-{key}")
         from_first()
-        with spending() as spent:
+        with spending(device) as spent:
             found = (make(path, tick) or {}) if first or shared else {}
             from_first()
         record = as_json(spent | found)
