@@ -231,6 +231,16 @@ NUMBERS = dict(
         0.01,
         ("identity_distance_of_truth",),
     ),
+    inversion=Number(
+        "inversion, dB",
+        ("psnr", "inversion", "mean"),
+        "",
+        "{:.1f}",
+        "PSNR of the generator as it came at the unedited pivots, against the crops, mean over "
+        "frames, beside it the worst frame: what PTI starts from",
+        0.0,
+        ("psnr", "inversion", "worst"),
+    ),
     psnr=Number(
         "PTI, dB",
         ("psnr", "pti", "mean"),
