@@ -11,6 +11,7 @@ import tiny
 from stitch_nb import pipeline
 from stitch_nb.figures import app as apps, figure9 as arms
 from stitch_nb.figures.app import Figure9App
+from stitch_nb.commands.figure import stitch_figure
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig, SharedConfig
 from stitch_nb.figures.sheet import paint
@@ -346,3 +347,18 @@ def test_the_app_of_a_recipe_that_shares(room):
     on = tuple(a for a, toggle in app.toggles.items() if toggle.value)
     app.close()
     assert on == PIVOT_ARMS
+
+
+def test_arms_on_the_command_line(room, monkeypatch, tmp_path, capsys):
+    "Those that are named; a wrong name is refused before anything is loaded or written."
+    tiny.use_disc(monkeypatch)
+    clip, models = str(room["clip"].path), str(room["folder"] / "bundle")
+    how = dict(models=models, out=str(tmp_path / "out"), zoom="off", video="no", frames="0:2")
+    wrong = tiny.outcome(stitch_figure, capsys, "9", clip, arms="no_face", **how, **tiny.QUICK)
+    assert wrong[0] == 2 and "no arm is called 'no_face'" in wrong[1]
+    other = tiny.outcome(stitch_figure, capsys, "3", clip, arms="full", **how, **tiny.QUICK)
+    assert other[0] == 2 and "--arms belongs to figure 9" in other[1]
+    assert not (tmp_path / "out").exists()
+    done = tiny.outcome(stitch_figure, capsys, "9", clip, arms="full,shared", **how, **tiny.QUICK)
+    assert done[0] == 0, done
+    assert tuple(arms.read_arms(tmp_path / "out")) == ("shared", "full")

@@ -22,7 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import StitchError, hash_of, load_arrays, sample, save_arrays, to_image, to_tensor
+from stitch_nb.core import (
+    StitchError,
+    hash_of,
+    load_arrays,
+    sample,
+    save_arrays,
+    to_image,
+    to_tensor,
+)
 from ..video import Clip, read_clip
 from ..align import crop_to_frame, frame_to_crop, move_points
 from ..perceptual import choose_perceptual
