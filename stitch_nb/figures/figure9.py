@@ -557,8 +557,8 @@ def explain_true_edit(
         f"Below 0 for {', '.join(below)}: pixel by pixel the untouched source is nearer to the "
         "true edit than the result is. PSNR counts every pixel inside of the mask. The source "
         "has all of them right but those that the edit moves; the result is drawn anew by a "
-        "small generator, so each is a little off, and its edit is a direction of that "
-        "generator, not the renderer's. The number says that the redrawing costs more than "
+        "generator, so each is a little off, and what it calls this edit need not be the true "
+        "one. The number says that the redrawing costs more than "
         "the edit gains, not that the edit is wrong; the map shows where each is off."
     )
 
