@@ -547,6 +547,34 @@ def test_the_preview_of_a_large_generator():
     assert states.first_look(replace(config, steps=3), 512).steps == 3
 
 
+def test_the_preview_of_wavelets_is_half_as_large(mobile, clip, tmp_path, monkeypatch):
+    "The last block is neither drawn nor tuned; the edit's detail stays, its border comes nearer."
+    monkeypatch.setattr(states, "LARGE", 16)
+    state = prepare(clip, mobile, QUICK, tmp_path)
+    settings = settings_for(state, (1, 3, 5), stitch=replace(QUICK.stitch, lr=0.01))
+    quick = states.stitching_of(state, settings, "preview")
+    assert (states.half_size(state), quick.first_resolution, quick.steps) == (16, 8, PREVIEW)
+    drawn, honest = [], MobileGenerator.draw_blocks
+
+    def watched(G, styles, first=4, last=None, state=None, noise="const"):
+        drawn.append(last)
+        return honest(G, styles, first, last, state, noise)
+
+    blended = states.crop_of(state, settings, "blended", 1)
+    monkeypatch.setattr(MobileGenerator, "draw_blocks", watched)
+    seen = states.crop_of(state, settings, "stitched", 1, "preview")
+    assert len(drawn) > PREVIEW and None not in drawn
+    monkeypatch.setattr(MobileGenerator, "draw_blocks", honest)
+    change = seen.astype(float) - blended
+    assert np.abs(change).max() > 3
+    looks = {g.quality: g.measured for g in grids(state, settings)}
+    border = {q: m["stitched"]["border"] for q, m in looks.items() if q != "blended"}
+    assert border["preview"] < 0.95 * looks["blended"]["blended"]["border"]
+    still = replace(settings, stitch=replace(settings.stitch, steps=0))
+    same = states.crop_of(state, still, "stitched", 1, "preview").astype(int)
+    assert np.abs(same - blended).max() <= 1
+
+
 @pytest.fixture
 def call(bundle, tmp_path, capsys):
     "`call(clip, **options)` runs stitch_figure on discs; (status, last line of stderr, everything on stdout)."

@@ -1,6 +1,7 @@
 "The arms of Figure 9 on a bundle of 32 pixels: what they share, what they write, what they say."
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import tiny
 from stitch_nb import pipeline
 from stitch_nb.figures import app as apps, figure9 as arms
 from stitch_nb.figures.app import Figure9App
+from stitch_nb.commands.figure import stitch_figure
 from stitch_nb.core import StitchError
-from stitch_nb.encode import PivotConfig
+from stitch_nb.encode import PivotConfig, SharedConfig
 from stitch_nb.figures.sheet import paint
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import RunConfig
+from stitch_nb.run.settings import PAPER_ARMS, PIVOT_ARMS, arms_for
 from stitch_nb.pti import PTIConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
@@ -52,7 +55,7 @@ def room(tmp_path_factory):
 
 def test_arms_share_their_stages(room):
     runs = room["runs"]
-    assert tuple(runs) == pipeline.PAPER_ARMS and all(
+    assert tuple(runs) == PAPER_ARMS and all(
         s.reused for run in runs.values() for s in run.stages.values()
     )
     path = lambda arm, stage: runs[arm].stages[stage].path
@@ -74,7 +77,7 @@ def test_files(room):
     said = json.loads(made["numbers"].read_text())
     assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(
         said["arms"]["gap"]
-    ) == set(pipeline.PAPER_ARMS)
+    ) == set(PAPER_ARMS)
     picture = np.asarray(Image.open(made["png"]))
     assert picture.std() > 10 and picture.shape[1] > 5 * 250
 
@@ -293,10 +296,69 @@ def test_five_columns_without_their_titles(room):
 def test_kept_arms(room, tmp_path):
     "A page shows them again, and nothing of this machine is in them."
     kept = arms.keep_arms(room["folder"] / "out", tmp_path / "kept")
-    assert list(kept) == list(pipeline.PAPER_ARMS)
+    assert list(kept) == list(PAPER_ARMS)
     assert arms.table_html(kept) == arms.table_html(room["runs"])
     rows = [0, 3]
     pictures = [paint(arms.figure_9(room["clip"], runs, rows)) for runs in (kept, room["runs"])]
     assert (pictures[0] == pictures[1]).all()
     texts = [p.read_text() for p in (tmp_path / "kept").rglob("*.json")]
     assert texts and not any(str(room["folder"]) in t or "seconds" in t for t in texts)
+
+
+def test_arms_follow_the_recipe(room, monkeypatch, tmp_path):
+    "Where the recipe shares an offset, the ways to pivots are compared, and `shared` is the method."
+    tiny.use_disc(monkeypatch)
+    sharing = replace(CONFIG, pivots="shared", shared=SharedConfig(steps=2), measure="full")
+    assert (arms_for(CONFIG), arms_for(sharing)) == (PAPER_ARMS, PIVOT_ARMS)
+    clip = room["clip"]
+    made = arms.write_figure_9(
+        clip, ["smile=1"], tmp_path / "out", room["models"], sharing, rows=[1], zoom=(), video=None
+    )
+    runs = arms.read_arms(tmp_path / "out")
+    assert tuple(runs) == PIVOT_ARMS
+    key = lambda arm, stage: runs[arm].record["stages"][stage]["key"]
+    for stage, different in (("crops", 1), ("masks", 1), ("pivots", 3), ("generator", 3)):
+        assert len({key(arm, stage) for arm in runs}) == different, stage
+    passes = {a: run.record["settings"]["pti"]["passes"] for a, run in runs.items()}
+    assert set(passes.values()) == {CONFIG.pti.passes}
+    said = json.loads(made["numbers"].read_text())["claims"]
+    assert [c["method"] for c in said] == ["shared offset"]
+    sheet = arms.figure_9(clip, runs, [1])
+    texts = [text for _, _, text, *_ in sheet.texts]
+    assert "off shared" in texts and "off full" not in texts
+    maps = [p[0] for p in sheet.pictures[4:8]]
+    assert (maps[2] == 0).all() and maps[1].any() and maps[3].any()
+    full = pipeline.ablate(
+        clip, "smile=1", tmp_path / "out", room["models"], sharing, ("full", "shared")
+    )
+    assert all(s.reused for s in full["full"].stages.values())
+    same = {stage.name: stage.key for stage in full["shared"].stages.values()}
+    assert same == {stage.name: stage.key for stage in full["full"].stages.values()}
+
+
+def test_the_app_of_a_recipe_that_shares(room):
+    app = Figure9App(
+        str(room["clip"].path),
+        models=room["models"],
+        config=replace(CONFIG, pivots="shared"),
+        folder=room["folder"] / "sharing",
+        start=False,
+    )
+    on = tuple(a for a, toggle in app.toggles.items() if toggle.value)
+    app.close()
+    assert on == PIVOT_ARMS
+
+
+def test_arms_on_the_command_line(room, monkeypatch, tmp_path, capsys):
+    "Those that are named; a wrong name is refused before anything is loaded or written."
+    tiny.use_disc(monkeypatch)
+    clip, models = str(room["clip"].path), str(room["folder"] / "bundle")
+    how = dict(models=models, out=str(tmp_path / "out"), zoom="off", video="no", frames="0:2")
+    wrong = tiny.outcome(stitch_figure, capsys, "9", clip, arms="no_face", **how, **tiny.QUICK)
+    assert wrong[0] == 2 and "no arm is called 'no_face'" in wrong[1]
+    other = tiny.outcome(stitch_figure, capsys, "3", clip, arms="full", **how, **tiny.QUICK)
+    assert other[0] == 2 and "--arms belongs to figure 9" in other[1]
+    assert not (tmp_path / "out").exists()
+    done = tiny.outcome(stitch_figure, capsys, "9", clip, arms="full,shared", **how, **tiny.QUICK)
+    assert done[0] == 0, done
+    assert tuple(arms.read_arms(tmp_path / "out")) == ("shared", "full")

@@ -2,17 +2,28 @@
 
 import json
 import zipfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import tiny
+from stitch_nb import pipeline
+from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError
 from stitch_nb.encode import SharedConfig, share_pivots
 from stitch_nb.models import in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
+from stitch_nb.pipeline import edit_clip
+from stitch_nb.pti import PTIConfig
+from stitch_nb.run.settings import RunConfig
+from stitch_nb.stitch import StitchConfig
+from stitch_nb.video import read_clip
 from stitch_nb.weights import catalogue, download, formats
 
 WHEEL = "random_face-2021.7.21.1-py3-none-any.whl"
@@ -149,3 +160,53 @@ def test_the_directions_are_shipped():
     assert set(record["directions"]["names"]) == set(found) >= {"smile", "age", "yaw", "eyes_open"}
     assert all(v.shape == (23, 512) and v.isfinite().all() for v in found.values())
     assert (folder / "MODEL_CARD.md").is_file()
+
+
+def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
+    "preview.png: the middle frame as filmed and edited, drawn once, before a pivot is searched for."
+    tiny.use_disc(monkeypatch)
+    models = load_models(tiny.tiny_bundle(tmp_path / "bundle"))
+    clip = read_clip(tiny.face_clip(tmp_path / "clip.mp4", T=4))
+    config = RunConfig(
+        mask="hull",
+        pivots="shared",
+        shared=SharedConfig(steps=2, dtype="float32"),
+        pti=PTIConfig(passes=1, dtype="float32"),
+        stitch=StitchConfig(steps=1, dtype="float32", workers=1),
+        measure="none",
+    )
+    order = []
+
+    @contextmanager
+    def watched(stage):
+        order.append(stage)
+        yield lambda *_: None
+
+    def seen(path):
+        order.append(path.name)
+        assert not (tmp_path / "run" / "run.json").exists()
+        assert not list((tmp_path / "run" / "stages").glob("pivots-*"))
+
+    call = lambda look: edit_clip(
+        clip, "smile=2", tmp_path / "run", models, config, watched, preview=look
+    )
+    run = call(seen)
+    assert order.index("masks") < order.index("preview.png") < order.index("pivots")
+    picture = np.asarray(Image.open(tmp_path / "run" / "preview.png").convert("RGB"))
+    H, W = clip.height, clip.width
+    source, edited = picture[-H:, :W], picture[-H:, -W:]
+    assert (source == clip[2]).all() and (source != edited).any()
+    before = (tmp_path / "run" / "preview.png").stat().st_mtime_ns
+    monkeypatch.setattr(pipeline, "invert", lambda *a: pytest.fail("the first look is drawn again"))
+    again = []
+    assert call(again.append).record == run.record
+    assert [p.name for p in again] == ["preview.png"]
+    assert (tmp_path / "run" / "preview.png").stat().st_mtime_ns >= before
+
+
+def test_who_is_told_of_a_first_look(capsys):
+    "Photographs; the small bundle is done before one could look."
+    assert preview_for(SimpleNamespace(resolution=128)) is None
+    preview_for(SimpleNamespace(resolution=512))(Path("run/preview.png"))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "run/preview.png" in said and "before tuning" in said

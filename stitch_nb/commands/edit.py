@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside', 'said_of_frames', 'report',
-           'as_person', 'settings_of', 'stitch_edit', 'tell', 'edit_and_report', 'stitch_demo']
+           'as_person', 'settings_of', 'stitch_edit', 'tell', 'tell_preview', 'preview_for', 'edit_and_report',
+           'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -19,7 +20,7 @@ from ..script import Param, call_parse
 
 from ..core import StitchError, bar, sample
 from ..credentials import as_credentials
-from ..device import join_ranks
+from ..device import join_ranks, ranks
 from ..models import load_models
 from ..pipeline import Run, edit_clip
 from ..run.settings import RunConfig
@@ -240,11 +241,22 @@ def tell(line: str):
     print(f"note: {line}", flush=True)
 
 
+def tell_preview(path):
+    "The line that goes with a first look."
+    print(f"first look, one frame before tuning: {path}", flush=True)
+
+
+def preview_for(models):
+    "Who is told of a first look: photographs take minutes, so that it is worth its seconds."
+    return tell_preview if models.resolution > 256 and ranks().rank == 0 else None
+
+
 def edit_and_report(clip, truth, edit, out, models, device, asked):
     "One run, by this process or by all that torchrun started; the first of them reports."
     here, bundle = join_ranks(device), load_models(models, device)
     config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
-    run = edit_clip(clip, edit, out, bundle, config, progress=shown, truth=truth, say=tell)
+    how = dict(progress=shown, truth=truth, say=tell, preview=preview_for(bundle))
+    run = edit_clip(clip, edit, out, bundle, config, **how)
     if here.rank == 0:
         print(report(run))
 
@@ -299,5 +311,6 @@ def stitch_demo(
             progress=bar,
             truth=read_clip(sample(truth), frames=part) if truth else None,
             say=tell,
+            preview=preview_for(bundle),
         )
         print(report(run))

@@ -21,7 +21,7 @@ from ..core import StitchError, atomic_path, hash_of
 from ..show import inline_video
 from ..models import Bundle, load_models
 from ..pipeline import edit_clip
-from ..run.settings import ARMS, PAPER_ARMS, RunConfig, check_arms
+from ..run.settings import ARMS, RunConfig, arms_for, check_arms, method_of
 from ..run.store import clip_key, in_use, tidy
 from stitch_nb.figures.sheet import (
     OKABE_ITO,
@@ -540,13 +540,13 @@ class Figure9App(FigureApp):
         config: RunConfig | None = None,  # the full method's; None: what suits the bundle
         folder: str | Path | None = None,  # where runs are kept; None: `default_folder()`
         part: slice = slice(0, 8),  # frames of the clip that are edited: eight keep it brisk
-        arms=PAPER_ARMS,  # which are on at first
+        arms=None,  # which are on at first; None: those that suit the settings, `arms_for`
         start: bool = True,  # begin to work at once
         limit: float = KEPT,  # bytes that may lie in the folder
     ):
         super().__init__(models, config, folder, limit)
         self.part_wanted, self.runs, self.kept, self.doing = part, {}, {}, ""
-        self._choose(clip or default_clip(self.models), check_arms(arms))
+        self._choose(clip or default_clip(self.models), check_arms(arms or arms_for(self.config)))
         self.common_controls(clip, edit, strength, 0.5, continuous_update=False)
         self.diagram, self.claims = output("diagram"), output("claims")
         self.build(
@@ -635,7 +635,8 @@ class Figure9App(FigureApp):
         config = replace(self.config, measure="full")
         out = self.folder / "arms" / hash_of(clip_key(clip), edits, self.models.hash, config)
         progress, runs = stoppable(self.stage, halt), {}
-        for n, a in enumerate(sorted(chosen, key=lambda a: a != "full")):
+        method = method_of(chosen)
+        for n, a in enumerate(sorted(chosen, key=lambda a: a != method)):
             self.doing = f"{title_of(a)} ({n + 1} of {len(chosen)})"
             altered = ARMS[a](config)
             runs[a] = edit_clip(

@@ -7,9 +7,9 @@ __all__ = ['LEGEND', 'NUMBERS', 'CHANGES', 'CLAIMS', 'FAILED', 'CURVES', 'SPARE'
            'title_of', 'arm_table', 'Finished', 'check_record', 'check_metrics', 'check_run', 'check_frames',
            'read_run', 'read_arms', 'best_arms', 'best_arm', 'table_html', 'explain_true_edit', 'Claim', 'check_claims',
            'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png', 'arm_frames', 'off',
-           'error_map', 'busiest_row', 'time_slice', 'change_slice', 'motion_rows', 'arms_apart', 'silence_html',
-           'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video', 'arm_boxes',
-           'write_figure_9', 'keep_arms']
+           'error_map', 'busiest_row', 'time_slice', 'change_slice', 'method_title', 'motion_rows', 'arms_apart',
+           'silence_html', 'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video',
+           'arm_boxes', 'write_figure_9', 'keep_arms']
 
 # %% ../../nbs/figures/40_figure9.ipynb #77de68da
 import io
@@ -25,7 +25,7 @@ from ..core import StitchError, atomic_path
 from ..video import read_clip, write_video
 from ..models import Bundle
 from ..pipeline import ablate
-from ..run.settings import PAPER_ARMS, RunConfig
+from ..run.settings import RunConfig, arms_for, method_of
 from ..run.store import write_json
 from ..run.measure import strip_frames
 from stitch_nb.figures.sheet import (
@@ -60,6 +60,22 @@ LEGEND = dict(
         "flicker: the pivots are the encoder's, as in the full method",
         "orange",
         "--",
+    ),
+    encoder=Arm(
+        "encoder's pivots",
+        "the encoder's latents as they are; smooth in time, and somebody similar: what the encoder "
+        "misses of the person is left to PTI",
+        "flicker: an encoder is a smooth function of its frame",
+        "green",
+        "-.",
+    ),
+    shared=Arm(
+        "shared offset",
+        "the encoder's latents plus one offset for the whole clip, found by descent: the same "
+        "motion, nearer to the person",
+        "flicker: the offset is the same in every frame",
+        "purple",
+        "-",
     ),
     optimised=Arm(
         "optimised pivots",
@@ -214,6 +230,16 @@ NUMBERS = dict(
         "of it, the true edit too where it is known",
         0.01,
         ("identity_distance_of_truth",),
+    ),
+    inversion=Number(
+        "inversion, dB",
+        ("psnr", "inversion", "mean"),
+        "",
+        "{:.1f}",
+        "PSNR of the generator as it came at the unedited pivots, against the crops, mean over "
+        "frames, beside it the worst frame: what PTI starts from",
+        0.0,
+        ("psnr", "inversion", "worst"),
     ),
     psnr=Number(
         "PTI, dB",
@@ -531,8 +557,8 @@ def explain_true_edit(
         f"Below 0 for {', '.join(below)}: pixel by pixel the untouched source is nearer to the "
         "true edit than the result is. PSNR counts every pixel inside of the mask. The source "
         "has all of them right but those that the edit moves; the result is drawn anew by a "
-        "small generator, so each is a little off, and its edit is a direction of that "
-        "generator, not the renderer's. The number says that the redrawing costs more than "
+        "generator, so each is a little off, and what it calls this edit need not be the true "
+        "one. The number says that the redrawing costs more than "
         "the edit gains, not that the edit is wrong; the map shows where each is off."
     )
 
@@ -573,18 +599,19 @@ CLAIMS = (
 
 
 def check_claims(
-    runs: dict,  # as for `metrics_of`; 'full' among them
-) -> list:  # of dict(claim, measure, arm, full, ratio, holds, why); arms not run are left out
-    "The caption's claims, with numbers."
+    runs: dict,  # as for `metrics_of`; the method, 'full' or 'shared', among them
+) -> list:  # of dict(claim, measure, method, arm, full, ratio, holds, why); `full`: the method's
+    "The caption's claims, with numbers; those on arms that were not run are left out."
     metrics, found = metrics_of(runs), []
+    method = method_of(metrics)
     for c in CLAIMS:
-        if c.arm not in metrics or "full" not in metrics:
+        if c.arm not in metrics or method is None:
             continue
-        arm, full = (look_up(metrics[a], NUMBERS[c.number].path) for a in (c.arm, "full"))
+        arm, full = (look_up(metrics[a], NUMBERS[c.number].path) for a in (c.arm, method))
         if arm is None or full is None:
             continue
         numbers = dict(arm=arm, full=full, ratio=arm / full if full else float("inf"))
-        said = dict(claim=c.says, measure=NUMBERS[c.number].title)
+        said = dict(claim=c.says, measure=NUMBERS[c.number].title, method=title_of(method))
         found.append(said | numbers | dict(holds=arm > full, why="" if arm > full else c.otherwise))
     return found
 
@@ -600,7 +627,8 @@ def claims_html(
     "claim | measured | holds?"
     rows = []
     for c in claims:
-        said = f'{c["measure"]}: {c["arm"]:.3g}, full {c["full"]:.3g} (x {c["ratio"]:.2f})'
+        method = c.get("method", "full")
+        said = f'{c["measure"]}: {c["arm"]:.3g}, {method} {c["full"]:.3g} (x {c["ratio"]:.2f})'
         rows.append([c["claim"], said, Td("yes") if c["holds"] else Td("no", bold=True)])
     table = table_of(["claim", "measured", "holds?"], rows, "The claims of the caption, measured")
     return table + render(FAILED, claims=claims)
@@ -812,11 +840,20 @@ def change_slice(source, pictures, row, left, right) -> np.ndarray:  # (H,W,3) u
     return np.ascontiguousarray(change[down][:, across])
 
 
+def method_title(
+    frames: dict,  # title to pictures
+) -> str | None:
+    "The column that the others are held against."
+    titles = {title_of(a): a for a in LEGEND if title_of(a) in frames}
+    method = method_of(titles.values())
+    return None if method is None else title_of(method)
+
+
 def motion_rows(
-    frames: dict,  # title to T pictures; 'source' and the full method's among them
+    frames: dict,  # title to T pictures; 'source' and the method's among them
 ) -> dict:  # title to two pictures: x-t slice, x-t slice of the change
     "What a still picture cannot show."
-    source, full = frames["source"], frames.get(title_of("full"), list(frames.values())[-1])
+    source, full = frames["source"], frames.get(method_title(frames), list(frames.values())[-1])
     place = busiest_row(source, full)
     return {
         title: [time_slice(p, *place), change_slice(source, p, *place)]
@@ -825,10 +862,10 @@ def motion_rows(
 
 
 def arms_apart(
-    frames: dict,  # title to T pictures; 'source' and the full method's among them
-) -> dict:  # title to grey levels; {} without a full method
-    "How far each arm is from the full method, mean over what the full method changed."
-    source, full = frames["source"], frames.get(title_of("full"))
+    frames: dict,  # title to T pictures; 'source' and the method's among them
+) -> dict:  # title to grey levels; {} without a method
+    "How far each arm is from the method, mean over what the method changed."
+    source, full = frames["source"], frames.get(method_title(frames))
     if full is None:
         return {}
     changed = [off(f, s) > 0 for f, s in zip(full, source)]
@@ -844,15 +881,16 @@ def silence_html(
     runs: dict,
 ) -> str:  # a <table>
     "How different each arm looks, what it should show, and what it cannot."
-    apart, rows = arms_apart(frames), []
+    apart, rows, method = arms_apart(frames), [], method_of(runs)
     for a in runs:
-        if a not in LEGEND or a == "full":
+        if a not in LEGEND or a == method:
             continue
         level = apart.get(title_of(a))
         said = "–" if level is None else f"{level:.1f}"
         rows.append([title_of(a), said, LEGEND[a].note, LEGEND[a].silent])
-    head = ["arm", "off the full method, grey levels", "what it shows", "what it cannot show"]
-    return table_of(head, rows, "Each arm beside the full method, inside of the paste")
+    named = "the full method" if method in ("full", None) else f"the arm {title_of(method)!r}"
+    head = ["arm", f"off {named}, grey levels", "what it shows", "what it cannot show"]
+    return table_of(head, rows, f"Each arm beside {named}, inside of the paste")
 
 # %% ../../nbs/figures/40_figure9.ipynb #887309d0
 def check_rows(
@@ -889,7 +927,7 @@ def figure_9(
     boxes=None,  # name to one region per row, to enlarge; from `zoom_boxes`
     kept=None,  # as in `arm_frames`
     cell: int | None = None,  # px, width of a picture; None: its own, within 256 to 400
-    motion: bool = True,  # also: where each arm differs from the full method, and two x-t slices
+    motion: bool = True,  # also: where each arm differs from the method, and two x-t slices
 ) -> Sheet:
     "Source and arms side by side, each with its seam, its flicker and its distance to the person."
     rows = check_rows(clip, rows)
@@ -900,11 +938,11 @@ def figure_9(
     whole = arm_frames(clip, runs, range(len(clip)), kept)
     columns, middle = {k: [p[t] for t in rows] for k, p in whole.items()}, rows[len(rows) // 2]
     boxes = {k: list(b) for k, b in (boxes or {}).items()}
-    if title_of("full") in whole:
-        full = whole[title_of("full")][middle]
+    method = method_title(whole)
+    if method is not None:
         for title, pictures in whole.items():
-            columns[title].append(error_map(pictures[middle], full))
-        titles.append("off full")
+            columns[title].append(error_map(pictures[middle], whole[method][middle]))
+        titles.append(f"off {method.split()[0]}")
         for b in boxes.values():
             b.append(b[rows.index(middle)])
     if len(clip) > 1:
@@ -1005,7 +1043,7 @@ def write_figure_9(
     zoom=("hair", "neck"),  # regions enlarged below each frame; () for none
     video: slice | None = slice(None),  # frames of the clip; None: no video
     progress=None,
-    arms=PAPER_ARMS,  # of `LEGEND`
+    arms=None,  # of `LEGEND`; None: those that suit the settings, `arms_for`
     truth=None,  # the true edit of the same frames, if there is one
 ) -> dict:  # kind to path
     "Figure 9 as PNG, PDF and mp4, with the arms' numbers as JSON and their curves as PNG."
