@@ -197,10 +197,11 @@ class DlibFaces:
         self,
         frame: np.ndarray,  # (H,W,3) uint8
         pad: int = 0,  # frame pixels of margin, repeats of the edge: finds a face that is cut off
+        zoom: int = 1,  # look at a frame so many times larger: finds a small face
     ) -> list:  # of (x0,y0,x1,y1,score), frame pixels
         "Face rectangles."
         frame = np.pad(frame, ((pad, pad), (pad, pad), (0, 0)), mode='edge') if pad else frame
-        k = self.longer_side / max(frame.shape[:2])
+        k = zoom * self.longer_side / max(frame.shape[:2])
         size = tuple(max(1, round(n * k)) for n in frame.shape[1::-1])
         image = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
         rects, scores, _ = self.detect.run(image, 0, 0.0)
@@ -247,7 +248,8 @@ class DlibFaces:
         frame: np.ndarray,  # (H,W,3) uint8
     ) -> list:  # of Detection
         frame = np.ascontiguousarray(check_frame(frame))
-        boxes = self.boxes(frame) or self.boxes(frame, int(self.margin * max(frame.shape[:2])))
+        pad = int(self.margin * max(frame.shape[:2]))
+        boxes = self.boxes(frame) or self.boxes(frame, pad) or self.boxes(frame, zoom=2)
         return [Detection(self.points(frame, b[:4]), float(b[4])) for b in boxes]
 
 # %% ../nbs/08_faces.ipynb #12c6fc06

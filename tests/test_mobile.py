@@ -4,6 +4,7 @@ import json
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,9 @@ import tiny
 from stitch_nb import pipeline
 from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError
+from stitch_nb.core import StitchError, to_image
 from stitch_nb.encode import SharedConfig, share_pivots
+from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
 from stitch_nb.models import in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
@@ -210,3 +213,86 @@ def test_who_is_told_of_a_first_look(capsys):
     preview_for(SimpleNamespace(resolution=512))(Path("run/preview.png"))
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "run/preview.png" in said and "before tuning" in said
+@pytest.fixture(scope="module")
+def photo(fetched):
+    "The whole bundle, with MediaPipe's networks."
+    try:
+        return load_models("mobile")
+    except StitchError as error:
+        pytest.skip(f"the bundle is not complete here: {str(error)[:120]}")
+
+
+DIFFICULT = dict(  # kind to (seed, which of 24 samples): found by looking
+    glasses_and_dark_skin=(2, 0),
+    dark_skin_in_low_light=(3, 12),
+    sunglasses=(2, 21),
+    beard=(1, 19),
+    hat=(2, 7),
+    smiling=(2, 10),
+)
+
+
+def drawn(photo, seed, which, **edit):
+    "A sample without truncation, (512,512,3)."
+    z = torch.randn(24, 512, generator=torch.Generator().manual_seed(seed))[which : which + 1]
+    with torch.no_grad():
+        w = photo.generator.mapping(z)
+        for name, strength in edit.items():
+            w = w + strength * photo.directions[name]
+        return to_image(photo.generator.synthesis(w))[0]
+
+
+def finders(photo):
+    "Every detector for photographs that is here."
+    found = [MediaPipeFaces(photo.detector, photo.landmarks)]
+    if find_spec("dlib") and find_spec("face_recognition_models"):
+        found.append(DlibFaces())
+    return found
+
+
+def apart(a, b):
+    "Mean distance of two sets of points, in distances of the eyes."
+    eyes = np.linalg.norm(a[36:42].mean(0) - a[42:48].mean(0))
+    return np.linalg.norm(a - b, axis=1).mean() / eyes
+
+
+@pytest.mark.parametrize("kind", DIFFICULT)
+def test_points_on_faces_that_are_not_average(photo, kind):
+    "Glasses, dark skin, a beard, a hat: every detector has one face, in the same place."
+    picture = drawn(photo, *DIFFICULT[kind])
+    found = [finder(picture) for finder in finders(photo)]
+    assert all(len(faces) == 1 for faces in found)
+    assert all(apart(found[0][0].landmarks, f[0].landmarks) < 0.15 for f in found)
+    eyes = found[0][0].landmarks[36:48].mean(0)
+    assert np.abs(eyes - [256, 240]).max() < 60  # where the generator puts them
+
+
+def test_a_face_of_40_pixels_in_a_wide_frame(photo):
+    "Brow to chin 40 px of 854: found at the right place by each detector."
+    small = Image.fromarray(drawn(photo, *DIFFICULT["smiling"])).resize((72, 72))
+    frame = np.full((480, 854, 3), 105, np.uint8)
+    frame[180:252, 400:472] = small
+    for finder in finders(photo):
+        (face,) = finder(frame)
+        low, high = face.landmarks.min(0), face.landmarks.max(0)
+        assert (low > [400, 180]).all() and (high < [472, 252]).all()
+        assert 30 < high[1] - low[1] < 50
+
+
+def test_two_people_side_by_side(photo):
+    "Both are followed; each number is somebody else."
+    frames = np.concatenate([drawn(photo, 1, 15), drawn(photo, *DIFFICULT["smiling"])], 1)[None]
+    for finder in finders(photo):
+        both = [find_faces(frames, finder, person=k) for k in (0, 1)]
+        assert [t.people for t in both] == [2, 2]
+        left, right = (t.landmarks[0, :, 0] for t in both)
+        assert left.max() < 512 < right.min()
+
+
+def test_a_picture_that_fell_apart_is_one_line(photo):
+    "Yaw far out of the samples' range leaves no face: the message says what to try."
+    picture = drawn(photo, 1, 7, yaw=-2.0)
+    for finder in finders(photo):
+        with pytest.raises(StitchError, match="no face in any of the 1 frames.*--landmarks") as e:
+            find_faces(picture[None], finder)
+        assert "\n" not in str(e.value)
