@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .core import StitchError, check_shape
 
@@ -407,6 +408,7 @@ class SynthesisBlocks(nn.Module):
             setattr(self, f'b{r}', Block(c.get(r // 2, 0), c[r], w_dim, r, clamp))
         self.num_ws = 2 * len(self.resolutions)
         self.plan = None  # a `Plan`; None: `choose_plan`
+        self.again = None  # px: blocks from here on are drawn again for their gradient, not kept
 
     @property
     def blocks(self):
@@ -442,6 +444,12 @@ class SynthesisBlocks(nn.Module):
 class Synthesis(SynthesisBlocks):
     "w+ or styles to an image."
 
+    def draw_block(self, block, x, styles, noises, plan):  # -> (N,C,r,r), (N,3,r,r) float32
+        "One resolution: what the next block reads, and what is added to the picture."
+        for conv, style, noise in zip(block.layers, styles, noises):
+            x = conv(x, style, noise, plan)
+        return x, block.torgb(x, styles[-1])
+
     def draw_blocks(
         self,
         styles: list,  # (N,C) per layer of the whole generator
@@ -460,9 +468,12 @@ class Synthesis(SynthesisBlocks):
             own = [next(styles) for _ in block.layers]
             if r < first or r >= (last or math.inf):
                 continue
-            for conv, style in zip(block.layers[:-1], own):
-                x = conv(x, style, self._noise(conv, noise, N, generator), plan)
-            y = block.torgb(x, own[-1])
+            noises = [self._noise(conv, noise, N, generator) for conv in block.layers[:-1]]
+            parts = self.draw_block, block, x, own, noises, plan
+            if torch.is_grad_enabled() and r >= (self.again or math.inf):
+                x, y = checkpoint(*parts, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, y = self.draw_block(*parts[1:])
             rgb = y if rgb is None else upsample_rgb(rgb) + y
             if seen is not None:
                 seen.append(x)
