@@ -214,25 +214,30 @@ def share_cores() -> int:  # threads of this process from now on
 share_cores();
 
 # %% ../nbs/03_device.ipynb #ec26c365
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's mallopt
+_HOLDERS = []  # blocks at work: the setting is the process's, so the last of them puts it back
 
 
 @contextlib.contextmanager
 def reuse_memory(
     device='cpu',  # where the work is; other devices have an allocator of their own
 ):  # context manager
-    "Keep freed memory for the next array, instead of returning and asking for it."
+    "Keep freed memory for the next array, instead of returning and asking for it; nests."
     here = torch.device(device).type == 'cpu' and platform.libc_ver()[0] == 'glibc'
     libc = ctypes.CDLL(None) if here else None
     if here:
+        _HOLDERS.append(device)
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
         if here:
-            libc.mallopt(_MMAP_MAX, 2**16)
-            libc.mallopt(_TRIM_THRESHOLD, 2**25)
+            _HOLDERS.pop()
+            if not _HOLDERS:
+                libc.mallopt(_MMAP_MAX, 2**16)
+                libc.mallopt(_MMAP_THRESHOLD, 2**25)
+                libc.mallopt(_TRIM_THRESHOLD, 2**26)
             libc.malloc_trim(0)
 
 # %% ../nbs/03_device.ipynb #400d0267

@@ -20,7 +20,7 @@ from PIL import Image
 
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
-from .device import float32_policy, ranks
+from .device import float32_policy, ranks, reuse_memory
 from .edit import apply_edit
 from .masks import stitch_masks
 from .models import Bundle, load_models
@@ -134,7 +134,8 @@ def edit_clip(
     check_output(clip, out / "result.mp4", config.lossless, config.crf, config.mark)
     folder = Path(stages) if stages is not None else out / "stages"
     first, what = ranks().rank == 0, " ".join(map(str, edits))
-    with hold(out, what) if first else nullcontext(), in_use(folder):
+    held = hold(out, what) if first else nullcontext()
+    with held, in_use(folder), reuse_memory(models.device):
         if first:
             remove(hidden_folder(out) / "new")
             sweep(folder)

@@ -143,9 +143,15 @@ def test_memory_is_used_again_only_inside(monkeypatch):
     with pytest.raises(KeyError), device.reuse_memory('cpu'):
         assert len(calls) == 2
         raise KeyError
-    assert len(calls) == 5
+    assert len(calls) == 6 and calls[-1] == (0,)
     with device.reuse_memory('cuda'):
-        assert len(calls) == 5
+        assert len(calls) == 6
+    del calls[:]
+    with device.reuse_memory('cpu'):
+        with device.reuse_memory('cpu'):
+            pass
+        assert (device._MMAP_MAX, 2**16) not in calls  # the outer block goes on as it was
+    assert (device._MMAP_MAX, 2**16) in calls
 
 
 def test_crops_are_sent_as_they_are(clip):

@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -250,11 +252,21 @@ def both_ms(case: Case, dtype: str, batch: int) -> dict:
         return dict(ms_per_frame=median_ms(run, case.device) / batch)
 
 
-def plain_ms(case: Case, what: str, dtype: str = 'float32') -> dict:
-    "One frame as plain operations compute it (`bench_plain`), on this machine."
+def plain_alone(size: str, what: str, dtype: str, number: int) -> float:  # ms
     import bench_plain
 
-    return dict(ms_per_frame=median_ms(bench_plain.STEPS[what](case, dtype), case.device))
+    with threads(number):
+        case = Case(size, 'cpu', 2)
+        return median_ms(bench_plain.STEPS[what](case, dtype), 'cpu', 15.0, 7, 3)
+
+
+def plain_ms(case: Case, what: str, dtype: str = 'float32') -> dict:
+    """One frame as plain operations compute it (`bench_plain`), in a process of its own.
+
+    There nothing has changed how the C library hands out memory, which they depend on."""
+    job = plain_alone, case.size, what, dtype, torch.get_num_threads()
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return dict(ms_per_frame=pool.submit(*job).result())
 
 
 def plain_rows(case: Case) -> dict:  # name to arguments of `plain_ms`
@@ -595,6 +607,16 @@ def machine(device) -> dict:
     return found
 
 
+def conv_rate(dtype: str, device) -> dict:
+    "What this machine reaches in a convolution that suits it (64 channels, 256 px): 1e9 operations a second."
+    dtype = getattr(torch, dtype)
+    x = torch.randn(1, 64, 256, 256, device=device, dtype=dtype)
+    x, w = x.contiguous(memory_format=torch.channels_last), torch.randn(64, 64, 3, 3).to(x)
+    with torch.no_grad(), precision(device, 'float32'):
+        ms = median_ms(lambda: nn.functional.conv2d(x, w, padding=1), device)
+    return dict(gflop_per_s=2 * w.numel() * 256**2 / ms / 1e6)
+
+
 class Book:
     "Rows as they come: printed, kept, and written after each, so that a stopped run loses nothing."
 
@@ -670,6 +692,8 @@ def measure(options) -> Book:
     book.add('machine', 'machine', machine, device)
     if 'check' in parts and cuda:
         book.add('check', 'float32, against the CPU', agreement, options.check, device)
+    for dtype in ('float32', 'bfloat16') if 'plain' in parts else ():
+        book.add('rate', dtype, conv_rate, dtype, device)
     cases = [Case(size, device) for size in options.sizes]
     for case in cases:
         loops(case, book, parts, cuda)
