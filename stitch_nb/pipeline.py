@@ -20,7 +20,7 @@ from PIL import Image
 
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
-from .device import float32_policy, ranks, reuse_memory
+from .device import float32_policy, park, ranks, reuse_memory
 from .edit import apply_edit
 from .masks import stitch_masks
 from .models import Bundle, load_models
@@ -101,6 +101,8 @@ def run_stages(
     crops, quads = crops_stage(clip, models, config, faces, folder, progress)
     masks = masks_stage(models, config, faces, crops, quads, folder, progress)
     pivots = pivots_stage(models, config, crops, perceptual, folder, progress)
+    if config.pti.memory == "low" and models.device.type == "cpu" and models.encoder is not None:
+        park(models.encoder)
     generator = generator_stage(models, config, crops, pivots, perceptual, folder, progress)
     done = dict(faces=faces, crops=crops, masks=masks, pivots=pivots)
     if generator is not None:

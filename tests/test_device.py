@@ -187,3 +187,19 @@ def test_the_version_that_is_needed():
 
     settings = (Path(__file__).resolve().parents[1] / 'settings.ini').read_text()
     assert 'torch>=2.5' in settings and 'torchvision>=0.20' in settings
+
+
+def test_parked_weights_are_the_same_numbers():
+    "Every dtype and shape, views and empty buffers too; the file is never written by the network."
+    net = torch.nn.Module()
+    net.rough = torch.nn.Parameter(torch.randn(3, 5).bfloat16())
+    net.last = torch.nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    net.register_buffer('one', torch.tensor(7.0, dtype=torch.float64))
+    net.register_buffer('none', torch.zeros(0, 3))
+    net.register_buffer('count', torch.arange(33, dtype=torch.int64))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    assert device.park(net) == 64 * (1 + 8 + 1 + 5)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    net.rough.data.add_(1)
+    assert torch.equal(net.rough.detach(), before['rough'] + 1)
+    assert torch.equal(net.count, before['count'])
