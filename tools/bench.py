@@ -6,7 +6,8 @@ Needs torch, numpy, scipy and pillow only; what needs more is left out, and said
     python tools/bench.py                        what suits this machine, under five minutes on one with a GPU
     python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip compile threads run official
     python tools/bench.py --sizes people         sizes: people mobile official
-    python tools/bench.py --json FILE            all numbers; --table FILE writes them as markdown, reference numbers beside them
+    python tools/bench.py --json FILE            all numbers; --add keeps what is there, of two times the shorter;
+                                                 --table FILE writes them as markdown, reference numbers beside them
 """
 
 import argparse
@@ -625,8 +626,19 @@ def conv_rate(dtype: str, device) -> dict:
 class Book:
     "Rows as they come: printed, kept, and written after each, so that a stopped run loses nothing."
 
-    def __init__(self, file, seconds: float):
-        self.file, self.rows, self.begin, self.seconds = file, {}, time.perf_counter(), seconds
+    def __init__(self, file, seconds: float, add: bool = False):
+        self.file, self.begin, self.seconds = file, time.perf_counter(), seconds
+        there = add and file and Path(file).exists()
+        self.rows = json.loads(Path(file).read_text()) if there else {}
+
+    def keep(self, part: str, name: str, row: dict):
+        "A row that measured something; of two times of one thing the shorter."
+        rows = self.rows.setdefault(part, {})
+        none = 'left_out' in row or 'failed' in row
+        slower = row.get('ms_per_frame', 0) > rows.get(name, {}).get('ms_per_frame', math.inf)
+        slower |= rows.get(name, {}).get('gflop_per_s', 0) > row.get('gflop_per_s', math.inf)
+        if name not in rows or not (none or slower):
+            rows[name] = row
 
     def left(self) -> float:
         return self.seconds - (time.perf_counter() - self.begin)
@@ -636,13 +648,13 @@ class Book:
             row = dict(left_out='no time left')
         else:
             row = guarded(run, *args, **kwargs)
-        self.rows.setdefault(part, {})[name] = row
+        self.keep(part, name, row)
         said = ', '.join(
             f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()
         )
         print(f'{self.seconds - self.left():5.0f} s  {part:22} {name:38} {said[:400]}', flush=True)
         if self.file:
-            Path(self.file).write_text(json.dumps(self.rows, indent=1))
+            Path(self.file).write_text(json.dumps(self.rows, indent=1) + '\n')
 
 
 def loops(case: Case, book: Book, parts, cuda: bool):
@@ -693,7 +705,11 @@ def beside(case: Case, book: Book, parts, cuda: bool):
 
 def measure(options) -> Book:
     device = pick_device(options.device)
-    cuda, book, parts = device.type == 'cuda', Book(options.json, options.seconds), options.part
+    cuda, book, parts = (
+        device.type == 'cuda',
+        Book(options.json, options.seconds, options.add),
+        options.part,
+    )
     book.add('machine', 'machine', machine, device)
     if 'check' in parts and cuda:
         book.add('check', 'float32, against the CPU', agreement, options.check, device)
@@ -712,7 +728,8 @@ def measure(options) -> Book:
         book.add('run', 'people', whole_run, options.frames, device, **few)
     if 'official' in parts:
         for dtype in options.dtypes:
-            book.add('official run', dtype, official_run, dtype, device, options.memory)
+            name = dtype + ', memory low' * (options.memory == 'low')
+            book.add('official run', name, official_run, dtype, device, options.memory)
     return book
 
 
@@ -774,6 +791,7 @@ if __name__ == '__main__':
     )
     parser.add_argument('--threads', type=int, default=0)
     parser.add_argument('--json', default='')
+    parser.add_argument('--add', action='store_true', help='to what is in the JSON file already')
     parser.add_argument('--table', default='')
     chosen = parser.parse_args()
     if chosen.threads:

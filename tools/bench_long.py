@@ -112,8 +112,11 @@ def main():
             )
             rows[f'{n} frames'] = json.loads(done.stdout.splitlines()[-1])
             print(n, rows[f'{n} frames'], flush=True)
-    if o.json:
-        Path(o.json).write_text(json.dumps(rows, indent=1) + '\n')
+    if o.json:  # added to what is there
+        file = Path(o.json)
+        there = json.loads(file.read_text()) if file.exists() else {}
+        there['long'] = there.get('long', {}) | rows
+        file.write_text(json.dumps(there, indent=1) + '\n')
 
 
 if __name__ == '__main__':
