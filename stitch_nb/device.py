@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'pick_device', 'allow_tf32', 'float32_policy', 'precision',
            'autocast', 'tuning_dtype', 'free_memory', 'peak_memory', 'frames_at_once', 'useful_threads', 'threads',
-           'share_cores', 'reuse_memory', 'Replay', 'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks',
-           'ranks', 'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
+           'share_cores', 'reuse_memory', 'park', 'Replay', 'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send',
+           'Ranks', 'ranks', 'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
 
 # %% ../nbs/03_device.ipynb #a8739b70
 import contextlib
@@ -14,9 +14,11 @@ import multiprocessing
 import ctypes
 import os
 import platform
+import tempfile
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -214,26 +216,49 @@ def share_cores() -> int:  # threads of this process from now on
 share_cores();
 
 # %% ../nbs/03_device.ipynb #ec26c365
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's mallopt
+_HOLDERS = []  # blocks at work: the setting is the process's, so the last of them puts it back
 
 
 @contextlib.contextmanager
 def reuse_memory(
     device='cpu',  # where the work is; other devices have an allocator of their own
 ):  # context manager
-    "Keep freed memory for the next array, instead of returning and asking for it."
+    "Keep freed memory for the next array, instead of returning and asking for it; nests."
     here = torch.device(device).type == 'cpu' and platform.libc_ver()[0] == 'glibc'
     libc = ctypes.CDLL(None) if here else None
     if here:
+        _HOLDERS.append(device)
         libc.mallopt(_MMAP_MAX, 0)
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
         if here:
-            libc.mallopt(_MMAP_MAX, 2**16)
-            libc.mallopt(_TRIM_THRESHOLD, 2**25)
+            _HOLDERS.pop()
+            if not _HOLDERS:
+                libc.mallopt(_MMAP_MAX, 2**16)
+                libc.mallopt(_MMAP_THRESHOLD, 2**25)
+                libc.mallopt(_TRIM_THRESHOLD, 2**26)
             libc.malloc_trim(0)
+
+# %% ../nbs/03_device.ipynb #5b1e7a02
+@torch.no_grad()
+def park(
+    net,  # a network on the CPU; it stays usable, its numbers stay the same
+) -> int:  # bytes that left memory
+    "Move a network's weights into a file that is mapped into memory, until they are used again."
+    tensors = [t for t in (*net.parameters(), *net.buffers()) if t.numel()]
+    ends = np.cumsum([-(-t.nbytes // 64) * 64 for t in tensors]).tolist()
+    with tempfile.TemporaryFile() as file:
+        for t, start in zip(tensors, [0, *ends]):
+            file.seek(start)
+            file.write(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+        file.truncate(ends[-1])
+        mapped = torch.from_numpy(np.memmap(file, np.uint8, 'c'))
+    for t, start in zip(tensors, [0, *ends]):
+        t.data = mapped[start : start + t.nbytes].view(t.dtype).view(t.shape)
+    return ends[-1]
 
 # %% ../nbs/03_device.ipynb #400d0267
 class Replay:

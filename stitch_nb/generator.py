@@ -9,11 +9,13 @@ __all__ = ['fir_kernel', 'rectify', 'activate', 'upsample_rgb', 'upsample_conv',
 
 # %% ../nbs/20_generator.ipynb #77de68da
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .core import StitchError, check_shape
 
@@ -43,6 +45,34 @@ class _LowPass(torch.autograd.Function):
         back = _LowPass.apply(grad, ctx.saved_tensors[0], 3 - ctx.padding, None)
         bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
         return back, None, None, bias
+
+
+class _Spread(torch.autograd.Function):
+    "Transposed 3x3 convolution of stride 2; its weight's gradient phase by phase of the result."
+
+    @staticmethod
+    def forward(ctx, x, weight):  # (N,I,H,W), (I,O,3,3) -> (N,O,2H+1,2W+1)
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, stride=2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        of_x = F.conv2d(grad, weight, stride=2) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return of_x, None
+        rows = [[_phase_gradient(x, weight, grad, a, b) for b in (0, 1)] for a in (0, 1)]
+        rows = [torch.stack([even[..., 0], odd[..., 0], even[..., 1]], -1) for even, odd in rows]
+        even, odd = rows  # taps 0 and 2 of the first axis, tap 1
+        return of_x, torch.stack([even[:, :, 0], odd[:, :, 0], even[:, :, 1]], 2)
+
+
+def _phase_gradient(x, weight, grad, a: int, b: int):  # -> (I,O,2-a,2-b)
+    "The taps of the weight that draw the pixels (2i+a, 2j+b)."
+    part = grad[:, :, a::2, b::2].contiguous(memory_format=torch.channels_last)
+    taps, no = weight[:, :, a::2, b::2].contiguous(), [0, 0]
+    how = [1, 1], no, [1, 1], False, no, 1, [False, True, False]
+    return torch.ops.aten.convolution_backward(x, part, taps, None, *how)[1]
 
 
 class _SquareSum(torch.autograd.Function):
@@ -139,7 +169,9 @@ def upsample_conv(
     plain: bool = False,  # leave the gradient to PyTorch
 ) -> torch.Tensor:  # (N,O,2H,2W)
     "Transposed convolution of stride 2, then the low-pass on each channel."
-    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (N,O,2H+1,2W+1)
+    slow = x.device.type == 'cpu' and x.dtype == torch.float32 and x.shape[2] >= 64
+    spread = _Spread.apply if slow and not plain else partial(F.conv_transpose2d, stride=2)
+    y = spread(x, weight.transpose(0, 1))  # (N,O,2H+1,2W+1)
     if plain:
         C, taps = y.shape[1], (4 * fir).to(y.dtype)
         return F.conv2d(y, taps.expand(C, 1, 4, 4), bias, padding=1, groups=C)
@@ -407,6 +439,7 @@ class SynthesisBlocks(nn.Module):
             setattr(self, f'b{r}', Block(c.get(r // 2, 0), c[r], w_dim, r, clamp))
         self.num_ws = 2 * len(self.resolutions)
         self.plan = None  # a `Plan`; None: `choose_plan`
+        self.again = None  # px: blocks from here on are drawn again for their gradient, not kept
 
     @property
     def blocks(self):
@@ -442,6 +475,12 @@ class SynthesisBlocks(nn.Module):
 class Synthesis(SynthesisBlocks):
     "w+ or styles to an image."
 
+    def draw_block(self, block, x, styles, noises, plan):  # -> (N,C,r,r), (N,3,r,r) float32
+        "One resolution: what the next block reads, and what is added to the picture."
+        for conv, style, noise in zip(block.layers, styles, noises):
+            x = conv(x, style, noise, plan)
+        return x, block.torgb(x, styles[-1])
+
     def draw_blocks(
         self,
         styles: list,  # (N,C) per layer of the whole generator
@@ -460,9 +499,12 @@ class Synthesis(SynthesisBlocks):
             own = [next(styles) for _ in block.layers]
             if r < first or r >= (last or math.inf):
                 continue
-            for conv, style in zip(block.layers[:-1], own):
-                x = conv(x, style, self._noise(conv, noise, N, generator), plan)
-            y = block.torgb(x, own[-1])
+            noises = [self._noise(conv, noise, N, generator) for conv in block.layers[:-1]]
+            parts = self.draw_block, block, x, own, noises, plan
+            if torch.is_grad_enabled() and r >= (self.again or math.inf):
+                x, y = checkpoint(*parts, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, y = self.draw_block(*parts[1:])
             rgb = y if rgb is None else upsample_rgb(rgb) + y
             if seen is not None:
                 seen.append(x)

@@ -23,8 +23,8 @@ from PIL import Image
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
 from .credentials import check_credentials, sign_video
-from .device import float32_policy, ranks
 from .encode import invert, share_pivots
+from .device import float32_policy, park, ranks, reuse_memory
 from .edit import apply_edit
 from .masks import stitch_masks
 from .metrics import face_measures
@@ -115,6 +115,8 @@ def run_stages(
     if look:
         look(dict(faces=faces, crops=crops, masks=masks), quads)
     pivots = pivots_stage(models, config, crops, perceptual, folder, progress)
+    if config.pti.memory == "low" and models.device.type == "cpu" and models.encoder is not None:
+        park(models.encoder)
     generator = generator_stage(models, config, crops, pivots, perceptual, folder, progress)
     done = dict(faces=faces, crops=crops, masks=masks, pivots=pivots)
     if generator is not None:
@@ -157,7 +159,8 @@ def edit_clip(
     first, what = ranks().rank == 0, " ".join(map(str, edits))
     for line in (*clip.notes, *less) if first and say else ():
         say(line)
-    with hold(out, what) if first else nullcontext(), in_use(folder):
+    held = hold(out, what) if first else nullcontext()
+    with held, in_use(folder), reuse_memory(models.device):
         if first:
             remove(hidden_folder(out) / "new")
             sweep(folder)

@@ -38,7 +38,7 @@ from stitch_nb.device import (
     tuning_dtype,
     useful_threads,
 )
-from .pti import check_fields
+from .pti import check_fields, keep_little
 
 # %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StitchConfig:
     tie: float = 1e-5  # L1 differences at or below count as none (see the notebook); 0: plain L1
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
     workers: int = 0  # frames at once; 0: by threads on a CPU, by memory on a GPU
-    memory: str = 'normal'  # 'low': one frame at a time
+    memory: str = 'normal'  # 'low': one frame at a time, little kept
 
     def __post_init__(self):
         check_fields(
@@ -140,6 +140,7 @@ class Lane:
         self.config, R = config, G_pti.resolution
         self.first = config.first_resolution or min(32, R // 4)
         self.G_st = clone_network(G_pti, trainable=False)
+        keep_little(self.G_st, config)
         self.device = next(G_pti.parameters()).device
         self.dtype = tuning_dtype(config.dtype, self.device)
         empty = lambda *shape: torch.zeros(*shape, device=self.device)

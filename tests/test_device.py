@@ -199,9 +199,15 @@ def test_memory_is_used_again_only_inside(monkeypatch):
     with pytest.raises(KeyError), device.reuse_memory('cpu'):
         assert len(calls) == 2
         raise KeyError
-    assert len(calls) == 5
+    assert len(calls) == 6 and calls[-1] == (0,)
     with device.reuse_memory('cuda'):
-        assert len(calls) == 5
+        assert len(calls) == 6
+    del calls[:]
+    with device.reuse_memory('cpu'):
+        with device.reuse_memory('cpu'):
+            pass
+        assert (device._MMAP_MAX, 2**16) not in calls  # the outer block goes on as it was
+    assert (device._MMAP_MAX, 2**16) in calls
 
 
 def test_crops_are_sent_as_they_are(clip):
@@ -237,3 +243,19 @@ def test_the_version_that_is_needed():
 
     settings = (Path(__file__).resolve().parents[1] / 'settings.ini').read_text()
     assert 'torch>=2.5' in settings and 'torchvision>=0.20' in settings
+
+
+def test_parked_weights_are_the_same_numbers():
+    "Every dtype and shape, views and empty buffers too; the file is never written by the network."
+    net = torch.nn.Module()
+    net.rough = torch.nn.Parameter(torch.randn(3, 5).bfloat16())
+    net.last = torch.nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    net.register_buffer('one', torch.tensor(7.0, dtype=torch.float64))
+    net.register_buffer('none', torch.zeros(0, 3))
+    net.register_buffer('count', torch.arange(33, dtype=torch.int64))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    assert device.park(net) == 64 * (1 + 8 + 1 + 5)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    net.rough.data.add_(1)
+    assert torch.equal(net.rough.detach(), before['rough'] + 1)
+    assert torch.equal(net.count, before['count'])

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "bench.py"
 
@@ -45,7 +48,7 @@ def test_whole_run_at_1024(dtype, tmp_path):
 def test_the_benchmark_measures(tmp_path):
     "Every part that needs no card gives numbers, at a tiny size; a failure would be a row that says so."
     file, table = tmp_path / "bench.json", tmp_path / "table.md"
-    parts = ["check", "forward", "update", "stitch", "around", "clip"]
+    parts = ["check", "forward", "plain", "both", "update", "stitch", "around", "clip"]
     done = subprocess.run(
         [sys.executable, str(TOOL), "--sizes", "tiny", "--check", "tiny", "--device", "cpu"]
         + ["--part", *parts, "--json", str(file), "--table", str(table)],
@@ -91,3 +94,89 @@ def test_the_formula(manifest):
     )
     for key, value in net.state_dict().items():
         assert float(value.double().sum()) == pytest.approx(golden[key]["sum"], abs=1e-6), key
+
+
+def test_plain_operations_draw_the_same():
+    "What the benchmark compares with is the same picture and the same gradient, for both networks."
+    sys.path.insert(0, str(TOOL.parent))
+    try:
+        import bench
+        import bench_plain
+    finally:
+        sys.path.pop(0)
+    from stitch_nb.nets.mobile import MobileGenerator
+
+    case = bench.Case("tiny", "cpu", 2)
+    torch.manual_seed(0)
+    mobile = MobileGenerator(resolution=32, channels=(32, 32, 16, 8)).requires_grad_(False)
+    w = torch.randn(2, mobile.num_ws, 512, generator=torch.Generator().manual_seed(1))
+    pairs = [
+        (case.G, case.pivots, bench_plain.synthesis),
+        (mobile, w, bench_plain.mobile_synthesis),
+    ]
+    for G, w, plain in pairs:
+        weights = list(G.requires_grad_().tunable().values())
+        for a, b in zip(
+            *(run_with_gradients(f, w, weights) for f in (G.synthesis, partial(plain, G)))
+        ):
+            assert float((a - b).norm() / a.norm()) < 1e-4
+
+
+def run_with_gradients(draw, w, weights):
+    "A picture, and the gradients of its mean square."
+    drawn = draw(w)
+    slopes = torch.autograd.grad(drawn.square().mean(), weights, allow_unused=True)
+    return [drawn.detach(), *(g for g in slopes if g is not None)]
+
+
+def small_512():
+    "A generator of 512 px with few channels, and a clip of two frames."
+    from stitch_nb.generator import Generator
+    from stitch_nb.masks import stitch_masks
+
+    torch.manual_seed(0)
+    shape = dict(resolution=512, channel_base=1024, channel_max=16, z_dim=16, w_dim=16)
+    G = Generator(**shape, mapping_layers=1).eval().requires_grad_(False)
+    w, mask = torch.randn(2, G.num_ws, 16), torch.zeros(512, 512)
+    mask[100:400, 100:400] = 1
+    crops = np.random.default_rng(0).integers(0, 256, (2, 512, 512, 3), dtype=np.uint8)
+    return G, w, crops, stitch_masks(mask, 512)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_little_memory_gives_the_same(dtype):
+    "Blocks that are drawn again give the very same tuned weights and stitched picture."
+    from stitch_nb.pti import PTIConfig, tune_generator
+    from stitch_nb.stitch import StitchConfig, stitch_frame
+
+    G, w, crops, masks = small_512()
+    found = []
+    for memory in ("normal", "low"):
+        how = dict(dtype=dtype, memory=memory)
+        config = PTIConfig(passes=2, batch=1, lambda_lpips=0, alpha=1.0, **how)
+        G_pti, _ = tune_generator(G, w, crops, None, config)
+        assert G_pti.synthesis.again is None
+        parts = w[0], crops[0], None, masks
+        image, _ = stitch_frame(G_pti, *parts, StitchConfig(steps=3, first_resolution=4, **how))
+        found.append([image, *G_pti.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    name = "synthesis.b512.conv1.weight"
+    assert not torch.equal(G_pti.state_dict()[name], G.state_dict()[name])
+
+
+def test_little_memory_keeps_less():
+    "What autograd keeps of one picture, in bytes: less than half when large blocks are drawn again."
+    from stitch_nb.core import clone_network
+    from stitch_nb.pti import PTIConfig, keep_little
+
+    G, w, *_ = small_512()
+    kept = {}
+    for memory in ("normal", "low"):
+        G_new, seen = clone_network(G), {}
+        keep_little(G_new, PTIConfig(memory=memory))
+        count = lambda t, seen=seen: seen.update({t.untyped_storage().data_ptr(): t.nbytes}) or t
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            drawn = G_new.synthesis(w[:1])
+        kept[memory] = sum(seen.values())
+        assert drawn.requires_grad
+    assert kept["low"] < kept["normal"] / 2

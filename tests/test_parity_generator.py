@@ -150,3 +150,25 @@ def test_full_size(parity, manifest):
     check('img_area64', x.double().reshape(3, 64, 16, 64, 16).mean((2, 4)))
     for top, left in (100, 200), (600, 700), (992, 0):
         check(f'patch_y{top}_x{left}', x[:, top : top + 32, left : left + 32])
+
+
+def test_the_doubling_convolutions_gradient():
+    "On a processor in float32 the weight's gradient goes phase by phase: the same numbers as PyTorch's."
+    from stitch_nb.generator import _Spread, fir_kernel, upsample_conv
+
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(2, 6, 64, 64, generator=g), torch.randn(4, 6, 3, 3, generator=g)
+    b, found = torch.randn(4, generator=g), []
+    parts = [t.requires_grad_() for t in (x, w, b)]
+    for plain in (False, True):
+        y = upsample_conv(*parts[:2], fir_kernel(), b, plain)
+        assert ('_Spread' in str(y.grad_fn.next_functions[0][0])) == (not plain)
+        found.append([y, *torch.autograd.grad((y * y.detach().cos()).sum(), parts)])
+    for ours, theirs in zip(*found):
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    small = [
+        torch.randn(*s, dtype=torch.float64, generator=g) for s in ((2, 2, 3, 4), (2, 3, 3, 3))
+    ]
+    small = [t.requires_grad_() for t in small]
+    assert torch.autograd.gradcheck(_Spread.apply, small)
+    assert torch.autograd.gradgradcheck(_Spread.apply, small)

@@ -4,22 +4,26 @@ Weights come from a formula (numbers from each entry's name), so nothing has to 
 Needs torch, numpy, scipy and pillow only; what needs more is left out, and said.
 
     python tools/bench.py                        what suits this machine, under five minutes on one with a GPU
-    python tools/bench.py --part update stitch   only these: check forward update stitch profile around clip compile threads run official
+    python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip compile threads run official
     python tools/bench.py --sizes people         sizes: people mobile official
-    python tools/bench.py --json FILE            all numbers; --table FILE writes them as markdown, reference numbers beside them
+    python tools/bench.py --json FILE            all numbers; --add keeps what is there, of two times the shorter;
+                                                 --table FILE writes them as markdown, reference numbers beside them
 """
 
 import argparse
 import json
 import math
+import os
 import platform
 import resource
 import sys
 import tempfile
 import time
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,13 +48,14 @@ from stitch_nb.device import (  # noqa: E402
 )
 from stitch_nb.generator import Generator, Plan  # noqa: E402
 from stitch_nb.masks import stitch_masks  # noqa: E402
+from stitch_nb.nets.mobile import MobileGenerator  # noqa: E402
 from stitch_nb.perceptual import Perceptual  # noqa: E402
 from stitch_nb.pti import PTIConfig, tune_generator  # noqa: E402
 from stitch_nb.stitch import StitchConfig, stitch_frames  # noqa: E402
 
 SIZES = dict(
     people=dict(z_dim=256, w_dim=256, resolution=128, channel_base=4096, channel_max=256),
-    mobile=dict(resolution=512, channel_base=8192, channel_max=512),
+    mobile=dict(resolution=512),  # of MobileStyleGAN, the others are StyleGAN2s
     official=dict(resolution=1024),
     tiny=dict(z_dim=32, w_dim=32, resolution=32, channel_base=512, channel_max=32),
 )
@@ -90,9 +95,9 @@ class AlexTrunk(Perceptual):
 
 
 def small_trunk(x_px: int) -> Perceptual:
-    "The measure that suits a size: at small ones the bundle's own trunk, if it is at hand."
+    "The measure that suits a size: below 1024 px a trunk like the bundles' own."
     torch.manual_seed(1)
-    if x_px >= 256:
+    if x_px >= 1024:
         return AlexTrunk()
     from stitch_nb.nets.small import Trunk
     from stitch_nb.perceptual import TrunkPerceptual
@@ -151,12 +156,20 @@ def formula_fill(net, kind: str):
     return net.eval().requires_grad_(False)
 
 
+def make_generator(size: str):
+    "A generator of one size; its weights by a formula, or drawn as they are before training."
+    if size != 'mobile':
+        return formula_fill(Generator(**SIZES[size]), 'generator')
+    torch.manual_seed(0)
+    return MobileGenerator(**SIZES[size]).eval().requires_grad_(False)
+
+
 class Case:
     "A generator of one size, a measure, and a clip that it could have drawn."
 
     def __init__(self, size: str, device, frames: int = 8):
         self.size, self.device = size, torch.device(device)
-        self.G = formula_fill(Generator(**SIZES[size]), 'generator').to(self.device)
+        self.G = make_generator(size).to(self.device)
         self.R = self.G.resolution
         self.perceptual = small_trunk(self.R).to(self.device)
         w = torch.randn(frames, 1, self.G.w_dim, generator=seeded(1)) * 0.3
@@ -181,8 +194,13 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
-def median_ms(run, device, seconds: float = 1.0, most: int = 20, least: int = 2) -> float:
-    "Median of repeated calls, each waited for; the first is not counted."
+def fastest(spent) -> float:
+    "The best of several times: what else runs on a processor only ever adds."
+    return float(min(spent))
+
+
+def median_ms(run, device, seconds: float = 1.5, most: int = 20, least: int = 4) -> float:
+    "Median of repeated calls, each waited for; the first is not counted. On a CPU `fastest`."
     run()
     wait(device)
     spent, begin = [], time.perf_counter()
@@ -191,7 +209,7 @@ def median_ms(run, device, seconds: float = 1.0, most: int = 20, least: int = 2)
         run()
         wait(device)
         spent.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(spent))
+    return fastest(spent) if torch.device(device).type == 'cpu' else float(np.median(spent))
 
 
 def forward_ms(case: Case, dtype: str, batch: int, plan=None) -> dict:
@@ -226,6 +244,58 @@ def update_ms(
     return dict(ms_per_frame=ms / batch, first_s=first, peak_gib=peak_gib(case.device))
 
 
+def both_ms(case: Case, dtype: str, batch: int) -> dict:
+    "Forward and backward alone: the mean square of what is drawn, its gradient for all weights."
+    G, w = pti.clone_network(case.G), case.pivots[:batch]
+    params = list(G.tunable().values())
+
+    def run():
+        with autocast(case.device, dtype):
+            drawn = G.synthesis(w)
+        torch.autograd.grad(drawn.square().mean(), params, allow_unused=True)
+
+    with precision(case.device, dtype), reuse_memory(case.device):
+        return dict(ms_per_frame=median_ms(run, case.device) / batch)
+
+
+def plain_alone(size: str, what: str, dtype: str, number: int) -> float:  # ms
+    import bench_plain
+
+    with threads(number):
+        case = Case(size, 'cpu', 2)
+        return median_ms(bench_plain.STEPS[what](case, dtype), 'cpu', 15.0, 7, 3)
+
+
+def plain_ms(case: Case, what: str, dtype: str = 'float32') -> dict:
+    """One frame as plain operations compute it (`bench_plain`), in a process of its own.
+
+    There nothing has changed how the C library hands out memory, which they depend on."""
+    job = plain_alone, case.size, what, dtype, torch.get_num_threads()
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        return dict(ms_per_frame=pool.submit(*job).result())
+
+
+def plain_rows(case: Case) -> dict:  # name to arguments of `plain_ms`
+    if case.size == 'mobile':
+        return {f'both, {d}': dict(what='both', dtype=d) for d in ('float32', 'bfloat16')}
+    return {what: dict(what=what) for what in ('forward', 'update', 'stitch')}
+
+
+def single_steps(tuner, frames: list, seconds: float = 6.0, most: int = 20) -> tuple:  # ms, ms
+    "Loading of some frames, and the fastest of their updates; the first two are not counted."
+    loop, spent = stitch.FrameLoop(tuner, frames, most + 2), []
+    start = begin = time.perf_counter()
+    loop.begin()
+    load = time.perf_counter() - start
+    for step in range(most + 2):
+        start = time.perf_counter()
+        stitch._advance(loop, step)
+        spent.append(time.perf_counter() - start)
+        if len(spent) > 4 and time.perf_counter() - begin > seconds:
+            break
+    return 1e3 * load, 1e3 * fastest(spent[2:])
+
+
 def stitch_ms(case: Case, dtype: str, lanes: int, plan=None, graph=True, **changes) -> dict:
     "One stitching update a frame: a longer loop less a shorter one, over updates and frames."
     peak_gib(case.device)
@@ -236,7 +306,11 @@ def stitch_ms(case: Case, dtype: str, lanes: int, plan=None, graph=True, **chang
     tuner.replay.enabled &= graph
     frame = partial(stitch.as_frame, G_pti, masks=case.masks)
     frames = [frame(case.pivots[k], case.crops[k], case.crops[k - 1]) for k in range(lanes)]
-    a, b = (1, 3) if case.device.type == 'cpu' else (4, 12)
+    if case.device.type == 'cpu':
+        with reuse_memory(case.device):
+            load, ms = single_steps(tuner, frames)
+        return dict(ms_per_frame=ms / lanes, load_ms=load / lanes, peak_gib=peak_gib(case.device))
+    a, b = 4, 12
     with reuse_memory(case.device):
         run = lambda steps: stitch.tune_frames(tuner, frames, steps)
         few, many = (median_ms(partial(run, n), case.device, 0.5, 5, 1) for n in (a, b))
@@ -328,7 +402,7 @@ PLANS = dict(
 
 def update_rows(case: Case, cuda: bool) -> dict:  # name to arguments of `update_ms`
     if not cuda:
-        batch = 4 if case.R <= 256 else 1
+        batch = 1 if case.R >= 1024 else 4
         return {f'{d}, batch {batch}': dict(dtype=d, batch=batch) for d in ('float32', 'bfloat16')}
     rows = {f'bfloat16, batch {n}': dict(dtype='bfloat16', batch=n) for n in (1, 4, 8)}
     rows |= {f'{d}, batch 4': dict(dtype=d, batch=4) for d in ('float32', 'tf32')}
@@ -343,7 +417,9 @@ def update_rows(case: Case, cuda: bool) -> dict:  # name to arguments of `update
 
 def stitch_rows(case: Case, cuda: bool) -> dict:  # name to arguments of `stitch_ms`
     if not cuda:
-        return {f'{d}, 1 lane': dict(dtype=d, lanes=1) for d in ('float32', 'bfloat16')}
+        rows = {f'{d}, 1 lane': dict(dtype=d, lanes=1) for d in ('float32', 'bfloat16')}
+        late = {f'{n}, from 32 px': row | dict(first_resolution=32) for n, row in rows.items()}
+        return rows | (late if case.R >= 512 else {})
     half = dict(dtype='bfloat16')
     rows = {f'bfloat16, {n} lanes': half | dict(lanes=n) for n in (1, 2, 4, 8)}
     rows |= {f'{d}, 4 lanes': dict(dtype=d, lanes=4) for d in ('float32', 'tf32')}
@@ -353,10 +429,10 @@ def stitch_rows(case: Case, cuda: bool) -> dict:  # name to arguments of `stitch
     return rows
 
 
-def thread_rows() -> dict:
+def thread_rows(sizes=()) -> dict:
     "An update of PTI and a frame's stitching at the people's size, on 1, 2, 4 ... threads."
     there, found = torch.get_num_threads(), {}
-    case = Case('people', 'cpu', 16)
+    case, large = Case('people', 'cpu', 16), [Case(s, 'cpu', 4) for s in sizes if s != 'people']
     for n in [k for k in (1, 2, 4, 8, 16) if k <= there]:
         with threads(n):
             row = {}
@@ -367,6 +443,10 @@ def thread_rows() -> dict:
             for workers in [0, *((1, 2, 4, 8, 16) if n == 16 else ())]:
                 run = partial(clip_frames, case, replace(few, workers=workers))
                 row[f'stitch_{workers or "rule"}_ms'] = median_ms(run, 'cpu', 0.2, 2, 1) / 48
+            for other in large:
+                batch = 1 if other.R >= 1024 else 4
+                spent = update_ms(other, 'bfloat16', batch)['ms_per_frame']
+                row[f'update_{other.size}_bfloat16_ms'] = spent * batch
         found[f'{n} threads'] = {k: round(v, 2) for k, v in row.items()}
     return found
 
@@ -466,7 +546,7 @@ def formula_bundle(device):
     )
 
 
-def official_run(dtype: str, device) -> dict:
+def official_run(dtype: str, device, memory: str = 'normal') -> dict:
     "Every stage at the official size: two frames, one pass, two stitching updates each."
     from stitch_nb.core import sample
     from stitch_nb.pipeline import RunConfig, edit_clip
@@ -476,8 +556,8 @@ def official_run(dtype: str, device) -> dict:
     config = RunConfig.for_models(
         models,
         landmarks='none',
-        pti=PTIConfig.reference(passes=1, dtype=dtype),
-        stitch=StitchConfig.reference(steps=2, dtype=dtype),
+        pti=PTIConfig.reference(passes=1, dtype=dtype, memory=memory),
+        stitch=StitchConfig.reference(steps=2, dtype=dtype, memory=memory),
     )
     with tempfile.TemporaryDirectory() as out:
         run = edit_clip(
@@ -486,6 +566,9 @@ def official_run(dtype: str, device) -> dict:
     found = dict(
         seconds=time.perf_counter() - start, peak_gib=peak_gib('cpu'), leak=run.metrics['leak']
     )
+    found['stage_gib'] = {
+        k: round(v['peak_mib'] / 1024, 2) for k, v in run.record['stages'].items()
+    }
     return found | {k: v['seconds'] for k, v in run.record['stages'].items()}
 
 
@@ -511,22 +594,51 @@ def profile_rows(case: Case, dtype: str, batch: int, top: int = 25) -> dict:
     return {e.key[:90]: round(time_of(e) / 1e3, 3) for e in events if time_of(e) > 0}
 
 
+def processor() -> str:
+    "What the processor calls itself, and how many cores there are."
+    told, cores = Path('/proc/cpuinfo'), os.cpu_count()
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return f'{names[0] if names else platform.processor()}, {cores} cores'
+
+
 def machine(device) -> dict:
     device = torch.device(device)
     found = dict(
         device=str(device), torch=torch.__version__, threads=torch.get_num_threads(),
-        system=platform.platform(terse=True), float32=float32_policy(),
+        system=platform.system(), float32=float32_policy(), name=processor(),
     )  # fmt: skip
     if device.type == 'cuda':
         found |= dict(name=torch.cuda.get_device_name(device), free_gib=free_memory(device) / 2**30)
     return found
 
 
+def conv_rate(dtype: str, device) -> dict:
+    "What this machine reaches in a convolution that suits it (64 channels, 256 px): 1e9 operations a second."
+    dtype = getattr(torch, dtype)
+    x = torch.randn(1, 64, 256, 256, device=device, dtype=dtype)
+    x, w = x.contiguous(memory_format=torch.channels_last), torch.randn(64, 64, 3, 3).to(x)
+    with torch.no_grad(), precision(device, 'float32'):
+        ms = median_ms(lambda: nn.functional.conv2d(x, w, padding=1), device)
+    return dict(gflop_per_s=2 * w.numel() * 256**2 / ms / 1e6)
+
+
 class Book:
     "Rows as they come: printed, kept, and written after each, so that a stopped run loses nothing."
 
-    def __init__(self, file, seconds: float):
-        self.file, self.rows, self.begin, self.seconds = file, {}, time.perf_counter(), seconds
+    def __init__(self, file, seconds: float, add: bool = False):
+        self.file, self.begin, self.seconds = file, time.perf_counter(), seconds
+        there = add and file and Path(file).exists()
+        self.rows = json.loads(Path(file).read_text()) if there else {}
+
+    def keep(self, part: str, name: str, row: dict):
+        "A row that measured something; of two times of one thing the shorter."
+        rows = self.rows.setdefault(part, {})
+        none = 'left_out' in row or 'failed' in row
+        slower = row.get('ms_per_frame', 0) > rows.get(name, {}).get('ms_per_frame', math.inf)
+        slower |= rows.get(name, {}).get('gflop_per_s', 0) > row.get('gflop_per_s', math.inf)
+        if name not in rows or not (none or slower):
+            rows[name] = row
 
     def left(self) -> float:
         return self.seconds - (time.perf_counter() - self.begin)
@@ -536,13 +648,13 @@ class Book:
             row = dict(left_out='no time left')
         else:
             row = guarded(run, *args, **kwargs)
-        self.rows.setdefault(part, {})[name] = row
+        self.keep(part, name, row)
         said = ', '.join(
             f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()
         )
         print(f'{self.seconds - self.left():5.0f} s  {part:22} {name:38} {said[:400]}', flush=True)
         if self.file:
-            Path(self.file).write_text(json.dumps(self.rows, indent=1))
+            Path(self.file).write_text(json.dumps(self.rows, indent=1) + '\n')
 
 
 def loops(case: Case, book: Book, parts, cuda: bool):
@@ -570,6 +682,13 @@ def beside(case: Case, book: Book, parts, cuda: bool):
         n = 24 if case.R >= 512 else 8
         book.add(f'clip {case.R}', 'bfloat16', clip_row, case, n, 2, 20, 'bfloat16', need=20)
     dtypes = ('float32', 'tf32', 'bfloat16') if cuda else ('float32', 'bfloat16')
+    if 'both' in parts:
+        for dtype in dtypes:
+            for batch in (1, 4) if case.R < 1024 else (1,):
+                book.add(f'both {case.R}', f'{dtype}, batch {batch}', both_ms, case, dtype, batch)
+    if 'plain' in parts and not cuda:
+        for name, arguments in plain_rows(case).items():
+            book.add(f'plain {case.R}', name, plain_ms, case, **arguments)
     if 'forward' in parts:
         for dtype in dtypes:
             for batch in (1, 4) if cuda else (1,):
@@ -586,24 +705,31 @@ def beside(case: Case, book: Book, parts, cuda: bool):
 
 def measure(options) -> Book:
     device = pick_device(options.device)
-    cuda, book, parts = device.type == 'cuda', Book(options.json, options.seconds), options.part
+    cuda, book, parts = (
+        device.type == 'cuda',
+        Book(options.json, options.seconds, options.add),
+        options.part,
+    )
     book.add('machine', 'machine', machine, device)
     if 'check' in parts and cuda:
         book.add('check', 'float32, against the CPU', agreement, options.check, device)
+    for dtype in ('float32', 'bfloat16') if 'plain' in parts else ():
+        book.add('rate', dtype, conv_rate, dtype, device)
     cases = [Case(size, device) for size in options.sizes]
     for case in cases:
         loops(case, book, parts, cuda)
     for case in cases:
         beside(case, book, parts, cuda)
     if 'threads' in parts:
-        for name, row in thread_rows().items() if book.left() > 20 else ():
+        for name, row in thread_rows(options.sizes).items() if book.left() > 20 else ():
             book.add('threads', name, lambda row=row: row)
     if 'run' in parts:
         few = dict(passes=2, steps=4) if options.quick else {}
         book.add('run', 'people', whole_run, options.frames, device, **few)
     if 'official' in parts:
         for dtype in options.dtypes:
-            book.add('official run', dtype, official_run, dtype, device)
+            name = dtype + ', memory low' * (options.memory == 'low')
+            book.add('official run', name, official_run, dtype, device, options.memory)
     return book
 
 
@@ -628,7 +754,9 @@ def table(rows: dict) -> str:
 
 PARTS = (
     'check',
+    'plain',
     'forward',
+    'both',
     'update',
     'stitch',
     'profile',
@@ -658,8 +786,12 @@ if __name__ == '__main__':
     parser.add_argument(
         '--quick', action='store_true', help='the whole run with few passes and updates'
     )
+    parser.add_argument(
+        '--memory', choices=['normal', 'low'], default='normal', help='official run'
+    )
     parser.add_argument('--threads', type=int, default=0)
     parser.add_argument('--json', default='')
+    parser.add_argument('--add', action='store_true', help='to what is in the JSON file already')
     parser.add_argument('--table', default='')
     chosen = parser.parse_args()
     if chosen.threads:
