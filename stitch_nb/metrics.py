@@ -137,7 +137,7 @@ def tl_id(
     result,  # (T,D) identity embeddings of the result
     source,  # (T,D) identity embeddings of the source
 ) -> float:  # 1: neighbouring frames are as alike as in the source
-    "Temporally local identity consistency (section 4.2)."
+    "Temporally local identity consistency (paper: quantitative comparison)."
     return local_similarity(result) / local_similarity(source)
 
 
@@ -145,7 +145,7 @@ def tg_id(
     result,  # (T,D) identity embeddings of the result
     source,  # (T,D) identity embeddings of the source
 ) -> float:  # 1: all pairs of frames are as alike as in the source
-    "Temporally global identity consistency (section 4.2)."
+    "Temporally global identity consistency (paper: quantitative comparison)."
     return global_similarity(result) / global_similarity(source)
 
 # %% ../nbs/85_metrics.ipynb #472b07b9

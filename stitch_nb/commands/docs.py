@@ -30,6 +30,7 @@ PAGE_STYLE = """.jp-InputPrompt, .jp-OutputPrompt {display:none !important}
 .jp-RenderedHTMLCommon table {margin-left:0 !important}
 .jp-OutputArea-output img, .jp-OutputArea-output video {max-width:100%; height:auto}
 .jp-OutputArea-output {overflow-x:auto}
+.jp-InputArea pre, .highlight pre, .highlight code {white-space:pre-wrap}
 :focus-visible {outline:3px solid #0072B2; outline-offset:2px}
 .badge {display:inline-block; background:#0072B2; color:white !important}
 .badge {font-size:85%; padding:.1em .7em; border-radius:.4em}
