@@ -25,7 +25,7 @@ from ..core import StitchError, atomic_path
 from ..video import read_clip, write_video
 from ..models import Bundle
 from ..pipeline import ablate
-from ..run.settings import RunConfig, arms_for, method_of
+from ..run.settings import RunConfig, method_of
 from ..run.store import write_json
 from ..run.measure import strip_frames
 from stitch_nb.figures.sheet import (
