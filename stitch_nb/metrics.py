@@ -204,9 +204,7 @@ def flicker(
 def bend(
     image,  # (H,W) or (H,W,C)
     flow,  # (H,W,2) x, y, pixels
-) -> (
-    np.ndarray
-):  # as `image`, float32: its value at p + flow(p), bilinear, the edge repeated beyond
+) -> np.ndarray:  # as `image`, float32: at p + flow(p), bilinear, the edge repeated beyond
     "A picture carried back along a flow."
     image = np.asarray(image, np.float32)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)

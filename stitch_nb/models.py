@@ -173,9 +173,7 @@ class Bundle:
     resolution: int  # R, side of the crop in pixels
     generator: nn.Module  # `generator.Generator`
     encoder: nn.Module | None = None  # `encode.Encoder`; None: pivots are found by optimisation
-    parser: nn.Module | None = (
-        None  # crops to 19 label logits; None: the mask is the landmarks' hull
-    )
+    parser: nn.Module | None = None  # crops to 19 label logits; None: masks are landmarks' hulls
     detector: nn.Module | None = None  # frames to face centres and sizes
     landmarks: nn.Module | None = None  # patches to 68 points
     identity: nn.Module | None = None  # crops to unit vectors
@@ -673,9 +671,7 @@ def fit_direction(
     ridge: float = 0.1,  # shrinkage, relative to the mean variance of w
     seed: int = 0,
     progress=None,  # called with (done, total, '')
-) -> (
-    tuple
-):  # (L,D) float32 direction on G's device; share of the measure's variance that it explains, 0..1
+) -> tuple:  # (L,D) float32 direction; share of the measure's variance that it explains, 0..1
     "The step in W that raises a measured attribute by one standard deviation."
     device, rng, w, s = G.w_avg.device, seeded(seed), [], []
     for i in range(0, n, batch):

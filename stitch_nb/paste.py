@@ -21,9 +21,7 @@ def frame_window(
     R: int,  # pixels of the crop's side
     H: int,  # pixels of the frame
     W: int,  # pixels of the frame
-) -> (
-    tuple
-):  # (y0,y1,x0,x1) frame pixels the crop can touch, and the (2,3) map from there to the crop
+) -> tuple:  # (y0,y1,x0,x1) frame pixels that the crop can touch; (2,3) from there to the crop
     "The part of a frame that a crop covers."
     q = check_quad(quad)
     x0, y0 = np.clip(np.floor(q.min(0)).astype(int) - 1, 0, (W, H))

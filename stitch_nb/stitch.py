@@ -398,9 +398,7 @@ def tune_frames(
     tuner: FrameTuner,
     frames: list,  # of StitchFrame, at most as many as the tuner has lanes
     steps: int,  # updates at most
-) -> (
-    list
-):  # per frame: image (3,R,R) float32 detached; dict(border, content: (evaluations,), updates)
+) -> list:  # per frame: image (3,R,R) float32; dict(border, content: (evaluations,), updates)
     "Tune some frames side by side, from the tuner's present weights."
     loop = FrameLoop(tuner, frames, steps)
     with precision(tuner.device, tuner.dtype):

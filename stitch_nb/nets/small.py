@@ -253,9 +253,7 @@ class LandmarkNet(nn.Module):
 # %% ../../nbs/nets/10_small.ipynb #cb4e5208
 def patch_box(
     landmarks,  # (...,68,2) array or tensor, frame pixels
-) -> (
-    tuple
-):  # centre (...,2), size (...,): middle and longer side of the points' bounding box, frame pixels
+) -> tuple:  # centre (...,2), size (...,): middle and longer side of their box, frame pixels
     "A face's centre and size, as the detector predicts them."
     low, high = (
         (landmarks.min(-2), landmarks.max(-2))

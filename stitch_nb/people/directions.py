@@ -99,9 +99,7 @@ def responses(
     after: torch.Tensor,  # (M,A) for the second
     attr: torch.Tensor,  # (M,) int, which attribute was changed
     delta: torch.Tensor,  # (M,) by how many standard deviations
-) -> (
-    torch.Tensor
-):  # (A,A) row: what was changed; column: what the meter says; NaN where no pair speaks
+) -> torch.Tensor:  # (A,A) row: what was changed, column: what the meter says; NaN: no pair
     "What changing one attribute by one does to the answers about all."
     out = torch.full((before.shape[1],) * 2, torch.nan)
     for k in attr.unique().tolist():

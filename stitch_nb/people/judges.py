@@ -92,9 +92,7 @@ def find_boxes(
     pictures,  # (N,H,W,3) uint8, or any iterable of pictures
     side: int = 256,  # pixels that the detector sees; it wants faces of 80 or more
     progress=None,  # called with (done, total, '')
-) -> (
-    np.ndarray
-):  # (N,4) float64, x0, y0, x1, y1 in pixels of the picture; NaN where no face was found
+) -> np.ndarray:  # (N,4) float64, x0, y0, x1, y1 in pixels; NaN where no face was found
     "The best face of each picture, by dlib's frontal detector at its own threshold."
     detect, out = _detector(), []
     for i, picture in enumerate(pictures):
@@ -385,9 +383,7 @@ def halves(
 # %% ../../nbs/people/60_judges.ipynb #0a57cb53
 def in_face_frame(
     points: np.ndarray,  # (N,68,2) pixels
-) -> (
-    np.ndarray
-):  # (N,68,2): right and down from the middle between the eyes, in distances of the eyes
+) -> np.ndarray:  # (N,68,2): from the middle of the eyes, in distances between the eyes
     "Points without place, size and roll."
     p = np.asarray(points, np.float64)
     left, right = p[:, 36:42].mean(1), p[:, 42:48].mean(1)
