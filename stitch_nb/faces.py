@@ -33,7 +33,7 @@ class Detection:
 
     landmarks: np.ndarray  # (68,2) float64, frame pixels, integer = pixel centre
     score: float = 1.0  # the detector's confidence; scales differ between backends
-    signature: np.ndarray = None  # (16,16,3) float32 in 0..1: the aligned face, to tell people apart
+    signature: np.ndarray = None  # (16,16,3) float32 in 0..1: the aligned face, to know who it is
 
     @property
     def centre(self):
