@@ -575,6 +575,17 @@ def test_the_preview_of_wavelets_is_half_as_large(mobile, clip, tmp_path, monkey
     assert np.abs(same - blended).max() <= 1
 
 
+def test_regions_where_the_parser_has_a_size_of_its_own(state):
+    "MediaPipe's mask has 256 pixels, the crop 512: the regions are those of a mask of the crop's size."
+    large = np.repeat(np.repeat(state.heads[:, ::2, ::2], 2, 1), 2, 2)
+    small = np.ascontiguousarray(large[:, ::2, ::2])
+    found = [
+        zoom_boxes(replace(state, heads=heads, key=key, cache=Cache()), settings_for(state, (1, 3)))
+        for key, heads in (("large", large), ("small", small))
+    ]
+    assert found[0] == found[1] and set(found[0]) == {"hair", "neck"}
+
+
 @pytest.fixture
 def call(bundle, tmp_path, capsys):
     "`call(clip, **options)` runs stitch_figure on discs; (status, last line of stderr, everything on stdout)."

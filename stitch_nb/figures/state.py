@@ -649,7 +649,7 @@ def _worst_border(state, settings, name, t, place, width):
     rows = np.arange(len(change))[:, None]
     where = rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]
     allowed = where & np.ones_like(change, bool)
-    head = torch.from_numpy(np.array(state.heads[k])).float()
+    head = resize_mask(torch.from_numpy(np.array(state.heads[k])), len(change))  # a parser's size
     outline = allowed & (boundary(head, 1).numpy() > 0)  # half inside, half outside: the seam
     side = width // 2 * 2 + 1
     felt = torch.from_numpy(change * allowed)[None, None].float()
