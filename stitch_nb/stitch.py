@@ -533,12 +533,13 @@ def common_start(
     "`config.common` updates over the whole clip: where its frames begin (not in the paper)."
     clip = StitchClip(G_pti, w_edits, source_crops, masks, edit_crops, config)
     tuner, drawn, n = FrameTuner(G_pti, config), seeded(0), min(COMMON_BATCH, len(w_edits))
+    lane = tuner.lanes[0]
     with precision(tuner.device, tuner.dtype), threads(useful_threads(G_pti.resolution**2)):
         for step in range(config.common):
             set_rate(tuner.adam, config.rate(step, config.common))
             tuner.clear()
             for t in torch.randperm(len(w_edits), generator=drawn)[:n].tolist():
-                tuner.lanes[0].load(clip.frame(t))
+                lane.load(clip.frame(t))
                 (tuner.measure(0) / n).backward()
             tuner.adam.step()
             border = float(tuner.terms[0, 0])

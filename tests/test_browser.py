@@ -504,7 +504,8 @@ def test_as_app(home, opened, name, notebook, move):
     folder.mkdir()
     for path in next(NBS.rglob(notebook)), NBS / "figures" / "claims.json":
         shutil.copy(path, folder)
-    shutil.copytree(NBS / "figures" / "arms", folder / "arms")
+    beside = folder / "figures" if name == "walkthrough" else folder
+    shutil.copytree(NBS / "figures" / "arms", beside / "arms")
     if not os.environ.get("STITCH_BROWSER_FULL"):
         shorten(folder / notebook)
     code = (
