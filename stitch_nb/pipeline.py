@@ -24,7 +24,7 @@ import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
 from .credentials import check_credentials, sign_video
 from .encode import invert, share_pivots
-from .device import float32_policy, park, ranks, reuse_memory
+from .device import float32_policy, park, ranks
 from .edit import apply_edit
 from .masks import stitch_masks
 from .metrics import face_measures
@@ -160,7 +160,7 @@ def edit_clip(
     for line in (*clip.notes, *less) if first and say else ():
         say(line)
     held = hold(out, what) if first else nullcontext()
-    with held, in_use(folder), reuse_memory(models.device):
+    with held, in_use(folder):
         if first:
             remove(hidden_folder(out) / "new")
             sweep(folder)
