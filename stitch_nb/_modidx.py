@@ -255,6 +255,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                   'stitch_nb.device.Replay.rehearse': ('device.html#replay.rehearse', 'stitch_nb/device.py'),
                                   'stitch_nb.device._devices_here': ('device.html#_devices_here', 'stitch_nb/device.py'),
                                   'stitch_nb.device._float32_switches': ('device.html#_float32_switches', 'stitch_nb/device.py'),
+                                  'stitch_nb.device._leave_ranks': ('device.html#_leave_ranks', 'stitch_nb/device.py'),
                                   'stitch_nb.device._named': ('device.html#_named', 'stitch_nb/device.py'),
                                   'stitch_nb.device._set_switches': ('device.html#_set_switches', 'stitch_nb/device.py'),
                                   'stitch_nb.device.adam_tensors': ('device.html#adam_tensors', 'stitch_nb/device.py'),

@@ -9,6 +9,7 @@ __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'pick_device', 'all
            'Ranks', 'ranks', 'join_ranks', 'add_over_ranks', 'share', 'with_fallback']
 
 # %% ../nbs/03_device.ipynb #a8739b70
+import atexit
 import contextlib
 import multiprocessing
 import ctypes
@@ -371,6 +372,11 @@ def ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), local)
 
 
+def _leave_ranks():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def join_ranks(
     device='auto',  # decides how gradients travel: between cards, or through the CPU
 ) -> Ranks:
@@ -381,6 +387,7 @@ def join_ranks(
         if cuda:
             torch.cuda.set_device(ranks().local % torch.cuda.device_count())
         dist.init_process_group('nccl' if cuda else 'gloo')
+        atexit.register(_leave_ranks)
     return ranks()
 
 # %% ../nbs/03_device.ipynb #db1c616d

@@ -231,9 +231,9 @@ if here.rank == 0: torch.save(dict(state=G_pti.state_dict(), loss=history['loss'
 '''
 
 
-def torchrun(folder, n: int, **environment):
+def torchrun(folder, n: int, text=SCRIPT, **environment):
     script = folder / 'script.py'
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(text.format(tests=str(Path(__file__).parent)))
     root = str(Path(__file__).resolve().parents[1])
     env = os.environ | dict(PYTHONPATH=root, OMP_NUM_THREADS='1') | environment
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', n]
@@ -244,6 +244,24 @@ def torchrun(folder, n: int, **environment):
         text=True,
         timeout=300,
     )
+
+
+LEAVE = '''
+import atexit, sys, torch
+import torch.distributed as dist
+still = lambda: open(sys.argv[1] + f'/{{here.rank}}', 'w').write(str(dist.is_initialized()))
+atexit.register(still)  # the last of all that run at the end
+from stitch_nb.device import add_over_ranks, join_ranks
+here = join_ranks('cpu')
+add_over_ranks([torch.ones(3)])
+'''
+
+
+def test_a_process_leaves_its_group_before_it_ends(tmp_path):
+    "One that ends while the group's threads run is, two times in three, aborted."
+    done = torchrun(tmp_path, 2, LEAVE)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(tmp_path / f'{rank}').read_text() for rank in range(2)] == ['False'] * 2
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
