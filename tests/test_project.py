@@ -194,6 +194,8 @@ def test_notebook(path):
     assert path.stat().st_size < limit
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
+        left = re.search(r"@[A-Z][A-Z0-9_]*@|\b(TODO|FIXME|XXX)\b", "".join(cell["source"]))
+        assert not left, f"{left[0]!r} stands where a measured value should"
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error", "".join(cell["source"])[:200]
             assert output.get("name") != "stderr", "".join(cell["source"])[:200]
