@@ -345,7 +345,8 @@ def optimise_pivots(
             'lambda_l2 is 0 and there is no perceptual distance: nothing is left to optimise'
         )
     start = (G.w_avg if start is None else start).detach().to(device, torch.float32)
-    start, batch = start.expand(T, G.num_ws, G.w_dim), frames_at_once(G.resolution, config.batch)
+    start = start.expand(T, G.num_ws, G.w_dim)
+    batch = frames_at_once(G.resolution, config.batch, device)
     for i in range(0, T, batch):
         target = _batch(crops, i, i + batch, device)
         check_shape(target, 'N 3 R R', name='crops', R=G.resolution)

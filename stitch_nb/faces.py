@@ -556,17 +556,18 @@ THUMBNAIL = 48  # blocks along each side
 
 def frame_thumbnail(
     frame: np.ndarray,  # (H,W,3) uint8
-) -> np.ndarray:  # (48,48,3) float32 in 0..1
-    "A frame as blocks of one colour."
+) -> np.ndarray:  # (48,48,3) uint8
+    "A frame as blocks of one colour: 7 kB, for a long clip keeps one of each frame."
     small = Image.fromarray(frame).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small)
 
 
 def changed_blocks(
-    a: np.ndarray,  # (48,48,3) thumbnail
-    b: np.ndarray,  # (48,48,3) thumbnail
+    a: np.ndarray,  # (48,48,3) uint8 thumbnail
+    b: np.ndarray,  # (48,48,3) uint8 thumbnail
 ) -> np.ndarray:  # (48,48) bool
     "Where a picture has become another one; more or less light on the same things is no change."
+    a, b = (x.astype(np.float32) / 255 for x in (a, b))
     contrast = b.std() / max(float(a.std()), 1e-6)
     if max(a.std(), b.std()) > 0.02 and not 1 / 3 < contrast < 3:
         return np.abs(b - a).max(2) > 0.06

@@ -63,7 +63,8 @@ def score_pictures(
     tick,  # called with frames done
 ) -> dict:  # psnr (dB), ssim, perceptual: (K,) each
     "What a generator draws at the pivots, against the crops."
-    found, batch = dict(psnr=[], ssim=[], perceptual=[]), frames_at_once(G.resolution, 8)
+    found = dict(psnr=[], ssim=[], perceptual=[])
+    batch = frames_at_once(G.resolution, 8, w.device)
     for i in range(0, len(w), batch):
         with torch.no_grad():
             drawn = to_image(G.synthesis(w[i : i + batch]))
