@@ -192,7 +192,7 @@ def save_tensors(
         part.write_bytes(content)
     return Path(path)
 
-
+# %% ../nbs/00_core.ipynb #ecde85ce
 def load_tensors(
     path,  # .safetensors
     device='cpu',
@@ -233,7 +233,7 @@ def _file_digest(path: Path) -> bytes:
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').digest()
 
-
+# %% ../nbs/00_core.ipynb #5dd4f6a0
 def _leaf_bytes(part) -> bytes:
     "One value without parts, as bytes that start with its kind."
     if part is None or isinstance(part, bool):
@@ -332,7 +332,7 @@ def sample(
         f'{", ".join(there) or "none, reinstall the package"}'
     )
 
-
+# %% ../nbs/00_core.ipynb #a93ecd64
 @contextlib.contextmanager
 def bar(
     desc: str,  # what is being done, e.g. 'tuning the generator'

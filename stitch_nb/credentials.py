@@ -57,7 +57,7 @@ def c2pa_package():  # the module
         ) from None
     return c2pa
 
-
+# %% ../nbs/06_credentials.ipynb #b007f20e
 def signing_algorithm(
     key: bytes,  # PEM
 ) -> str:  # as C2PA names it: 'es256', 'ps256', 'ed25519', ...
@@ -114,7 +114,7 @@ def _certificate(name, public, issuer, signing, authority: bool):
         made = made.add_extension(purpose, critical=False)
     return made.sign(signing, hashes.SHA256())
 
-
+# %% ../nbs/06_credentials.ipynb #21c62929
 def practice_credentials(
     folder: Path,  # receives chain.pem and key.pem
 ) -> Credentials:  # valid for 30 days, trusted by nobody
@@ -159,7 +159,7 @@ def manifest_of(
     actions = dict(label='c2pa.actions.v2', data=dict(actions=[edited]))
     return dict(claim_generator_info=[program], title=title, format=kind, assertions=[actions])
 
-
+# %% ../nbs/06_credentials.ipynb #16458457
 def _sign(source, kind: str, result, title: str, credentials: Credentials, parent, edits):
     "Sign a stream into another one; the parent is a path or None."
     c2pa = c2pa_package()
@@ -187,7 +187,7 @@ def _sign(source, kind: str, result, title: str, credentials: Credentials, paren
             'meant for signing'
         ) from None
 
-
+# %% ../nbs/06_credentials.ipynb #44525168
 def check_credentials(
     credentials: Credentials,
     path: Path,  # of the video that will be signed

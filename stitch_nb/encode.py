@@ -401,7 +401,7 @@ def pyramid_distance(
         total = total + lambda_slopes * (slopes(a) - slopes(b)).abs().mean((1, 2, 3))
     return total / levels
 
-
+# %% ../nbs/30_encode.ipynb #6abfe804
 @dataclass(frozen=True)
 class SharedConfig:
     "How the offset that a clip's pivots share is found."

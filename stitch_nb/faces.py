@@ -395,7 +395,7 @@ class MediaPipeFaces:
                 faces.append(Detection(landmarks, score))
         return faces
 
-
+# %% ../nbs/08_faces.ipynb #f730b16b
 def square_starts(
     length: int,  # pixels of the frame along one axis
     side: float,  # pixels of a square
@@ -442,7 +442,7 @@ def centre_landmarks(
     )
     return (unit - 0.5) * min(H, W) / scale + np.array([W, H]) / 2 - 0.5
 
-
+# %% ../nbs/08_faces.ipynb #41f745f4
 class CentreFaces:
     "Nobody is looked for: the crop is the middle of the frame."
 
@@ -473,7 +473,7 @@ def first_that_works(
             lacks.append(str(error))
     raise StitchError(f'no landmark detector can be used. {". ".join(lacks)}')
 
-
+# %% ../nbs/08_faces.ipynb #0201911e
 def landmark_backend(
     name: str = 'auto',  # of `LANDMARKS`; 'none' is the centre of the frame
     models=None,  # a bundle with networks `detector` and `landmarks`, for all but the libraries
@@ -576,7 +576,7 @@ def changed_blocks(
     expected = centred * gain.clip(2 / 3, 3 / 2) + b.mean((0, 1))
     return np.abs(b - expected).max(2) > 0.06
 
-
+# %% ../nbs/08_faces.ipynb #4e5b8a78
 def shot_cuts(
     thumbnails: list,  # T thumbnails of successive frames
     part: float = 1 / 3,  # of the picture that has to change at once
@@ -838,7 +838,7 @@ def same_scene(
             return False
     return True
 
-
+# %% ../nbs/08_faces.ipynb #be53ac44
 def held_frames(
     found: np.ndarray,  # (T,) bool, the frames that have a face
     cuts: tuple,  # frames at which a scene begins
@@ -931,7 +931,7 @@ def detect_all(
             progress(t + 1, max(total, t + 1), 'faces')
     return detections, thumbnails, shape
 
-
+# %% ../nbs/08_faces.ipynb #c8581f4a
 def find_faces(
     clip,  # a Clip, or any iterable of frames (H,W,3) uint8
     backend,  # callable frame -> list of Detection, see `landmark_backend`

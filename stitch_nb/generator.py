@@ -46,7 +46,7 @@ class _LowPass(torch.autograd.Function):
         bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
         return back, None, None, bias
 
-
+# %% ../nbs/20_generator.ipynb #513d0072
 class _Spread(torch.autograd.Function):
     "Transposed 3x3 convolution of stride 2; its weight's gradient phase by phase of the result."
 

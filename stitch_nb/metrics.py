@@ -70,7 +70,7 @@ def ssim(
     a, b = (np.asarray(x, np.float64) - 128 for x in (image, target))
     return float(_similarity(a, b, lambda x: blur(x, 1.5, 3.5)).mean(dtype=np.float64))
 
-
+# %% ../nbs/85_metrics.ipynb #f0d0dfc9
 def _smooth_on_device(x):  # (N,3,H,W)
     "`blur(x, 1.5, 3.5)` of tensors: two one-dimensional convolutions, mirrored edges."
     taps = torch.exp(-torch.arange(-5.0, 6.0, device=x.device).square() / (2 * 1.5**2))
@@ -233,7 +233,7 @@ def _lucas_kanade(a, b, flow, window, rounds):
         flow = flow + np.clip(step, -2, 2)
     return blur(flow.astype(np.float32), window / 2, 3.0)
 
-
+# %% ../nbs/85_metrics.ipynb #1458cfe8
 def optical_flow(
     a,  # (H,W,3) uint8
     b,  # (H,W,3) uint8
@@ -393,6 +393,8 @@ MEASURES = {  # name to what the landmarks say about it
     "face_height": "from the brows to the chin",
     "turn": "how far the nose's tip is to the side of the middle between the eyes",
 }
+
+# %% ../nbs/85_metrics.ipynb #b5bdebbc
 MOVES = dict(  # which measures an edit is meant to move; anything else that it moves is off target
     smile=(
         "mouth_width",
@@ -424,7 +426,7 @@ MOVES = dict(  # which measures an edit is meant to move; anything else that it 
     pitch=("nose_tip", "nose_to_mouth", "face_height", "brow_height"),
 )
 
-
+# %% ../nbs/85_metrics.ipynb #329c9a47
 def face_measures(
     landmarks,  # (T,68,2) pixels; a frame of NaN gives NaN
 ) -> dict:  # name of `MEASURES` to (T,) float64, in distances of the eyes

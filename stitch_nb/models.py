@@ -114,7 +114,7 @@ def save_network(
     )
     return entry | {"file": Path(path).name, "sha256": sha256_of(path)}
 
-
+# %% ../nbs/88_models.ipynb #bc911585
 def save_bundle(
     path: Path,  # folder, made if absent
     name: str,  # the bundle's name
@@ -202,7 +202,7 @@ def installed_bundles() -> dict[str, Path]:  # name to folder
     ]
     return {p.name: p for p in found}
 
-
+# %% ../nbs/88_models.ipynb #53e688c4
 def checked_tensors(
     folder: Path,  # the bundle's folder
     entry: dict,  # {file, sha256, ...} from its bundle.json
@@ -238,7 +238,7 @@ def in_bytes(
         out[name + SCALE] = scale
     return out
 
-
+# %% ../nbs/88_models.ipynb #cf962621
 def widened(tensors: dict) -> dict:  # name to tensor, none of them int8 with a scale
     "Undo `in_bytes`; other state dicts stay as they are."
     out = {k: v for k, v in tensors.items() if not k.endswith(SCALE)}
@@ -278,7 +278,7 @@ def fitted_directions(
         out[k] = v.float().to(device).expand(shape).contiguous()
     return out
 
-
+# %% ../nbs/88_models.ipynb #178be1f4
 def fetched_networks(
     bundle: str,  # name in the catalogue, e.g. 'mobile'
     resolution: int | None,  # R of the generator; None: its own
@@ -302,7 +302,7 @@ def fetched_networks(
     nets |= dict(generator=build(found), parser=parser.eval().requires_grad_(False))
     return {role: net.to(device) for role, net in nets.items()}
 
-
+# %% ../nbs/88_models.ipynb #7625139b
 def read_record(
     folder: Path,  # with a bundle.json
 ) -> tuple:  # its text, and what it says
@@ -321,7 +321,7 @@ def read_record(
         raise StitchError(f"{path} is not a bundle's record: install the bundle again")
     return text, record
 
-
+# %% ../nbs/88_models.ipynb #7630e196
 def load_folder(
     folder: Path,  # with a bundle.json
     device: torch.device,
@@ -394,7 +394,7 @@ def official_perceptual(device):
         else None
     )
 
-
+# %% ../nbs/88_models.ipynb #2e6eb917
 def official_meta(name: str) -> dict:  # of an official bundle
     "What the stages need to know about published networks."
     return dict(
@@ -444,7 +444,7 @@ def converted_own(path: Path, kind: str, part: str):  # -> formats.Converted
     convert_file(path, out, kind=kind, part=part, licence="not stated: as its owner says")
     return load_converted(out)
 
-
+# %% ../nbs/88_models.ipynb #bd7d738b
 def read_own(path: Path) -> list:  # of (role, name of the file, network or {name: direction})
     "What one file contributes to a bundle."
     if path.suffix == ".safetensors":
@@ -485,7 +485,7 @@ def read_own(path: Path) -> list:  # of (role, name of the file, network or {nam
         (c.part, path.name, c.state_dict if c.part == "directions" else build(c)) for c in found
     ]
 
-
+# %% ../nbs/88_models.ipynb #166d34ed
 def own_files(path: Path) -> list:  # of Path
     "The file itself, or the files of a folder that may hold weights."
     files = (
@@ -514,7 +514,7 @@ def own_parts(files: list) -> dict:  # role to (file's name, network); 'directio
                 there[role] = (name, found)
     return there
 
-
+# %% ../nbs/88_models.ipynb #d48bac88
 def load_own(
     paths: list,  # files and folders
     device: torch.device,
@@ -575,7 +575,7 @@ def load_own(
         hash=hash_of(base.hash, marks),
     )
 
-
+# %% ../nbs/88_models.ipynb #629d9d04
 def find_bundle(
     text: str,
 ) -> Path | str:  # a folder with bundle.json, an official name, or a path to files
@@ -596,7 +596,7 @@ def find_bundle(
         "weights or a bundle.json"
     )
 
-
+# %% ../nbs/88_models.ipynb #c3688af9
 def load_models(
     name_or_path: str | Path | None = None,  # name, file, folder, or several joined by +
     device: str | torch.device = 'cpu',  # 'auto', 'cpu', 'cuda', 'mps'

@@ -149,7 +149,7 @@ def lpips_package():  # the module
         ) from None
     return lpips
 
-
+# %% ../nbs/35_perceptual.ipynb #94e3f13f
 class LpipsPerceptual(Perceptual):
     "LPIPS 0.1 through the interface of `Perceptual`."
 

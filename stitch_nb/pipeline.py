@@ -15,11 +15,9 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image
-
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
 from .credentials import check_credentials, sign_video
@@ -41,6 +39,8 @@ from stitch_nb.run.measure import (
     summary,
 )
 from .run.settings import ARMS, RunConfig, arms_for, as_edits, check_arms
+
+# %% ../nbs/80_pipeline.ipynb #dbc47653
 from stitch_nb.run.stages import (
     FrameMasks,
     crops_stage,
@@ -80,6 +80,8 @@ from stitch_nb.run.store import (
     write_json,
     write_sealed,
 )
+
+# %% ../nbs/80_pipeline.ipynb #20949cae
 from .show import strip
 from .video import Clip, check_output, read_clip, write_video
 
@@ -97,7 +99,7 @@ class Run:
     stages: dict  # name to `Stage`
     quads: np.ndarray  # (K,4,2) source pixels: where the crops were taken
 
-
+# %% ../nbs/80_pipeline.ipynb #8c64c61f
 def run_stages(
     clip,
     models,
@@ -131,7 +133,7 @@ def run_stages(
     done["stitched"] = stitched_stage(clip, models, config, edits, done, folder, progress)
     return done, quads, backend, distance
 
-
+# %% ../nbs/80_pipeline.ipynb #639ebf91
 def edit_clip(
     clip: Clip | str | Path,  # the video
     edits,  # 'smile=2', an `Edit`, or several
@@ -178,7 +180,7 @@ def edit_clip(
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return Run(out, *(out / n for n in OUTPUTS[:3]), metrics, record, done, quads)
 
-
+# %% ../nbs/80_pipeline.ipynb #16312ad7
 def write_results(out, key, distance, job, progress) -> dict:  # run.json
     "Make the outputs aside, put others' away, these into place, and the record last."
     clip, models, config, edits, _, done, *_ = job
@@ -226,7 +228,7 @@ def preview_stage(clip, models, config, edits, folder, progress, done, quads):
     inputs += (k, quick, config)
     return run_stage(folder, "preview", inputs, ".png", make, progress)
 
-
+# %% ../nbs/80_pipeline.ipynb #e12e7bb9
 def write_preview(out, preview, clip, models, config, edits, folder, progress, done, quads):
     "preview.png in the run folder, if the bundle has an encoder; `preview` is told where."
     if not is_encoded(models, config):
@@ -281,7 +283,7 @@ def run_record(clip, edits, models, config, key, done, distance) -> dict:
         stages={s.name: dict(key=s.key, reused=s.reused) | s.note for s in done.values()},
     )
 
-
+# %% ../nbs/80_pipeline.ipynb #9e83455c
 def close_record(
     record: dict,  # of `run_record`, the stage 'result' added
     made: tuple,  # of `write_outputs`
@@ -317,7 +319,7 @@ def stand_ins(config, models, done) -> list:  # of lines
         said.append("no landmarks: the crop is the centre square of the frame")
     return said
 
-
+# %% ../nbs/80_pipeline.ipynb #62bcf0ff
 def check_places(clip, out, truth):
     "Refuse places that could only go wrong after the work is done."
     try:
@@ -348,7 +350,7 @@ def check_places(clip, out, truth):
             f"the true edit {truth.path} has {T} frames of {W}x{H}, the clip {clip_size}"
         )
 
-
+# %% ../nbs/80_pipeline.ipynb #5f2c088f
 def check_settings(models, config, edits):
     "Refuse settings that could only fail after the work has begun."
     is_parsed(models, config)
@@ -408,7 +410,7 @@ def write_outputs(
         raise
     return made, notes
 
-
+# %% ../nbs/80_pipeline.ipynb #20d16d9d
 def paired_frames(clip, result, file):
     "Source and delivered frames beside each other; what is measured of the file on the way."
     for t, (a, b) in enumerate(zip(clip.frames(), read_clip(result).frames())):

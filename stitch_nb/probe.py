@@ -73,7 +73,7 @@ def _element(
     size, unknown = int.from_bytes(raw[:n], 'big') - (1 << 7 * n), (1 << 7 * n) - 1
     return (None, 0) if size == unknown else (b'mdat', begin + wide + n + size)
 
-
+# %% ../nbs/04_probe.ipynb #041f35ef
 def missing_bytes(
     path,  # mp4, mov, mkv, webm, avi; 0 for any other kind
 ) -> int:  # how many bytes are missing at the end; 0: all there
@@ -129,7 +129,7 @@ def colour_of(
         _TRANSFER.get(int(frame.color_trc), 'reserved'),
     )
 
-
+# %% ../nbs/04_probe.ipynb #b01f3901
 def turn_of(
     frame,  # of PyAV
 ) -> tuple:  # (swap, up, left): transpose, then flip rows, then flip columns
@@ -173,7 +173,7 @@ def decoder_of(stream, limit: int):
     ctx.thread_count = max(1, min(os.cpu_count() or 1, 8, 200_000_000 // (3 * size)))
     return ctx
 
-
+# %% ../nbs/04_probe.ipynb #7e1dc28a
 def pictures(container, stream, decoder, bad: list | None = None):  # `bad` receives lost packets
     "Decoded frames in the order in which they are shown."
     full = (packet for packet in container.demux(stream) if packet.size)  # empty: nothing is new
@@ -225,7 +225,7 @@ def _codec_name(stream) -> str:
     ctx = stream.codec_context if stream is not None else None
     return ctx.codec.canonical_name if ctx is not None else ''
 
-
+# %% ../nbs/04_probe.ipynb #90ee0098
 def look_through(
     path,  # a file
     max_pixels: int = MAX_PIXELS,  # a frame
@@ -353,7 +353,7 @@ def mend_times(
         times[behind] += step * np.arange(1, behind.sum() + 1)
     return times
 
-
+# %% ../nbs/04_probe.ipynb #12567343
 def even_rate(
     times,  # (K,) float64 seconds, mended
     hint: Fraction,  # frames a second by the header, 0 if nothing

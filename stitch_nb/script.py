@@ -51,7 +51,7 @@ def converter(
     first_that_fits.__name__ = ' or '.join(k.__name__ for k in kinds)
     return first_that_fits
 
-
+# %% ../nbs/02_script.ipynb #c1139d03
 def argument(
     name: str,  # of the function's argument
     param: Param,

@@ -167,6 +167,8 @@ CLASS_NAMES = (
     'background skin l_brow r_brow l_eye r_eye eye_glasses l_ear r_ear ear_ring '
     'nose mouth u_lip l_lip neck necklace cloth hair hat'
 ).split()
+
+# %% ../nbs/01_show.ipynb #5b7914ff
 CLASS_COLOURS = np.array(
     [
         [30, 30, 40],
@@ -284,7 +286,7 @@ def _small_mp4(frames: np.ndarray, fps, crf: int) -> bytes:
             )
         return out.read_bytes()
 
-
+# %% ../nbs/01_show.ipynb #2cc4e9ee
 def inline_video(
     frames,  # iterable of pictures of any kind, or the path of an mp4 that a browser plays
     fps=25,  # frames a second, ignored for a path

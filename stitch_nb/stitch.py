@@ -608,7 +608,7 @@ def _stitched(clip: StitchClip, start: int, stop: int, progress):
                     progress(t + 1 - start, stop - start, said)
                 yield t, image, history
 
-
+# %% ../nbs/70_stitch.ipynb #8a3fe4b9
 def stitch_frames(
     G_pti,  # Generator tuned for the clip; never changed
     w_edits: torch.Tensor,  # (T,L,D)

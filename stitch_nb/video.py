@@ -61,7 +61,7 @@ def matrix_of(
 def _is_full(clip) -> bool:
     return clip.colour[0] == 'pc' or clip.pixel_format.startswith('yuvj')
 
-
+# %% ../nbs/05_video.ipynb #2185730a
 def _painter(clip, frame):
     "A graph of filters that turns frames like this one into 8-bit RGB (RGBA, or 4:4:4 YCgCo)."
     w, h = clip.stored or (clip.width, clip.height)
@@ -98,7 +98,7 @@ def _from_ycgco(
     rest = y - green
     return np.stack([rest + orange, y + green, rest - orange], -1).clip(0, 255).astype(np.uint8)
 
-
+# %% ../nbs/05_video.ipynb #abe42920
 def _turned(frame: np.ndarray, turn: tuple) -> np.ndarray:
     "The frame as it asks to be shown; its own memory."
     swap, up, left = turn
@@ -141,7 +141,7 @@ def _srgb(im: Image.Image) -> Image.Image:
         change = None
     return (ImageCms.applyTransform(flat, change) if change else flat).convert('RGB')
 
-
+# %% ../nbs/05_video.ipynb #9b888bee
 def _from_numbers(values: np.ndarray, bits: int) -> np.ndarray:
     "Floats from 0 to 1 (a highlight may pass it), or whole numbers of so many bits, as uint8."
     values = np.nan_to_num(np.asarray(values, np.float64))
@@ -180,7 +180,7 @@ def _as_rgb(im: Image.Image) -> np.ndarray:
         return on_black(np.dstack([colours, np.asarray(rgba)[..., 3]]))
     return np.array(_srgb(im))
 
-
+# %% ../nbs/05_video.ipynb #c1354e3b
 def _float_tiff(path: Path, page: int, max_pixels: int) -> tuple:  # (picture or None, pages)
     "A page of a TIFF of floats that Pillow doesn't read; None: neither do we."
     try:
@@ -215,7 +215,7 @@ def _opened(path, max_pixels: int = MAX_PIXELS):
             'replace it or remove it from the folder'
         ) from e
 
-
+# %% ../nbs/05_video.ipynb #77dc95ca
 def read_picture(
     path,  # png, jpg, webp, tif, bmp
     page: int = 0,  # which, where there are several
@@ -235,7 +235,7 @@ def read_picture(
             raise
         return frame
 
-
+# %% ../nbs/05_video.ipynb #d8c4a5ed
 def _pages(path, max_pixels: int) -> tuple:  # (frames, milliseconds of each or None, notes)
     "How many pictures of one size a file holds, and for how long each is shown."
     try:
@@ -370,7 +370,7 @@ def _from(container, stream, clip, k: int) -> Iterator:
         return
     yield from enumerate(pictures(container, stream, decoder))
 
-
+# %% ../nbs/05_video.ipynb #45a4c6d9
 def _decode(clip, k: int) -> Iterator[np.ndarray]:
     "Frames of the file from number k on, until they end."
     try:
@@ -397,7 +397,7 @@ def _as_array(frame, clip) -> np.ndarray:  # (H,W,3) uint8, as stored
         return _from_ycgco(pixels)
     return on_black(pixels) if pixels.shape[-1] == 4 else pixels
 
-
+# %% ../nbs/05_video.ipynb #4754d4cf
 def _stream(clip, a: int, b: int) -> Iterator[np.ndarray]:
     "Frames a to b, counted from the first frame of the file at the clip's rate."
     order = range(a, b) if clip.order is None else clip.order[a:b].tolist()
@@ -460,7 +460,7 @@ def _why_not(path: Path) -> str:
         return f'{path} is a list of other files, not a video; give the video itself'
     return f'{path} is not a video that we can read; use mp4, mov, mkv, webm or a folder of frames'
 
-
+# %% ../nbs/05_video.ipynb #aac02444
 def _file_notes(found, alpha: bool) -> list:
     "What a user should know before the work begins."
     colour, width, height = found.colour, *found.stored
@@ -493,7 +493,7 @@ def _file_notes(found, alpha: bool) -> list:
     if width * height > 10_000_000:
         yield f'frames are large: about {width * height * 40 >> 20} MiB are needed to read them'
 
-
+# %% ../nbs/05_video.ipynb #31e73ed0
 def _read_file(path: Path, fps: Fraction | None, progress, max_pixels: int) -> Clip:
     "A video file as a clip."
     found = _look(path, max_pixels, progress)
@@ -554,7 +554,7 @@ def _read_pages(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
         times = timing(ticks, Fraction(1, 1000), hint, round(shown[-1]), fps)
     return Clip(path, W, H, n_file=times['n_frames'], files=('.',), max_pixels=max_pixels, **times)
 
-
+# %% ../nbs/05_video.ipynb #86b30580
 def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
     "A folder of pictures as a clip."
     found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith('.')]
@@ -633,7 +633,7 @@ def as_rate(
         f'frame rate {fps!r} is not a number of frames a second; write 25 or 30000/1001'
     )
 
-
+# %% ../nbs/05_video.ipynb #2cf74823
 def parse_frames(
     text: str,  # 'A:B', either may be missing
 ) -> slice:
@@ -675,7 +675,7 @@ def _encoder(vp9: bool, crf: int) -> list:
     quality = ['-crf', str(min(63, crf + 6)), '-b:v', '0']
     return ['-c:v', 'libvpx-vp9', *quality, *'-deadline good -cpu-used 4 -row-mt 1'.split()]
 
-
+# %% ../nbs/05_video.ipynb #85f2d563
 def _picture_codec(
     suffix: str, width: int, height: int, lossless: bool, crf: int, colour: tuple, sar: Fraction
 ) -> tuple[list, str]:
@@ -708,7 +708,7 @@ def _picture_codec(
         )
     return ['-vf', ','.join(filters), *_encoder(vp9, crf), *tags], note
 
-
+# %% ../nbs/05_video.ipynb #835c055b
 def _less(clip: Clip | None, lossless: bool) -> str:
     "What the written picture can't hold of the source's."
     if clip is None or clip.files:
@@ -750,7 +750,7 @@ def _sound_ways(suffix: str, clip: Clip) -> Iterator[tuple[list, str]]:
         f'{clip.audio_codec} sound {why}: encoded again as {new}',
     )
 
-
+# %% ../nbs/05_video.ipynb #65fb84f8
 def sound_plan(
     clip: Clip | None,  # whose sound
     suffix: str,  # of the result, '.mp4'
@@ -817,7 +817,7 @@ def _check_room(clip: Clip, folder: Path, lossless: bool):
             f'{need >> 20} MiB at least; free some space or choose another folder'
         )
 
-
+# %% ../nbs/05_video.ipynb #6e72cc1e
 def read_mark(
     path,  # of a video
 ) -> str:  # '': it says nothing
@@ -910,7 +910,7 @@ def _running(command: list, **kwargs):
             run.kill()
             run.wait()
 
-
+# %% ../nbs/05_video.ipynb #74afa9d0
 def _feed_encoder(
     command: list, first: np.ndarray, frames: Iterator, path: Path, total: int, progress
 ):

@@ -112,7 +112,7 @@ def repository(
     config.read(Path(root).resolve().parent / "settings.ini", encoding="utf-8")
     return config["DEFAULT"].get("git_url", "").strip().rstrip("/")
 
-
+# %% ../../nbs/commands/70_docs.ipynb #4dccf654
 def colab_badge(
     address: str,  # of the repository
     where: Path,  # of the notebook, below the folder of notebooks
@@ -153,7 +153,7 @@ def _row(key, parameter, told) -> str:
     cells = (_said(parameter.annotation), default, told.get("docment"))
     return " | ".join([f"| `{key}`", *map(_cell, cells)]) + " |"
 
-
+# %% ../../nbs/commands/70_docs.ipynb #b616887b
 def reference(
     name: str,  # 'stitch', 'people.clips', ...: a module of the package
 ) -> str:  # Markdown
@@ -218,7 +218,7 @@ def page_of(
     nb.cells = cells[:1] + shown + cells[1:]
     return nb, title
 
-
+# %% ../../nbs/commands/70_docs.ipynb #94d0205e
 def notebooks(root: Path) -> list:  # sorted, without drafts and checkpoints
     "The notebooks that are pages."
     found = [
@@ -259,7 +259,7 @@ def menu(
     }
     return top + [{k: v} for k, v in parts.items() if v]
 
-
+# %% ../../nbs/commands/70_docs.ipynb #d8c50aa4
 def _write_pages(found, root, docs, progress) -> tuple:  # page to its title, modules they export
     "The notebooks and their pictures, as mkdocs reads them."
     pages, titles, made = {p.relative_to(root).as_posix() for p in found}, {}, []
@@ -299,7 +299,7 @@ def _settings(docs, out, titles, modules, address) -> dict:
         ],
     )
 
-
+# %% ../../nbs/commands/70_docs.ipynb #fda743c6
 def _run_mkdocs(file: Path):
     "Build the site that the file of settings describes."
     done = subprocess.run(
@@ -311,7 +311,7 @@ def _run_mkdocs(file: Path):
         said = (done.stderr or done.stdout).strip().splitlines()
         raise StitchError(f"mkdocs failed: {said[-1] if said else done.returncode}")
 
-
+# %% ../../nbs/commands/70_docs.ipynb #896edd1a
 def build_site(
     root: Path,  # folder of notebooks
     out: Path,  # folder of the site, made or replaced
@@ -356,7 +356,7 @@ class _Links(HTMLParser):
         self.names |= {a[k] for k in ("id", "name") if a.get(k)}
         self.links += [a[k] for k in ("href", "src") if a.get(k)]
 
-
+# %% ../../nbs/commands/70_docs.ipynb #5334f8e8
 def broken_links(
     site: Path,  # folder of html files
 ) -> list:  # of (page, link)

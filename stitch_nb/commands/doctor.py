@@ -87,7 +87,7 @@ def ask_memory() -> dict:
     memory = psutil.virtual_memory()
     return dict(total=memory.total, available=memory.available)
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #2f2cb84e
 def ask_disk() -> dict:
     "Room where weights are kept, bytes."
     folder = cache_folder()
@@ -158,7 +158,7 @@ def mediapipe_networks():  # with attributes `detector` and `landmarks`
     read = partial(package_member, file)
     return SimpleNamespace(**load_networks(read, ("detector", "landmarks")))
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #94884f98
 def ask_landmarks(
     name: str,  # 'bundle', 'mediapipe', 'dlib', 'face_alignment'
 ) -> dict:  # seconds a frame, faces found
@@ -190,7 +190,7 @@ RATIO = dict(
     float32=dict(pti=3.6, stitch=3.6), bfloat16=dict(pti=5.2, stitch=4.5)
 )  # an update at 1024 px, in updates at 256 px of the same widths: processor seconds
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #241ed74d
 def time_updates(
     G,  # generator on its device
     perceptual,
@@ -239,7 +239,7 @@ def time_updates(
         times.append(time.perf_counter() - start)
     return found | dict(stitch=max(times[1] - times[0], 1e-6) / updates / n)
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #6219160c
 def clip_seconds(
     frames: int,
     per: dict,  # of `time_updates`, and 'other': seconds a frame for everything else
@@ -252,7 +252,7 @@ def clip_seconds(
     together = COMMON_BATCH * config.stitch.common * per["stitch"]
     return together + frames * (passes * per["pti"] + updates * per["stitch"] + per.get("other", 0))
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #468440f0
 def ask_speed(
     bundle: str = "people",  # or an official one
     device: str = "auto",
@@ -317,8 +317,6 @@ PACKAGES = {  # name to how it is got
     "ipywidgets": "pip install ipywidgets",
     "anny": "pip install 'stitch_nb[people]' (only to render new people)",
 }
-
-
 FINDERS = ("bundle", "mediapipe", "face_alignment", "dlib")  # of faces, as `--landmarks` has them
 
 
@@ -350,7 +348,7 @@ def diagnose(
     found["advice"] = probe(lambda: dict(lines=advice(found))).get("lines", [])
     return found
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #cd3a76f1
 def advice(found: dict) -> list:  # of lines
     "What to do about what is missing."
     lines, get = [], lambda *keys: _reach(found, keys)
@@ -391,7 +389,7 @@ def advice(found: dict) -> list:  # of lines
         )
     return lines
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #67ed4b35
 def _reach(tree, keys):
     for k in keys:
         tree = tree.get(k) if isinstance(tree, dict) else None
@@ -429,7 +427,7 @@ def _ffmpeg_line(a):
     codecs = ", ".join(c for c, there in a["codecs"].items() if there)
     return f"{a['version']}, a clip written and read {how}; codecs: {codecs}"
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #cd3d3b28
 def _landmark_line(a):
     return f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame"
 
@@ -465,7 +463,7 @@ _MACHINE = {  # what is asked once, and how its answer is said
 }
 _LISTS = {"landmarks": _landmark_line, "bundles": _bundle_line, "packages": _package_line}
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #97577ed4
 def page(found: dict) -> str:
     "The answers as text, one page."
     rows = [_line(name, found[key], text) for name, (key, text) in _MACHINE.items()]
@@ -504,7 +502,7 @@ def doctor_parser():
     )
     return parser
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #17f5e343
 def stitch_doctor(argv: list | None = None):
     "What this machine can do, on one page."
     o = doctor_parser().parse_args(argv)

@@ -88,7 +88,7 @@ def said_of_frames(numbers: list, what: str) -> str:
     some = ", ".join(map(str, numbers[:12])) + (" ..." if len(numbers) > 12 else "")
     return f"{what.format(len(numbers))}: {some}"
 
-
+# %% ../../nbs/commands/10_edit.ipynb #26cd0ae0
 def report(run: Run):
     "Where the files are, and the numbers that judge the run."
     m, record = run.metrics, run.record
@@ -125,7 +125,7 @@ def report(run: Run):
     lines += [f"{name:13} {run.out / name}" for name in shown]
     return "\n".join(lines)
 
-
+# %% ../../nbs/commands/10_edit.ipynb #dc88da7f
 def as_person(text):
     "'largest', or a number."
     if str(text).isdigit():
@@ -136,7 +136,7 @@ def as_person(text):
         )
     return text
 
-
+# %% ../../nbs/commands/10_edit.ipynb #679efa3b
 def settings_of(
     models,  # a Bundle; None: only check the values
     pti_steps=None,
@@ -174,7 +174,7 @@ SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
     *("lambda_m", "dtype", "memory", "compile", "seed"),
 )
 
-
+# %% ../../nbs/commands/10_edit.ipynb #d33ec9c9
 @call_parse
 def stitch_edit(
     video: str,  # the clip: mp4, mov, mkv, webm, or a folder of frames
@@ -235,7 +235,7 @@ def stitch_edit(
         clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
         edit_and_report(clip, true, edit or [], out, models, device, asked)
 
-
+# %% ../../nbs/commands/10_edit.ipynb #668cdf51
 def tell(line: str):
     "Say, before the work begins, what will be different."
     print(f"note: {line}", flush=True)
@@ -272,7 +272,7 @@ TRUE_EDITS = {
     ("portrait", "age=3"): "portrait_age",
 }  # samples that show the same performance, truly edited
 
-
+# %% ../../nbs/commands/10_edit.ipynb #6e0cc1a0
 @call_parse
 def stitch_demo(
     edit: Param(

@@ -42,7 +42,7 @@ def as_arms(text: str, figure: str) -> dict:
 
 WRITE = {"3": write_figure_3, "9": write_figure_9}
 
-
+# %% ../../nbs/commands/30_figure.ipynb #e5ff5b09
 @call_parse
 def stitch_figure(
     figure: str,  # which figure of the paper: 3 (after every stage) or 9 (the ablation)

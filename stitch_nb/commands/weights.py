@@ -63,7 +63,7 @@ def agreed(question: str, yes: bool) -> bool:
         raise StitchError(f"{question} there is nobody to ask: add --yes if you agree")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
-
+# %% ../../nbs/commands/20_weights.ipynb #204ccffc
 def weights_list(o):
     print(weights_table([o.bundle] if o.bundle else None))
     if o.urls:
@@ -102,7 +102,7 @@ def weights_import(o):
         print(f"{bundle}: {len(missing_files(bundle))} files missing")
     return 0
 
-
+# %% ../../nbs/commands/20_weights.ipynb #f08b8d7a
 def weights_verify(o):
     rows = verify_files()
     for name, state in rows:
@@ -119,7 +119,7 @@ def weights_remove(o):
     print(f"removed {', '.join(gone)}" if gone else "nothing to remove")
     return 0
 
-
+# %% ../../nbs/commands/20_weights.ipynb #a38907b7
 def weights_parser() -> argparse.ArgumentParser:
     "The options of `stitch_weights`."
     parser = argparse.ArgumentParser(
@@ -167,7 +167,7 @@ def weights_parser() -> argparse.ArgumentParser:
     sub.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
-
+# %% ../../nbs/commands/20_weights.ipynb #3f647044
 def stitch_weights(argv: list | None = None):
     "Official weights: list, download, import, verify, remove."
     options = weights_parser().parse_args(argv)

@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Condition, Event, Thread
-
 import numpy as np
-
 from ..core import StitchError, atomic_path, hash_of
 from ..show import inline_video
 from ..models import Bundle, load_models
@@ -46,6 +44,8 @@ from stitch_nb.figures.state import (
     tune_state,
     zoom_boxes,
 )
+
+# %% ../../nbs/figures/50_app.ipynb #a509bdeb
 from stitch_nb.figures.figure3 import (
     describe,
     figure_3_video,
@@ -105,14 +105,14 @@ def output(kind: str, value: str = ""):
 
     return control(w.HTML, kind, value, style={}, layout=w.Layout(width="100%"))
 
-
+# %% ../../nbs/figures/50_app.ipynb #88cd55d6
 def in_a_row(*items):
     "Controls in a row that folds where it is narrow."
     import ipywidgets as w
 
     return w.Box(items, layout=w.Layout(flex_flow="row wrap", width="100%", align_items="center"))
 
-
+# %% ../../nbs/figures/50_app.ipynb #1937baaf
 class FigureApp:
     "A figure with its knobs: one thread works, the controls only say what is wanted."
 
@@ -336,7 +336,7 @@ def film_strip(
         sheet.texts.append((middle, height + 13, str(row), 16, "m", "black", True))
     return paint(sheet)
 
-
+# %% ../../nbs/figures/50_app.ipynb #97d8c5f3
 class Figure3App(FigureApp):
     "Figure 3 with its knobs, for a notebook."
 
@@ -525,7 +525,7 @@ class Figure3App(FigureApp):
 DIAGRAM = '<img alt="{{ alt }}" style="max-width:864px" src="{{ data }}">'
 NOTHING = "<p>This clip has no truth to measure that against.</p>"
 
-
+# %% ../../nbs/figures/50_app.ipynb #d31d23b0
 class Figure9App(FigureApp):
     "Figure 9 with its knobs, for a notebook."
 

@@ -87,7 +87,7 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(threads)
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #c6a94e4c
 def workers_for(state, settings, jobs: int) -> int:
     "How many stitchings at once: as many as torch has threads, one on a GPU."
     most = 1
@@ -112,7 +112,7 @@ def is_stitched(state, settings, t) -> bool:
     "Whether this frame needs no more stitching."
     return state.index(t) is None or crop_key(state, settings, "stitched", t) in state.cache
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #e4c1af2d
 def grid_of(state, settings, quality) -> Grid:
     "The cells that this quality has; all others are None."
     have = list(COLUMNS)[: dict(inverted=2, blended=4).get(quality, 5)]
@@ -133,7 +133,7 @@ def grid_of(state, settings, quality) -> Grid:
         quality,
     )
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #6d332940
 def grids(
     state: ClipState,
     settings: Settings,
@@ -172,7 +172,7 @@ def grids(
                 progress(total, total, "")
             yield grid_of(state, settings, look)
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #c17eea1b
 def figure_3(
     state: ClipState,  # from `prepare`
     frames=None,  # as in `settings_for`
@@ -217,7 +217,7 @@ def describe(grid: Grid) -> str:
     words = f"Figure 3 on {grid.name}, frames {rows} as rows, edit {edit}."
     return f"{words} Columns: {', '.join(COLUMNS.values())}{said}."
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #4c860283
 def display_grid(
     grid: Grid,
     boxes=None,
@@ -278,7 +278,7 @@ def video_rows(
                 progress(n, len(frames), "")
             yield [cell_of(state, settings, c, t, quality)["picture"] for c in COLUMNS]
 
-
+# %% ../../nbs/figures/30_figure3.ipynb #788046be
 def figure_3_video(
     state: ClipState,
     settings: Settings,

@@ -51,7 +51,7 @@ class Arm:
     colour: str  # of its curve, a name of `OKABE_ITO`
     dash: str  # of its curve, as matplotlib writes it: told apart without colours too
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #b8e5ab34
 LEGEND = dict(
     no_pti=Arm(
         "no PTI",
@@ -138,7 +138,7 @@ class Number:
     reference: tuple = ()  # keys of what the source (or the truth) has; shown beside it
     floor: float | None = None  # nobody is best who does not pass this
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #d4e30f5d
 NUMBERS = dict(
     gap=Number(
         "seam, grey levels",
@@ -309,7 +309,7 @@ NUMBERS = dict(
     ),
 )
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #3d91ecfe
 def look_up(
     record: dict,  # e.g. metrics.json
     path: tuple,  # keys
@@ -373,7 +373,7 @@ def _refuse(file, path, value, wanted):
         "run the same command again, which writes it anew"
     )
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #8fdc190d
 def check_record(
     file: Path,  # named in the message
     record,  # what was read of it
@@ -402,7 +402,7 @@ def check_record(
 
 CHANGES = ("source", "result", "change", "error")  # numbers of each measure of the face
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #d87f65da
 def check_metrics(file, metrics):
     "metrics.json: numbers where the report and the tables expect numbers."
     known = [n.path for n in NUMBERS.values()] + [n.reference for n in NUMBERS.values()]
@@ -441,7 +441,7 @@ def check_frames(file, frames):
         if not isinstance(values, list) or not all(map(_is_number, values)):
             _refuse(file, (name,), values, "a list of numbers")
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #14e13e81
 def read_run(
     folder: str | Path,  # as `edit_clip` writes it
 ) -> Finished:
@@ -476,7 +476,7 @@ def read_run(
         )
     return Finished(folder.resolve().name, folder, *found.values())
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #14352987
 def read_arms(
     folder: str | Path,  # as `ablate` or `write_figure_9` writes it
 ) -> dict:  # arm to `Finished`, in the order of `LEGEND`
@@ -520,7 +520,7 @@ def best_arm(
     near = best_arms(number, row)
     return min(near, key=lambda a: _cost(NUMBERS[number], row[a])) if near else None
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #3aac3d6e
 def table_html(
     runs: dict,  # as for `metrics_of`
     numbers=tuple(NUMBERS),  # of `NUMBERS`
@@ -544,7 +544,7 @@ def table_html(
         rows.append(cells)
     return table_of(["", *map(title_of, runs)], rows, caption)
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #61c0833d
 def explain_true_edit(
     runs: dict,  # as for `metrics_of`
 ) -> str:  # '' where no arm is farther from the true edit than the source is
@@ -597,7 +597,7 @@ CLAIMS = (
     ),
 )
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #6de2639d
 def check_claims(
     runs: dict,  # as for `metrics_of`; the method, 'full' or 'shared', among them
 ) -> list:  # of dict(claim, measure, method, arm, full, ratio, holds, why); `full`: the method's
@@ -659,7 +659,7 @@ def claims_on(
         write_json(file, found)
     return found
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #eed5ab56
 def claims_by_clip(
     found: dict,  # from `claims_on`, or read from its file
 ) -> str:  # a <table>: a row for each clip, a column for each claim
@@ -707,7 +707,7 @@ def _curve(values, name):
     y = np.array(values.get(name) or [], np.float64)
     return y if np.isfinite(y).any() else None
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #f2cd0cea
 def _draw_curves(ax, values, name, start) -> dict:  # label to line
     "One diagram."
     lines = {}
@@ -727,7 +727,7 @@ def _draw_curves(ax, values, name, start) -> dict:  # label to line
     ax.spines[["top", "right"]].set_visible(False)
     return lines
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #862a0338
 def plot_curves(
     runs: dict,  # label to `Run`, or run folder; labels of `LEGEND` have their own colours
     which=("edit_flicker", "gap_stitched", "identity_distance"),  # of `CURVES`
@@ -804,7 +804,7 @@ def error_map(
     x = np.clip(off(a, b) / white, 0, 1)[..., None] * 3 - np.arange(3)
     return (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #3e8847db
 def busiest_row(
     source,  # pictures (H,W,3) uint8
     result,  # as many
@@ -839,7 +839,7 @@ def change_slice(source, pictures, row, left, right) -> np.ndarray:  # (H,W,3) u
     down, across = np.arange(H) * len(change) // H, np.arange(W) * change.shape[1] // W
     return np.ascontiguousarray(change[down][:, across])
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #2400ca32
 def method_title(
     frames: dict,  # title to pictures
 ) -> str | None:
@@ -875,7 +875,7 @@ def arms_apart(
     )
     return {title: apart(pictures) / n for title, pictures in frames.items()}
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #ab5fe4e1
 def silence_html(
     frames: dict,  # title to T pictures, from `arm_frames`
     runs: dict,
@@ -919,7 +919,7 @@ def arm_notes(
         notes[title_of(a)] = said.replace(" 0.", " .")
     return notes
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #af989ca3
 def figure_9(
     clip,  # `Clip`
     runs: dict,  # from `ablate`, or from `read_arms`
@@ -952,7 +952,7 @@ def figure_9(
         boxes = {k: b + [None, None] for k, b in boxes.items()}
     return lay_out_grid(columns, titles, boxes, arm_notes(runs), cell)
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #e5adad1a
 def true_edit_sheet(
     clip,  # `Clip`
     truth,  # `Clip`: the true edit of the same frames
@@ -986,7 +986,7 @@ def describe_arms(
     words = f"Figure 9 on {clip.path.stem}, edit {edits}, frames {rows} as rows. "
     return f"{words}Columns: source, {columns}. {said}".strip() + "."
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #72d0cf0e
 def arm_video(
     clip,
     runs: dict,
@@ -1032,7 +1032,7 @@ def arm_boxes(
     state = prepare(clip, models, config, stages, progress=progress)
     return zoom_boxes(state, settings_for(state, rows, edits, None), zoom)
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #6079a105
 def write_figure_9(
     clip,  # `Clip`
     edits,  # texts: 'smile=2'
@@ -1068,7 +1068,7 @@ def write_figure_9(
             made["mp4"] = arm_video(clip, runs, out / "figure_9.mp4", video, progress=tick)
     return made
 
-
+# %% ../../nbs/figures/40_figure9.ipynb #3c7ec83e
 def keep_arms(
     out: str | Path,  # folder that `write_figure_9` wrote
     kept: str | Path,  # the new folder

@@ -66,7 +66,6 @@ WATCHED = dict(  # key in frames.json to which end is bad
     pti_psnr="less",
     true_edit_gain="less",
 )
-
 _PAPER = "Tzaban et al. 2022, Table 1 (arXiv 2201.08361)"
 _LATER = "the comparison in a later paper, with other clips and another setup"
 PUBLISHED = (  # method, TL-ID, TG-ID, source
@@ -92,7 +91,7 @@ def picture_html(
 
 SCROLL = '<div class="scroll">{{ inside }}</div>'
 
-
+# %% ../../nbs/figures/60_report.ipynb #84e12265
 def rows_html(
     rows,  # of lists of cells (text); the first cell of a row is its heading
     head,  # headings of the columns
@@ -132,7 +131,7 @@ def summary_html(run: Finished) -> str:
 
 EXPLAINED = "{{ table }}{% if said %}<p>{{ said }}</p>{% endif %}"
 
-
+# %% ../../nbs/figures/60_report.ipynb #aeb7d88b
 def metrics_html(run: Finished) -> str:
     "Every number with what it means."
     rows, good = [], dict(less="small", more="large")
@@ -162,7 +161,7 @@ ATTRIBUTES = """<h3>What the edit moved</h3>{{ table }}
 {% if missed %}<p>No face was found in {{ missed }} frames of the result; they are left out.</p>
 {% endif %}"""
 
-
+# %% ../../nbs/figures/60_report.ipynb #bbae5260
 def attributes_html(run: Finished) -> str:
     "What the edit moved."
     found = run.metrics.get("attributes")
@@ -201,6 +200,8 @@ CHART = """<section class="chart"><h3>{{ title }}</h3>{{ chart }}
 <div class="strip">{% for picture, caption in thumbs %}
 <figure>{{ picture }}<figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}</div></section>"""
+
+# %% ../../nbs/figures/60_report.ipynb #1ff5ba01
 UNKNOWN = """<p>This run was measured before values of single frames were kept;
 run the same command again to have them.</p>"""
 
@@ -237,7 +238,7 @@ SETTINGS = """<details open><summary>Settings</summary>{{ settings }}</details>{
 {% for note in notes %}<p>Note: {{ note }}</p>{% endfor %}"""
 KEPT = ("edits", "source", "bundle", "landmarks", "perceptual", "versions", "machine", "seeds")
 
-
+# %% ../../nbs/figures/60_report.ipynb #d03b4f40
 def flat(
     record,  # nested dicts
     prefix: str = "",
@@ -272,7 +273,7 @@ clips, its identity network and its edits. Such numbers compare methods <em>with
 ours, from another network on other clips, belong in neither table. What can be compared are the
 runs of this report with one another.</p>"""
 
-
+# %% ../../nbs/figures/60_report.ipynb #a381b613
 def published_html() -> str:
     "What papers say, and why it cannot be compared."
     rows = [[method, f"{tl:.3f}", f"{tg:.3f}", source] for method, tl, tg, source in PUBLISHED]
@@ -317,6 +318,7 @@ POLICY = (
     "form-action 'none'"
 )  # what a browser may do with the page: show the pictures inside it, and nothing else
 
+# %% ../../nbs/figures/60_report.ipynb #3b8d56da
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{{ policy }}">
@@ -382,7 +384,7 @@ def middle_pictures(runs: dict) -> list:  # of (<img>, caption)
             found.append((picture_html(picture, alt, 480), caption))
     return found
 
-
+# %% ../../nbs/figures/60_report.ipynb #ea86231f
 def several_html(runs: dict) -> str:
     "Runs side by side: a picture from the middle of each, the table, the claims, the curves."
     metrics = metrics_of(runs)
@@ -412,7 +414,7 @@ def strip_html(run: Finished) -> str:
     alt = "three frames as rows: source, inversion, PTI, edit pasted without stitching, stitched"
     return picture_html(read_picture(run.out / "strip.png"), alt, 1080)
 
-
+# %% ../../nbs/figures/60_report.ipynb #31c59328
 def report_html(
     runs: list,  # of `Finished`
     title: str = "",  # of the page; '' makes one

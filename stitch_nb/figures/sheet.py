@@ -55,7 +55,7 @@ def smooth_resize(
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #f1ed909d
 def paint(
     sheet: Sheet,
 ) -> np.ndarray:  # (height,width,3) uint8
@@ -136,7 +136,7 @@ def paint_pdf(
             page.savefig(part, metadata=dates[path.suffix])
     return path
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #95cb6041
 def write_sheet(
     sheet: Sheet,
     path: Path,  # without suffix
@@ -173,7 +173,7 @@ def _sizes(table, titles, boxes, notes, cell) -> _Sizes:
     top = round((2.8 if notes else 1.7) * size)
     return _Sizes(cell, round(H * cell / W), size, round(1.5 * size), top, (zoom_w, zoom_h))
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #a58f8716
 def lay_out_grid(
     columns: dict,  # title to pictures (H,W,3) uint8, one for each row
     row_titles=(),  # one text per row
@@ -211,7 +211,7 @@ def lay_out_grid(
     sheet.height = y - 2 * z.gap
     return sheet
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #a105e7cd
 def _cell(sheet, picture, x, y, regions, z, named):
     "One picture, its outlines and its enlarged regions."
     scale, thick, (wide, high) = z.cell / picture.shape[1], max(2, z.cell // 100), z.zoom
@@ -278,7 +278,7 @@ def waiting(picture, size=20) -> np.ndarray:
     ImageDraw.Draw(page).text(middle, "computing ...", "black", font, anchor="mm")
     return np.asarray(page)
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #260f0d13
 def column_frames(
     rows,  # iterable of lists of pictures (H,W,3) uint8, one per column
     titles,  # one per column
@@ -309,10 +309,8 @@ def _header(titles, wide, width):
 TEMPLATES = Environment(
     autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )  # whatever is put into a template is text, unless it came out of one
-
 IMG = '''<img alt="{{ alt }}"
 {%- if width %} style="max-width:{{ width }}px"{% endif %} src="{{ data }}">'''
-
 TABLE = '''<table><caption>{{ caption }}</caption><thead><tr>
 {%- for text in head %}
 {% if text %}<th scope="col">{{ text }}</th>{% else %}<td></td>{% endif %}
@@ -348,7 +346,7 @@ def render(
     "A template, filled in."
     return Markup(TEMPLATES.from_string(template).render(**values))
 
-
+# %% ../../nbs/figures/10_sheet.ipynb #ab77d422
 def table_of(
     head,  # headings of the columns, the first one's too; '' for a corner
     rows,  # of lists of texts, numbers or `Td`; the first of a row is its heading

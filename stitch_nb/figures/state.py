@@ -16,12 +16,10 @@ from collections import OrderedDict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
 from stitch_nb.core import (
     StitchError,
     hash_of,
@@ -44,6 +42,8 @@ from ..nets.mobile import MobileGenerator
 from ..weights.catalogue import cache_folder
 from ..run.settings import RunConfig, as_edits
 from ..run.store import network_key, run_stage, tidy, write_rows
+
+# %% ../../nbs/figures/20_state.ipynb #18052d34
 from stitch_nb.run.stages import (
     FrameMasks,
     crops_stage,
@@ -93,7 +93,7 @@ def stoppable(
 def _bytes(arrays: dict) -> int:
     return sum(np.asarray(a).nbytes for a in arrays.values())
 
-
+# %% ../../nbs/figures/20_state.ipynb #48462208
 class Cache:
     "Results by what they depend on, in memory within a budget, some on disk as well."
 
@@ -189,7 +189,7 @@ class ClipState:
     def names(self) -> list:
         return [f"{s.name}-{s.key}" for s in self.stages.values()]  # as `run.store.tidy` has them
 
-
+# %% ../../nbs/figures/20_state.ipynb #11f98e95
 def default_folder() -> Path:
     "Where prepared clips are kept if nobody says where: inside of the cache folder."
     return cache_folder() / "figures"
@@ -224,7 +224,7 @@ def open_clip(
         )
     return read_clip(clip)
 
-
+# %% ../../nbs/figures/20_state.ipynb #3f24e5c4
 def rows_within(
     clip,  # `Clip`
     rows,  # frame numbers, as the video counts; None stays None
@@ -260,7 +260,7 @@ def prepare(
     state = _prepared(clip, models, config, folder, stoppable(progress, halt))
     return tune_state(state, config, every, progress, halt) if tune else state
 
-
+# %% ../../nbs/figures/20_state.ipynb #ab79d8e6
 def _prepared(clip, models, config, folder, progress) -> ClipState:
     "Everything before the tuning."
     perceptual, _ = choose_perceptual(models, config.perceptual)
@@ -288,7 +288,7 @@ def _prepared(clip, models, config, folder, progress) -> ClipState:
         cache=Cache(folder / "cells"),
     )
 
-
+# %% ../../nbs/figures/20_state.ipynb #f0485ec9
 def tune_state(
     state: ClipState,
     config: RunConfig | None = None,  # its `pti` and `tune`; None: the state's own
@@ -361,7 +361,7 @@ def open_eyed(
         chosen.append(int(min(seen or [middle], key=lambda t: abs(t - middle))))
     return chosen
 
-
+# %% ../../nbs/figures/20_state.ipynb #252db12c
 def settings_for(
     state: ClipState,
     frames=None,  # numbers within the clip; None: three, spread over it, none in a blink
@@ -393,7 +393,7 @@ def edited_latent(state, settings, t):
     k, directions = state.index(t), state.models.directions
     return apply_edit(state.pivots[k : k + 1], settings.edits, directions, start=state.number(t))
 
-
+# %% ../../nbs/figures/20_state.ipynb #3eb4ddb4
 def first_look(
     config: StitchConfig,
     R: int = 128,  # pixels of the crop's side
@@ -430,7 +430,7 @@ def shrunk(
     "The mean of each square of pixels."
     return F.avg_pool2d(picture[None], picture.shape[-1] // r)[0]
 
-
+# %% ../../nbs/figures/20_state.ipynb #3645d3c7
 class HalfSize(nn.Module):
     "A generator of wavelets without its last block, for one picture: a third of the time."
 
@@ -514,7 +514,7 @@ def crop_of(state, settings, column, t, quality="full", halt=None) -> np.ndarray
     key = crop_key(state, settings, column, t, quality)
     return state.cache.get(key, make, keep=column == "stitched" and quality == "full")["crop"]
 
-
+# %% ../../nbs/figures/20_state.ipynb #41e549fd
 def _stitched(state, settings, t, quality, halt):
     "(R,R,3) uint8."
     config, k = stitching_of(state, settings, quality), state.index(t)
@@ -546,7 +546,7 @@ def _stitched_half(state, settings, t, w, masks, config, halt):
     change = F.interpolate(change[None], size=edit.shape[-2:], mode="bilinear")[0]
     return to_image(edit + change)
 
-
+# %% ../../nbs/figures/20_state.ipynb #f9098f49
 def seam_of(
     picture: np.ndarray,  # (H,W,3) uint8
     frame: np.ndarray,  # (H,W,3) uint8: the source
@@ -562,7 +562,7 @@ def seam_of(
     apart = np.abs(picture.astype(np.float32) - frame).mean(-1)
     return float(apart[rim].mean(dtype=np.float64)) if rim.any() else 0.0
 
-
+# %% ../../nbs/figures/20_state.ipynb #88f5150f
 def cell_of(
     state,
     settings,
@@ -618,7 +618,7 @@ def zoom_boxes(
         for name in zoom_names(names)
     }
 
-
+# %% ../../nbs/figures/20_state.ipynb #8f197464
 def _zoom_box(state, settings, name, t, part):
     k = state.index(t)
     if k is None:

@@ -43,7 +43,7 @@ class Residual(nn.Module):
         around = self.downsample(x) if hasattr(self, 'downsample') else x
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + around)
 
-
+# %% ../../nbs/nets/20_bisenet.ipynb #57e54438
 class ResNet18(nn.Module):
     "The trunk, without its classifier."
 
@@ -100,7 +100,7 @@ class Fuse(nn.Module):
         x = self.convblk(torch.cat([sharp, wide], 1))
         return x + x * torch.sigmoid(self.conv2(F.relu(self.conv1(_mean(x)))))
 
-
+# %% ../../nbs/nets/20_bisenet.ipynb #0a255b80
 class ContextPath(nn.Module):
     "ResNet-18 down to 1/32, and back up to 1/8."
 

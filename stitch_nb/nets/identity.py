@@ -42,7 +42,7 @@ def _package(name, pip):
             "or choose another identity network (bundle)"
         ) from None
 
-
+# %% ../../nbs/nets/30_identity.ipynb #f85858a4
 def _dlib_network():
     "Crops to dlib's vectors."
     dlib = _package("dlib", "'stitch_nb[dlib]'")
@@ -77,7 +77,7 @@ def _dlib_network():
 
     return vectors
 
-
+# %% ../../nbs/nets/30_identity.ipynb #d721ca24
 def _facenet_network():
     "Crops to FaceNet's vectors."
     package = _package("facenet_pytorch", "--no-deps facenet-pytorch")
@@ -105,7 +105,7 @@ def _facenet_network():
 
     return vectors
 
-
+# %% ../../nbs/nets/30_identity.ipynb #627f8612
 def _insightface_network():
     "Crops to ArcFace's vectors."
     package = (
@@ -137,7 +137,7 @@ def _insightface_network():
 
     return vectors
 
-
+# %% ../../nbs/nets/30_identity.ipynb #d9b1a8b6
 def identity_backend(
     name: str = "bundle",  # of `IDENTITIES`
     models=None,  # the bundle, for 'bundle'

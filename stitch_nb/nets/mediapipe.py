@@ -126,7 +126,7 @@ class Step:
     axis: int = 0  # of `concatenate`
     shape: tuple = ()  # of `reshape`'s output, without the batch
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #7c6fd4f1
 @dataclass(frozen=True)
 class Graph:
     "A network file: what is done, in which order, with which numbers."
@@ -165,7 +165,7 @@ def read_step(
         raise ValueError('resize does not keep pixel centres')
     return Step(**step)
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #be61f7a6
 def read_graph(
     data: bytes,  # a .tflite file
     name: str = 'the file',  # for messages
@@ -227,7 +227,7 @@ def torch_weights(
     order = {'conv': (0, 3, 1, 2), 'depthwise': (3, 0, 1, 2)}
     return tensor.permute(order.get(kind, (3, 0, 1, 2))).contiguous()
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #68b4825d
 class GraphNet(nn.Module):
     "A network file as a torch module."
 
@@ -295,7 +295,7 @@ class GraphNet(nn.Module):
             return F.interpolate(x, sizes.tolist(), mode='bilinear', align_corners=False)
         return POINTWISE[step.kind](x)
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #5f2728d1
 POINTWISE = {'relu': F.relu, 'sigmoid': torch.sigmoid, 'hard_swish': F.hardswish}
 
 
@@ -409,7 +409,7 @@ def face_square(
         [axes, (turn @ ((low + high) / 2) - axes @ [side / 2, side / 2])[:, None]], 1
     )
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #11b58b68
 class FaceMesh(nn.Module):
     "MediaPipe's 468 points."
 
@@ -516,7 +516,7 @@ def one_head(
     found = np.where(head & ~mine, 0, labels)
     return np.where(holes, 1, found)
 
-
+# %% ../../nbs/nets/50_mediapipe.ipynb #193d5988
 class HeadParser(nn.Module):
     "Labels of a photograph's aligned crop, with the interface of the small bundle's parser."
 

@@ -46,7 +46,7 @@ def _split_bands(x):  # (N,C,2H,2W) -> (N,4C,H,W): the inverse, which is also th
     torch.sub(left, right, out=bands[..., 2])
     return out.permute(0, 3, 1, 2)
 
-
+# %% ../../nbs/nets/40_mobile.ipynb #b4d9a6d4
 class _Unwavelet(torch.autograd.Function):
     "Modulate, then the inverse Haar transform."
 
@@ -126,7 +126,7 @@ class UpLayer(nn.Module):
     def forward(self, x, style, noise=None):  # (N,C,H,W), (N,C) -> (N,C/4,2H,2W)
         return unwavelet(x, style.to(x.dtype))
 
-
+# %% ../../nbs/nets/40_mobile.ipynb #66aece47
 class ConvLayer(nn.Module):
     "Modulated convolution (separable, or full at 4 px), stored noise, bias, leaky ReLU."
 
@@ -151,7 +151,7 @@ class ConvLayer(nn.Module):
         m = (self.pointwise[:, :, 0, 0] * style[:, None].to(self.bias.dtype)).to(dtype)  # (N,O,I)
         return _Pointwise.apply(x, m, flat, self.bias.to(dtype))
 
-
+# %% ../../nbs/nets/40_mobile.ipynb #f74f4136
 class ToImage(nn.Module):
     "Modulated 1x1 convolution to four wavelet bands of RGB."
 
@@ -192,7 +192,7 @@ class MobileMapping(Mapping):
 # %% ../../nbs/nets/40_mobile.ipynb #b654a904
 CHANNELS = 512, 512, 512, 512, 512, 256, 128, 64  # at 4, 8, ... 512 px, of the published network
 
-
+# %% ../../nbs/nets/40_mobile.ipynb #51201975
 class MobileSynthesis(nn.Module):
     "W+ or styles to a picture."
 

@@ -173,7 +173,7 @@ def _offset(a, b, c):
     curve = a - 2 * b + c
     return 0.0 if abs(curve) < 1e-8 else float(min(max(0.5 * (a - c) / curve, -0.5), 0.5))
 
-
+# %% ../../nbs/nets/10_small.ipynb #3042a309
 def find_peaks(
     heat: torch.Tensor,  # (h/4,w/4) logits of one frame
     size: torch.Tensor,  # (h/4,w/4) natural log of pixels

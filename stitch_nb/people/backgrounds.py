@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 # %% ../../nbs/people/12_backgrounds.ipynb #ac3478d6
 GRID = 96  # pixels of the drawing before it is enlarged
 
-
+# %% ../../nbs/people/12_backgrounds.ipynb #8efd4eb4
 class Canvas:
     "A small picture on which scenes are drawn in coordinates from 0 to 1, y downwards."
 
@@ -267,7 +267,7 @@ def _leaves(rng, c: Canvas, n: int, y: tuple, r: tuple, base):
             225,
         )
 
-
+# %% ../../nbs/people/12_backgrounds.ipynb #c57ed287
 def park(rng, detail: float) -> tuple:
     "Trees before the sky, grass below."
     top, low = _sky(rng)
@@ -298,7 +298,7 @@ def park(rng, detail: float) -> tuple:
         )
     return c, float(rng.uniform(-1, 1))
 
-
+# %% ../../nbs/people/12_backgrounds.ipynb #93931c39
 def foliage(rng, detail: float) -> tuple:
     "Leaves close behind, with discs of light through them."
     base = vary(rng, ((78, 92, 66), (66, 80, 64), (104, 98, 68))[int(rng.integers(3))], 12, 5)
@@ -342,7 +342,7 @@ def street(rng, detail: float) -> tuple:
         )
     return c, float(np.clip(end * 2 - 1 + rng.normal(0, 0.4), -1, 1))
 
-
+# %% ../../nbs/people/12_backgrounds.ipynb #e45c3e70
 def skyline(rng, detail: float) -> tuple:
     "Towers in the haze."
     top, low = _sky(rng)
@@ -363,7 +363,7 @@ def skyline(rng, detail: float) -> tuple:
     )
     return c, float(rng.uniform(-1, 1))
 
-
+# %% ../../nbs/people/12_backgrounds.ipynb #a7c59f43
 def sea(rng, detail: float) -> tuple:
     "Water, a horizon, sand or hills."
     top, low = _sky(rng)

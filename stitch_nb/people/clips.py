@@ -86,7 +86,7 @@ class _Event(ctypes.Structure):  # espeak_EVENT of speak_lib.h
         ("id", _Id),
     ]
 
-
+# %% ../../nbs/people/18_clips.ipynb #9495604d
 def _espeak(
     text: str,
     voice: str,
@@ -119,7 +119,7 @@ def _espeak(
     lib.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
     return np.frombuffer(b"".join(sound), np.int16), rate, said
 
-
+# %% ../../nbs/people/18_clips.ipynb #2c401bf4
 @cache
 def _library() -> tuple:  # library, samples a second
     "espeak-ng out of the package espeakng-loader, started once: it cannot be started twice."
@@ -160,7 +160,7 @@ TEXT = "Every face you meet here is made of numbers."
 def _pair(name, value):
     return {f"{name}Left": value, f"{name}Right": value}
 
-
+# %% ../../nbs/people/18_clips.ipynb #55e48c9f
 # name: (phonemes, mouth_open, weight, facial actions); a high weight does not give way
 VISEMES = dict(
     rest=("", 0.0, 1.0, dict(mouthShrugLower=0.25)),
@@ -221,6 +221,8 @@ VISEMES = dict(
     O=("ɒ ɔ ɔː o oː", 0.80, 1.2, dict(mouthFunnel=0.60, mouthPucker=0.15)),
     U=("ʊ u uː w", 0.22, 1.5, dict(mouthPucker=0.75, mouthFunnel=0.35)),
 )
+
+# %% ../../nbs/people/18_clips.ipynb #a92d7168
 _OF = {p: name for name, (sounds, *_) in VISEMES.items() for p in sounds.split()}
 
 # %% ../../nbs/people/18_clips.ipynb #17ba0791
@@ -423,7 +425,7 @@ def _level(grey, mask, blur):
 def _vivid(colour, by=1.35):
     return np.clip(colour.mean(-1, keepdims=True) * (1 - by) + by * colour, 0, 255)
 
-
+# %% ../../nbs/people/18_clips.ipynb #95e42109
 def choose_colours(
     rgba: np.ndarray,  # (S,S,4) uint8, premultiplied
     labels: np.ndarray,  # (S,S) uint8
@@ -877,7 +879,7 @@ def _turn(on):
         fps,
     )
 
-
+# %% ../../nbs/people/18_clips.ipynb #d883196f
 def _pan(on):
     T, fps, size = 60, Fraction(24), on.size
     rng = np.random.default_rng(3)
@@ -947,7 +949,7 @@ def _toon(on):
     )
     on.studio.ss = 2
 
-
+# %% ../../nbs/people/18_clips.ipynb #aab1c1da
 def _hand(on):
     T, fps, speech = 48, Fraction(25), on.speech("hand")
     rng = np.random.default_rng(6)
@@ -978,7 +980,7 @@ def _hand(on):
         finish=lambda frames, labels: pass_hand(frames, labels, shots, light),
     )
 
-
+# %% ../../nbs/people/18_clips.ipynb #969a0a18
 def _hair(on):
     T, fps, speech = 48, Fraction(25), on.speech("hair")
     rng = np.random.default_rng(7)

@@ -101,7 +101,7 @@ def inversion_page(
     ]
     return strip(rows, row_titles=("render", "inversion", "PTI"))
 
-
+# %% ../../nbs/people/70_comparison.ipynb #6907a7eb
 def save_pages(
     pages: dict,  # name -> uint8 picture
     out,  # folder
@@ -133,7 +133,7 @@ def reached(
     "yes, no, or not measured."
     return {True: "yes", False: "**no**"}.get(row["ok"], "not measured" if "error" in row else "-")
 
-
+# %% ../../nbs/people/70_comparison.ipynb #ada579b0
 def table_markdown(
     rows: dict,  # of `read_table`
     asked: dict = ROWS,  # name -> (what is asked, ...): rows to list even if not measured

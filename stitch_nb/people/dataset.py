@@ -114,6 +114,8 @@ KNOBS = dict(
     ),
     nose_tip=(("nose-point-up", 0.40, 0.20), ("nose-septumangle-incr", -0.18, -0.16)),
 )  # proportion -> ((local change, for +1, for -1), ...)
+
+# %% ../../nbs/people/15_dataset.ipynb #b258c6cf
 SHY = (
     "mouth-scale-vert",
     "nose-scale-vert",
@@ -144,7 +146,7 @@ def knob_changes(
             out[name] = out.get(name, 0.0) + value * (up if value > 0 else down)
     return out
 
-
+# %% ../../nbs/people/15_dataset.ipynb #928c27ba
 def with_knobs(
     person: Person,
     knobs: dict,  # proportion -> standard deviations; the others stay
@@ -239,7 +241,7 @@ def sample_person(
     person = replace(person, beard=person.beard * (1 - 0.5 * person.grey * melanin))
     return with_knobs(replace(person, **sample_wear(rng, person)), knobs)
 
-
+# %% ../../nbs/people/15_dataset.ipynb #8031730a
 def _sample_build(rng, race) -> dict:
     "anny's phenotype, without age and gender."
     return dict(
@@ -276,7 +278,7 @@ def _sample_hair_colour(rng, dark: bool) -> np.ndarray:
         share = (0.55, 0.35, 0.10, 0, 0, 0, 0)
     return np.array(HAIR[rng.choice(7, p=share)]) * rng.uniform(0.8, 1.2, 3) ** 0.5
 
-
+# %% ../../nbs/people/15_dataset.ipynb #1423e45d
 def _sample_looks(rng, gender: float, years: float, melanin: float) -> dict:
     "Skin, eyes, hair and clothes of a `Person`."
     old = (years - 18) / 64
@@ -326,7 +328,7 @@ def sample_cloth(rng: np.random.Generator) -> tuple:
         c = rng.uniform(0.04, 0.4) * (1 + 0.25 * rng.normal(size=3))
     return tuple(map(float, np.clip(c, 0.01, 0.70)))
 
-
+# %% ../../nbs/people/15_dataset.ipynb #d857fb1f
 def sample_wear(
     rng: np.random.Generator,
     person: Person,
@@ -726,7 +728,7 @@ def render_shard(
     stack = lambda d: {k: np.stack(v) if np.ndim(v[0]) else np.array(v) for k, v in d.items()}
     return stack(out), stack(two)
 
-
+# %% ../../nbs/people/15_dataset.ipynb #d08db3f0
 _RENDER_COLUMNS = (
     "crops",
     "labels",
@@ -758,7 +760,7 @@ class _Shot:
         crop = crop_frame(over(render["rgba"], self.back), self.quad, RESOLUTION)
         return crop, warp_labels(render["labels"], self.quad, RESOLUTION)
 
-
+# %% ../../nbs/people/15_dataset.ipynb #9a05fbec
 def _sample_shot(rng, person: Person, studio: Studio, body) -> _Shot:
     "A person in some state, place and light."
     state, scene = sample_state(rng), sample_scene(rng)

@@ -80,7 +80,7 @@ def load_meter(
         names,
     ).eval()
 
-
+# %% ../../nbs/people/40_directions.ipynb #fd03c6fa
 @torch.no_grad()
 def encode_in_batches(E, crops):  # network, (M,3,R,R) -> (M,L,D) float32
     with autocast(crops.device, torch.bfloat16):
@@ -143,7 +143,7 @@ def choose(
     best = table.argmax(0)
     return torch.stack([kinds[names[k]][i] for i, k in enumerate(best)]), [names[k] for k in best]
 
-
+# %% ../../nbs/people/40_directions.ipynb #43a25e1c
 def directions(
     G,
     E,  # generator and encoder, frozen
@@ -188,7 +188,7 @@ def directions(
         report |= measured
     return {k: d.contiguous() for k, d in zip(names, found)}, report
 
-
+# %% ../../nbs/people/40_directions.ipynb #f1b6142d
 def _pairs_of(shards, index, names: list, default_names) -> tuple:
     "a, b (N,3,R,R), attr (N,) into `names`, delta (N,) of the pairs that change one of `names`."
     theirs = shards.attribute_names or default_names

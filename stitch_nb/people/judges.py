@@ -87,7 +87,7 @@ def enlarged(
     size = tuple(max(1, round(v * side / max(h, w))) for v in (w, h))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
-
+# %% ../../nbs/people/60_judges.ipynb #472e84f0
 def find_boxes(
     pictures,  # (N,H,W,3) uint8, or any iterable of pictures
     side: int = 256,  # pixels that the detector sees; it wants faces of 80 or more
@@ -147,7 +147,7 @@ def find_points(
         out.append([((p.x + 0.5) / k - 0.5, (p.y + 0.5) / k - 0.5) for p in shape.parts()])
     return np.array(out).reshape(-1, 68, 2)
 
-
+# %% ../../nbs/people/60_judges.ipynb #523353fb
 def face_chips(
     pictures,  # (N,H,W,3) uint8
     points: np.ndarray,  # (N,68,2) pixels
@@ -204,7 +204,7 @@ def packed_tensor(
         head[1:]
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #ccd4701b
 class FaceResNet(nn.Module):
     "dlib's face recognition of 2017 in torch: (N,150,150,3) uint8 -> (N,128) float32."
 
@@ -274,7 +274,7 @@ class FaceResNet(nn.Module):
                 x = F.relu(x + y)
         return x.mean((2, 3)) @ self.fc
 
-
+# %% ../../nbs/people/60_judges.ipynb #d45b56ef
 @lru_cache(None)
 def _recognition():
     return FaceResNet(dlib_model_file().with_name("dlib_face_recognition_resnet_model_v1.dat"))
@@ -370,7 +370,7 @@ def fid(
     "Fréchet distance between two sets of embeddings."
     return frechet(*moments(a), *moments(b))
 
-
+# %% ../../nbs/people/60_judges.ipynb #873a84f1
 def halves(
     identity: np.ndarray,  # (N,) who each picture shows
     seed: int = 0,
@@ -401,7 +401,7 @@ def eye_line(
     axis = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
     return np.arctan2(axis[:, 1], axis[:, 0])
 
-
+# %% ../../nbs/people/60_judges.ipynb #e22b6265
 def shape_readings(
     points: np.ndarray,  # (N,68,2) pixels
 ) -> dict:  # attribute -> (N,), lengths in distances of the eyes or ratios; roll in radians
@@ -434,7 +434,7 @@ def shape_readings(
 
 FLAT = 0.02  # a step back of less than this part of the range is none: a mouth may be closed
 
-
+# %% ../../nbs/people/60_judges.ipynb #9927b467
 def movement(
     strengths: np.ndarray,  # (S,)
     readings: np.ndarray,  # (people,S)
@@ -570,7 +570,7 @@ def short(
         return "not measured"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
-
+# %% ../../nbs/people/60_judges.ipynb #ff8febb2
 def as_row(
     name: str,  # of the row
     asked: str,  # in words
@@ -612,7 +612,7 @@ class Sizes:
 
 QUICK = Sizes(20, 60, 12, 3, 2, 3, 2)
 
-
+# %% ../../nbs/people/60_judges.ipynb #a06ef004
 class Room:
     "Bundle, renders and sizes of one measurement."
 
@@ -810,7 +810,7 @@ class Room:
             [to_image(drawn(G, G.mapping(v, truncation=truncation))) for v in z.split(16)]
         )
 
-
+# %% ../../nbs/people/60_judges.ipynb #6bce9e93
 def tempfile_folder():
     "A folder that goes away with the process."
     import tempfile
@@ -836,7 +836,7 @@ def detection_rows(room, source):
         Check("found", found, ">=", 99 if source == "renderer" else 98, "%")
     ]
 
-
+# %% ../../nbs/people/60_judges.ipynb #9b65ca9d
 def fid_row(room):
     "Samples against renders nobody was trained on, beside two halves of the renders."
     n, sources = room.sizes.n, [room.held]
@@ -879,7 +879,7 @@ def fid_row(room):
         f"{held} of them held out",
     ), [Check("FID over floor", distance / floor, "<=", 3, "x")]
 
-
+# %% ../../nbs/people/60_judges.ipynb #a6b9e965
 def encoder_row(room):
     "Inversion of held-out renders."
     crops = room.held.take("crops", room.some(room.held, room.sizes.held))
@@ -906,7 +906,7 @@ def encoder_row(room):
         [Check("PSNR", db.mean(), ">=", 22, "dB"), Check("identity distance", d.mean(), "<=", 0.5)],
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #aa6af398
 def parser_row(room):
     "Labels against the truth."
     index = room.some(room.held, room.sizes.held)
@@ -940,7 +940,7 @@ def parser_row(room):
         ],
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #d992bc50
 def landmarks_row(room):
     "The bundle's detector and landmarks on whole frames, against the truth."
     index = room.some(room.held, room.sizes.held)
@@ -992,7 +992,7 @@ def landmarks_row(room):
 # %% ../../nbs/people/60_judges.ipynb #fb644351
 STRENGTHS = np.arange(-3, 4)
 
-
+# %% ../../nbs/people/60_judges.ipynb #fd786381
 def direction_row(room, name):
     "One direction over its range."
     (names, _, _, quality), (w, _), d = room.meter, room.subjects, room.models.directions[name]
@@ -1088,7 +1088,7 @@ def spread(T, n):  # positions of n frames, evenly spread; all of them for 0
         np.arange(T) if not n or n >= T else np.unique(np.linspace(0, T - 1, n).round().astype(int))
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #1f40fa11
 def tuned(room, name, clip: Prepared, config: PTIConfig, index):
     "The generator tuned on some frames of a clip; goes on where it was."
     perceptual, _ = choose_perceptual(room.models)
@@ -1114,7 +1114,7 @@ def tuned(room, name, clip: Prepared, config: PTIConfig, index):
 def redrawn(G, w):
     return np.concatenate([to_image(G.synthesis(v).float()) for v in w.split(16)])
 
-
+# %% ../../nbs/people/60_judges.ipynb #069d7f8a
 def pti_row(room, clips=("talk", "turn", "pan")):
     "Pivotal tuning, whole clips, many passes."
     out, every = {}, []
@@ -1138,7 +1138,7 @@ def pti_row(room, clips=("talk", "turn", "pan")):
         [Check("mean", every.mean(), ">=", 36, "dB"), Check("worst", every.min(), ">=", 33, "dB")],
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #2228b9b8
 def edited(room, clip: Prepared, text, index):
     "Frames of `talk` after an edit, tuned and stitched as a run does it: (N,H,W,3) uint8."
     config, models = RunConfig(), room.models
@@ -1171,7 +1171,7 @@ def edited(room, clip: Prepared, text, index):
         np.save(part, np.stack(out))
     return np.stack(out)
 
-
+# %% ../../nbs/people/60_judges.ipynb #4f69ab57
 FACE = [
     LABELS.index(k)
     for k in (
@@ -1188,7 +1188,7 @@ FACE = [
     )
 ]
 
-
+# %% ../../nbs/people/60_judges.ipynb #7e24e11f
 def smile_row(room):
     "The smile of an edit against the smile that was rendered."
     clip = room.talk
@@ -1213,7 +1213,7 @@ def smile_row(room):
         Check("gain", found["gain"], ">=", 3, "dB")
     ]
 
-
+# %% ../../nbs/people/60_judges.ipynb #dac2494a
 def age_row(room):
     "Years that the age judge sees: between the two edits, and between the renderer's two versions."
     clip = room.talk
@@ -1267,7 +1267,7 @@ def age_row(room):
         ],
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #4a169915
 def sizes_row(room):
     "What the bundle weighs."
     sizes = {
@@ -1331,6 +1331,8 @@ ROWS = dict(
         age_row,
     ),
 )
+
+# %% ../../nbs/people/60_judges.ipynb #f10cb4bd
 SIZES_OF = dict(
     renderer=("renders",),
     generator=("renders",),
@@ -1364,7 +1366,7 @@ def all_rows(
     }
     return out | {k: ROWS[k] for k in late}
 
-
+# %% ../../nbs/people/60_judges.ipynb #0f08d7d6
 def row_key(
     room,
     name: str,  # of a row
@@ -1404,7 +1406,7 @@ def read_table(
             f"{path} is not a table of judges: move it away, and it will be written again"
         ) from None
 
-
+# %% ../../nbs/people/60_judges.ipynb #948f0f26
 def keep_row(
     path,  # judges.json
     row: dict,  # of `as_row`
@@ -1420,7 +1422,7 @@ def keep_row(
             json.dumps(dict(format=1, rows=rows), indent=1) + "\n", encoding="utf-8"
         )
 
-
+# %% ../../nbs/people/60_judges.ipynb #37f72da7
 def measure(
     room: Room,
     out,  # judges.json
@@ -1467,7 +1469,7 @@ def measure(
         say(f"{name}: {_outcome(row)}{_cost(row)}")
     return read_table(out)
 
-
+# %% ../../nbs/people/60_judges.ipynb #000d43c5
 def _outcome(row: dict) -> str:
     if "error" in row:
         return f"not measured: {row['error']}"

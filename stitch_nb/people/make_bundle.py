@@ -57,7 +57,7 @@ def averaged(
         meta,
     )
 
-
+# %% ../../nbs/people/50_make_bundle.ipynb #e181388c
 @torch.no_grad()
 def halved(
     net: torch.nn.Module,  # changed in place
@@ -83,7 +83,7 @@ def holdout_numbers(
     y = torch.cat([drawn(G, w) for w in w_plus.split(16)])
     return dict(psnr=round(psnr(x, y), 2), pictures=len(index))
 
-
+# %% ../../nbs/people/50_make_bundle.ipynb #7662b857
 def make_bundle(
     generator,  # folder (or checkpoint) of `train_generator`
     small,  # folder of `train_small`; a network that is missing there is left out
@@ -136,7 +136,7 @@ def make_bundle(
     say(json.dumps(dict(size_mb=round(size / 1e6, 2), holdout=table, **told)))
     return Path(out)
 
-
+# %% ../../nbs/people/50_make_bundle.ipynb #c09992ce
 _SMALL = dict(  # network of the bundle -> file of `train_small`
     parser='parser',
     detector='detector',

@@ -29,7 +29,7 @@ ATTRIBUTES = (
     *("nose_mouth_distance", "nose_ratio", "nose_tip"),
 )
 
-
+# %% ../../nbs/people/80_photo_parts.ipynb #9014017d
 def mesh_attributes(
     mesh: torch.Tensor,  # (N,468,3) MediaPipe's points, z in the same unit, towards the camera < 0
 ) -> dict:  # name of `ATTRIBUTES` to (N,)
@@ -228,7 +228,7 @@ def walk(
         out = out + strength * directions[name]
     return out
 
-
+# %% ../../nbs/people/80_photo_parts.ipynb #0dcd0da9
 def with_surroundings(
     picture: np.ndarray,  # (H,H,3) uint8
     margin: int,  # px added on every side
@@ -249,7 +249,7 @@ def with_surroundings(
 PORTRAIT = dict(seed=27, truncation=0.65, text="Every face you meet here is made of numbers.")
 TRUE_EDITS = dict(portrait={}, portrait_smile=dict(smile=2.0), portrait_age=dict(age=3.0))
 
-
+# %% ../../nbs/people/80_photo_parts.ipynb #d84464da
 @torch.no_grad()
 def make_portrait(
     models,  # the bundle `mobile`

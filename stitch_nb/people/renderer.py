@@ -148,7 +148,7 @@ def _nose_tip(v, zone) -> int:
     zone = zone & (np.abs(v[:, 0]) < 0.03)
     return int(np.where(zone)[0][v[zone, 1].argmin()])
 
-
+# %% ../../nbs/people/10_renderer.ipynb #663e05d1
 def _jaw_line(v, zone, depth, level) -> np.ndarray:
     out = np.zeros(17, int)
     for k, (ax, ay, az) in enumerate(JAW):
@@ -181,7 +181,7 @@ def _nostrils(v, zone, tip) -> list:
         out.append(int(ids[(np.abs(z[ids] - base) + 0.5 * np.abs(x[ids] - ax)).argmin()]))
     return out
 
-
+# %% ../../nbs/people/10_renderer.ipynb #707e143f
 def _lids(v, zone, c, side) -> tuple:
     "Six vertices around the eye at `c`; `side` is -1 for the subject's right eye, 1 for the left."
     x, y, z = v.T
@@ -202,7 +202,7 @@ def _lids(v, zone, c, side) -> tuple:
     above, below = (pick(upper, near), pick(upper, far)), (pick(lower, far), pick(lower, near))
     return (inner, *above, outer, *below)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #36808280
 def _mouth_lines(v, lips, rim, lining, jaw) -> np.ndarray:
     "Landmarks 48 to 67: the outline of the lips, then of the slit between them."
     x, y, z = v.T
@@ -320,7 +320,7 @@ _FOLLOW = {  # how far a vertex of each bone turns with the head
     "neck01": 0.25,
 }
 
-
+# %% ../../nbs/people/10_renderer.ipynb #acdf532b
 def load_head(
     cache: Path | None = None,  # .npz to keep the mesh in; None asks anny each time (a minute)
 ) -> HeadMesh:
@@ -346,7 +346,7 @@ def _write_head(path, head: HeadMesh):
     arrays = dict(head.__dict__, action_names=np.array(head.action_names))
     np.savez(path, **arrays)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #2323b454
 def _extract_head(
     model,  # anny.Anny
 ) -> HeadMesh:
@@ -384,7 +384,7 @@ def _extract_head(
         _landmark_vertices(template, part, masks, normals, jaw[0][keep]),
     )
 
-
+# %% ../../nbs/people/10_renderer.ipynb #988cb366
 def _seen_parts(
     groups: dict,  # of `_obj_groups`
     template: np.ndarray,  # (V,3) metres
@@ -1185,6 +1185,8 @@ void main() {
   q = layer;
   gl_Position = camera * vec4(position, 1.);
 }"""
+
+# %% ../../nbs/people/10_renderer.ipynb #dc2c74ef
 HAIR_FRAGMENT = (
     "#version 330\n"
     + NOISE
@@ -1278,6 +1280,8 @@ LENGTH = dict(
     bun=0.16,
 )  # metres
 ENDS = dict(bob=-0.105, long=-0.26, wavy=-0.225)  # height at which falling hair is cut, metres
+
+# %% ../../nbs/people/10_renderer.ipynb #2ae2105a
 LOCKS = dict(
     short=1500,
     side=900,
@@ -1368,7 +1372,7 @@ def _choose(ok, a: tuple, b: tuple) -> np.ndarray:
     a, b = np.broadcast_arrays(*a), np.broadcast_arrays(*b)
     return np.where(ok[:, None], np.stack(a, 1), np.stack(b, 1))
 
-
+# %% ../../nbs/people/10_renderer.ipynb #cf374bfa
 def comb_hair(
     person,  # Person
     t: np.ndarray,  # (N,3) roots on the neutral head, metres from between the eyes
@@ -1402,7 +1406,7 @@ def _comb_short(r: _Roots) -> Comb:
     pull = pull + 0.22 * r.rng.normal(size=r.t.shape)
     return r.comb(pull, r.length * (0.55 + 0.75 * r.top), 0.28, 0.12, 0.0, 30.0, 0.0036)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #d4e606cf
 def _comb_side(r: _Roots) -> Comb:
     part = r.person.parting
     over = np.sign(part or 1)
@@ -1442,7 +1446,7 @@ def _comb_fringe(r: _Roots) -> Comb:
     pull = _choose(r.front > 0.35, down, tuple(sides.T))
     return r.comb(pull, r.length * (0.75 + 0.35 * r.front), 0.12, 0.55)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #d504fec0
 def _comb_curly(r: _Roots) -> Comb:
     length = r.length * (0.75 + 0.5 * r.person.volume)
     return r.comb(r.out, length, 0.6, 0.35, 0.0075, 34.0, 0.0048)
@@ -1604,7 +1608,7 @@ def hair_locks(
     number = rng.random(N)[:, None, None]
     return ribbons(P, T, O, C, wide, 0.42, along, number, 0.12 + 0.88 * rank)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #56aa0273
 def _hairy_triangles(head: HeadMesh, v, t, field, person) -> tuple:
     "(F,3) triangles of the scalp and (F,) their areas, larger where more hair grows."
     tri = head.faces[(head.part[head.faces] == 0).all(1)]
@@ -1770,7 +1774,7 @@ def _glasses(
         out.append((tube(arch * (1.6, 1, 1) + (0, 0, hh * 0.42), wire), 0))
     return out
 
-
+# %% ../../nbs/people/10_renderer.ipynb #5752b766
 _RINGS = dict(  # exponent of the outline (1 round), half its width and height in metres
     round=(1.0, 0.0215, 0.0205),
     square=(0.45, 0.0245, 0.0175),
@@ -1807,7 +1811,7 @@ def _lens(ring: np.ndarray) -> tuple:
     points = np.concatenate([ring, ring.mean(0)[None]])
     return points, np.tile((0, -1.0, 0), (29, 1)), fan
 
-
+# %% ../../nbs/people/10_renderer.ipynb #72711a36
 def _arm(
     head: HeadMesh,
     v: np.ndarray,  # (V,3)
@@ -1855,6 +1859,8 @@ void main() {
   k = material;
   gl_Position = camera * vec4(position, 1.);
 }"""
+
+# %% ../../nbs/people/10_renderer.ipynb #3557b809
 THING_FRAGMENT = (
     "#version 330\n"
     + LIGHTING
@@ -2188,7 +2194,7 @@ def ink(
     out[..., :3] = out[..., :3] * (1 - 0.88 * soft) + 0.88 * soft * np.array([26, 18, 22])
     return (out + 0.5).clip(0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/people/10_renderer.ipynb #67467e8d
 def _views(camera: Camera, light: Light) -> tuple:
     "(4,4) world to picture, (4,4) world to shadow map, (3,) the camera's place."
     target = np.array(camera.target)
@@ -2223,7 +2229,7 @@ def _colours(p) -> dict:
         cloth2=p.cloth2,
     )
 
-
+# %% ../../nbs/people/10_renderer.ipynb #92e7127c
 def _features(p) -> dict:
     "What else the skin shader is told of one person."
     man = np.clip((p.gender - 0.5) / 0.3, 0, 1)

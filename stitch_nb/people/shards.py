@@ -112,7 +112,7 @@ class Shards:
 # %% ../../nbs/people/16_shards.ipynb #fe5dbbce
 TOY_ATTRIBUTES = ('smile', 'age', 'gender', 'yaw', 'pitch', 'roll', 'mouth_open', 'eyes_open')
 
-
+# %% ../../nbs/people/16_shards.ipynb #778380b7
 def toy_landmarks(
     a: np.ndarray,  # (8,) attributes in the order of TOY_ATTRIBUTES, standard deviations
     who: np.ndarray,  # (6,) standard normal numbers that make a person
@@ -162,7 +162,7 @@ def toy_landmarks(
     points[:, 1] += 0.1 * pitch * depth - 0.03 * pitch
     return points
 
-
+# %% ../../nbs/people/16_shards.ipynb #613f7cc8
 def toy_person(
     identity: int,  # makes the same person every time
 ) -> tuple:  # (6,) shape, (3,3) colours 0..255 of skin, hair and clothes
@@ -191,7 +191,7 @@ def toy_draw(
     picture = sheet.picture.resize((size, size), Image.Resampling.BOX)
     return np.array(picture), np.array(sheet.labels)
 
-
+# %% ../../nbs/people/16_shards.ipynb #bb757263
 class _Sheet:
     "A picture, twice as large until it is done, and its label map."
 
@@ -208,7 +208,7 @@ class _Sheet:
         self.ink.polygon([tuple(p) for p in (points * k + 0.5 * k).tolist()], fill=colour)
         self.name.polygon([tuple(p) for p in points.tolist()], fill=LABEL_OF[label])
 
-
+# %% ../../nbs/people/16_shards.ipynb #ccead25a
 def _toy_outline(sheet: _Sheet, centre, side, down, jaw, colours, gender):
     "Hair, neck, clothes, ears and skin; `side` and `down` (2,) reach from `centre` to the jaw."
     skin, hair, cloth = colours
@@ -237,7 +237,7 @@ def _toy_outline(sheet: _Sheet, centre, side, down, jaw, colours, gender):
     brow = centre + np.cos(t[20:]) * side * 1.0 + np.sin(t[20:]) * down * 0.8
     sheet.fill(np.concatenate([jaw, brow]), skin, 'skin')
 
-
+# %% ../../nbs/people/16_shards.ipynb #f4da4e4b
 def _toy_features(sheet: _Sheet, points, down, skin, hair):
     "Brows, nose, eyes and mouth."
     t = np.linspace(0, 2 * np.pi, 40)[:, None]
@@ -302,7 +302,7 @@ def write_toy_shards(
         )
     return folder
 
-
+# %% ../../nbs/people/16_shards.ipynb #0cbf8b19
 def _toy_face(identity, a, scale, shift) -> tuple:
     "One of the faces that `toy_draw` takes; `a` (8,) attributes, `scale` and `shift` in pixels."
     who, colours = toy_person(identity)
@@ -337,7 +337,7 @@ def _toy_pictures(rng, identity, attributes, ground) -> tuple:
         drawn['frames'].append(toy_draw(there, 160, ground[i])[0])
     return drawn, points, faces
 
-
+# %% ../../nbs/people/16_shards.ipynb #75c2d315
 def _write_toy_pairs(folder, name, rng, pairs, identity, ground):
     "Pictures of the same person before and after one attribute is changed."
     n = len(identity)

@@ -225,7 +225,7 @@ class GeneratorTraining:
             else 1 - 0.9 * min(1.0, (progress - self.anneal_from) / (1 - self.anneal_from))
         )
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #f1397efb
 FLIPPED = ('yaw', 'roll')  # attributes that change sign in a mirror
 ENCODER = dict(
     width=16, blocks=(2, 2, 2, 1), head_width=12, stem_stride=2, coarse=5, middle=9, pool=4
@@ -300,7 +300,7 @@ def sliced_distance(
     "Mean squared distance of the sorted projections."
     return (torch.sort(a @ lines, 0).values - torch.sort(b @ lines, 0).values).square().mean()
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #38332c12
 def fit_mapping(
     mapping: nn.Module,  # Generator.mapping, changed in place
     w: torch.Tensor,  # (M,D) latents
@@ -368,7 +368,7 @@ def psnr(
     mse = ((x - y.clamp(-1, 1)) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
     return float((-10 * mse.log10()).mean())
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #941c7198
 class Training:
     "Generator, encoder, directions, head and critic, with everything needed to go on after a stop."
 
@@ -766,7 +766,7 @@ def evaluate(
         out |= dict(pair_psnr=psnr(b, y), pair_gain=-10 * np.log10(error(y) / error(z)))
     return out
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #0fc20842
 @torch.no_grad()
 def sheet(
     training: Training,  # networks
@@ -861,7 +861,7 @@ def train(
     look(last=True)
     return training
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #1a0b9146
 def _log_row(training: Training, batches, progress: float, parts: list, scores: dict) -> dict:
     "A line of log.csv: where the run is, mean losses since the last look, scores."
     row = dict(
@@ -897,7 +897,7 @@ def _run_schedule(training: Training, batches, progress, parts: list, look, ever
                 look()
                 looked = tick = time.monotonic()
 
-
+# %% ../../nbs/people/20_train_generator.ipynb #416ddbb1
 def append_row(
     path,  # csv file, made if absent
     row: dict,  # column -> value; columns may grow from one call to the next

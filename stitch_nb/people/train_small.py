@@ -167,7 +167,7 @@ def run_loop(
         look()
     return average.cpu().eval().requires_grad_(False)
 
-
+# %% ../../nbs/people/30_train_small.ipynb #fb315775
 def _placed(batch, device):
     "The tensors of a batch, which may be a tuple of tuples, on a device."
     if isinstance(batch, tuple):
@@ -206,7 +206,7 @@ def _resume(path, nets, average, optimiser) -> tuple:
     optimiser.load_state_dict(optimiser.state_dict() | dict(state=state))
     return meta['seconds'], meta['steps']
 
-
+# %% ../../nbs/people/30_train_small.ipynb #33956f69
 def _save_state(path, nets, average, optimiser, seconds: float, steps: int):
     "Everything needed to go on after a stop, in one file."
     tensors = {f'nets/{k}': v for k, v in nets.state_dict().items()}
@@ -270,7 +270,7 @@ LABEL_PRICE = dict(
     background=0.6, l_brow=2.0, r_brow=2.0, l_eye=3.0, r_eye=3.0, mouth=3.0, u_lip=2.5, l_lip=2.5
 )  # others 1
 
-
+# %% ../../nbs/people/30_train_small.ipynb #29719a57
 def contrast(
     vectors: torch.Tensor,  # (N,d) unit
     identity: torch.Tensor,  # (N,) int
@@ -426,7 +426,7 @@ class Renders:
 
         return draw
 
-
+# %% ../../nbs/people/30_train_small.ipynb #67519925
 def nudge(
     x: torch.Tensor,  # (N,3,R,R)
     random: np.random.Generator,  # source of the choice
@@ -444,7 +444,7 @@ def nudge(
     grid = F.affine_grid(torch.from_numpy(theta).float(), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
 
-
+# %% ../../nbs/people/30_train_small.ipynb #2d4e8d62
 def detector_targets(
     faces: np.ndarray,  # (N,2,68,2) frame pixels; NaN for absent ones
     h: int,
@@ -499,7 +499,7 @@ def detector_loss(net, batch):
     )
     return parts['heat'] + parts['size'], {k: float(v.detach()) for k, v in parts.items()}
 
-
+# %% ../../nbs/people/30_train_small.ipynb #64954040
 def landmark_loss(net, batch):
     x, points = batch
     heat = net.heat(x).float()
@@ -540,7 +540,7 @@ def parser_scores(nets, data, n=128):
         | {f'r2_{k}': float(v) for k, v in zip(data.names, scores)}
     )
 
-
+# %% ../../nbs/people/30_train_small.ipynb #8f31939d
 @torch.no_grad()
 def detector_scores(net, data, n=128):
     index = np.linspace(0, len(data.held) - 1, min(n, len(data.held))).round().astype(int)
@@ -575,7 +575,7 @@ def detector_scores(net, data, n=128):
         size_error=np.mean(ratio or [9]),
     )
 
-
+# %% ../../nbs/people/30_train_small.ipynb #2927edfe
 @torch.no_grad()
 def landmark_scores(net, data, n=128):
     index = np.linspace(0, len(data.held) - 1, min(n, len(data.held))).round().astype(int)
@@ -615,7 +615,7 @@ def identity_scores(net, data, n=256):
 # %% ../../nbs/people/30_train_small.ipynb #12c6fc06
 SHARES = dict(parser=0.42, landmarks=0.24, detector=0.12, identity=0.22)  # of the minutes
 
-
+# %% ../../nbs/people/30_train_small.ipynb #6bbfde5c
 def train_small(
     data,  # folder of shards with a holdout
     out,  # folder for the networks, their states and logs

@@ -12,7 +12,6 @@ __all__ = ['MEASURES_VERSION', 'SAMPLE', 'CURVES', 'score_pictures', 'scores_sta
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from ..align import crop_frame
 from ..core import save_arrays, to_image
 from ..device import frames_at_once
@@ -49,6 +48,8 @@ from stitch_nb.run.stages import (
     perceptual_key,
 )
 from .store import as_json, network_key, run_stage
+
+# %% ../../nbs/run/40_measure.ipynb #4a29e724
 from ..show import resize_image
 
 MEASURES_VERSION = 3  # raised when what is measured changes: a finished run is measured again
@@ -75,7 +76,7 @@ def score_pictures(
         tick(min(i + batch, len(w)))
     return {k: np.concatenate(v) for k, v in found.items()}
 
-
+# %% ../../nbs/run/40_measure.ipynb #cea6f6c1
 def scores_stage(models, crops, pivots, generator, perceptual, folder, progress):
     "Of the inversion and of the tuned generator, (K,) each: PSNR, `_ssim`, `_perceptual`."
 
@@ -129,7 +130,7 @@ def edit_change(
     change = F.interpolate(((after - before) * 127.5)[None], (size, size), mode="area")[0]
     return change.permute(1, 2, 0).cpu().numpy()
 
-
+# %% ../../nbs/run/40_measure.ipynb #48ada831
 def step_of_difference(
     pair,  # two `Pasted`, one after the other
     R: int,  # pixels of the crop's side
@@ -160,7 +161,7 @@ def border_row(
     }
     return row | dict(leak=leak(p.result, p.source, where))
 
-
+# %% ../../nbs/run/40_measure.ipynb #b495ce23
 def motion_row(
     pair,  # two `Pasted`, one after the other
     crops,  # their two source crops, (R,R,3) uint8
@@ -350,7 +351,7 @@ def frame_summary(rows) -> dict:
         edit_flicker=_mean(rows, "edit_flicker"),
     )
 
-
+# %% ../../nbs/run/40_measure.ipynb #4d9a28ae
 def landmark_summary(rows, landmarks, edits, name="landmarks") -> dict:
     "What the landmarks of the result say of the edit, on the frames where they were taken."
     seen = [k for k, row in enumerate(rows) if row.get(name) is not None]
@@ -378,7 +379,7 @@ def identity_summary(rows) -> dict:
         found["identity_distance_of_truth"] = distance.mean()
     return found
 
-
+# %% ../../nbs/run/40_measure.ipynb #e6beb582
 def summary(
     measurer,  # a `Measurer` that has seen all frames
     scores,  # of `scores_stage`; {}: none were taken
@@ -439,7 +440,7 @@ def curves(
             found[f"true_edit_{k}"] = np.array([row["true_edit"][k] for row in rows])
     return as_json({k: on_all_frames(v, edited) for k, v in found.items()})
 
-
+# %% ../../nbs/run/40_measure.ipynb #344f8046
 def on_all_frames(
     values,  # (K,), one for each edited frame
     edited,  # (T,) bool

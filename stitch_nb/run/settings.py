@@ -33,7 +33,7 @@ CHOICES = dict(  # field of `RunConfig` to what it may be
     measure=("none", "fast", "full"),
 )
 
-
+# %% ../../nbs/run/10_settings.ipynb #d12f23ca
 @dataclass(frozen=True)
 class RunConfig:
     "Everything about a run that is not the clip, the edits or the networks."
@@ -137,8 +137,6 @@ ARMS = dict(  # name to RunConfig -> RunConfig
     l2=_stitched(norm="l2"),
     warm=lambda c: _stitched(chain=6, chain_steps=max(1, c.stitch.steps // 3))(c),
 )
-
-
 PAPER_ARMS = ("no_pti", "optimised", "no_stitching", "full")  # Figure 9's, in its order
 PIVOT_ARMS = ("encoder", "shared", "optimised")  # where the clip's pivots come from
 
@@ -156,7 +154,7 @@ def method_of(
     "What the others are held against: 'full', or 'shared', the same to a recipe that shares."
     return next((name for name in ("full", "shared") if name in arms), None)
 
-
+# %% ../../nbs/run/10_settings.ipynb #80c7718d
 def check_arms(
     names,  # of `ARMS`
 ) -> tuple:  # the same, in the order of `ARMS`, each once

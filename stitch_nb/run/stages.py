@@ -92,7 +92,7 @@ def faces_stage(clip, models, config, folder, progress):
     stage = run_stage(folder, "faces", inputs, ".npz", make, progress, version, device=place)
     return stage, backend
 
-
+# %% ../../nbs/run/30_stages.ipynb #b3811878
 def load_track(
     faces,  # the stage
 ) -> tuple:  # landmarks (K,68,2) of the edited frames, edited (T,) bool, segments of the K frames
@@ -116,7 +116,7 @@ def crops_stage(clip, models, config, faces, folder, progress):
     stage = run_stage(folder, "crops", inputs, ".npy", make, progress, VERSIONS["crops"])
     return stage, quads
 
-
+# %% ../../nbs/run/30_stages.ipynb #cb2aba86
 def masks_stage(models, config, faces, crops, quads, folder, progress):
     "Face masks (K,R,R) uint8 as .npy, 1 = head; the landmarks' hull where the parser sees no face."
     R, landmarks = models.resolution, load_track(faces)[0]
@@ -172,7 +172,7 @@ def resolved(config, device):
     "`config` of a tuning stage, its dtype as it is on this device."
     return replace(config, dtype=tuning_dtype(config.dtype, device))
 
-
+# %% ../../nbs/run/30_stages.ipynb #6c37e4eb
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (K,L,D), float32."
     encode = is_encoded(models, config)
@@ -201,7 +201,7 @@ def pivots_stage(models, config, crops, perceptual, folder, progress):
     version, place = VERSIONS["pivots"], models.device
     return run_stage(folder, "pivots", inputs, ".npz", make, progress, version, device=place)
 
-
+# %% ../../nbs/run/30_stages.ipynb #a92f7f93
 def generator_stage(models, config, crops, pivots, perceptual, folder, progress):
     "The tuned generator's weights; None where the run leaves PTI out."
     if not config.tune:
@@ -241,7 +241,7 @@ def is_readable(path) -> bool:
         return False
     return is_plain(path)
 
-
+# %% ../../nbs/run/30_stages.ipynb #f5fc802b
 def load_pivots(pivots, models):
     "(K,L,D) float32 on the bundle's device."
     return torch.from_numpy(load_arrays(pivots.path)["pivots"]).to(models.device)
@@ -300,7 +300,7 @@ def first_to_do(
     "Leave work for as many workers as the whole clip has: fewer round otherwise."
     return min(first, max(0, T - at_once))
 
-
+# %% ../../nbs/run/30_stages.ipynb #16ca8c5a
 def edited_latents(clip, models, faces, pivots, edits):
     "(K,L,D): the pivots after the edits; keyframes count frames of the video, not of the part."
     edited = load_track(faces)[1]
@@ -333,7 +333,7 @@ def has_frame(folder, t: int, R: int) -> bool:
     right = all(kept[k].shape == (R, R, 3) for k in ("edit", "stitched") if k in kept)
     return right and len(kept) == 3 and str(kept.get("of")) == f"{folder.name}/{t}"
 
-
+# %% ../../nbs/run/30_stages.ipynb #e7c44f2d
 def stitched_stage(clip, models, config, edits, done, folder, progress):
     "A folder with NNNNNN.npz for each edited frame: the edit and the stitched crop, (R,R,3) uint8."
     crops, masks, pivots, generator = (
@@ -362,7 +362,7 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
     how = dict(version=VERSIONS["stitched"], shared=True, device=models.device)
     return run_stage(folder, "stitched", inputs, "", make, progress, **how)
 
-
+# %% ../../nbs/run/30_stages.ipynb #bd0ac219
 def stitch_inputs(models, config, edits, done) -> tuple:
     "All that the stitched crops depend on."
     crops, masks, pivots, generator = (
@@ -402,7 +402,7 @@ def load_start(start):
     "As `stitch_frames` takes it; None for None."
     return None if start is None else CommonStart.from_tensors(load_tensors(start.path))
 
-
+# %% ../../nbs/run/30_stages.ipynb #616f865d
 def stretches(folder, K: int, todo: list):  # iterator of (start, stop)
     "Which frames to stitch: from the first to the last one to do, or what other ranks leave."
     if not todo:

@@ -144,7 +144,7 @@ def wrong_files(
     inside = {path / name: d for name, d in digest.items()}
     return [p for p, d in inside.items() if not is_plain(p) or _digest(p) != d]
 
-
+# %% ../../nbs/run/20_store.ipynb #a54d16e4
 def remove(
     path: Path,  # a file, a link or a folder; nothing is fine too
 ) -> None:
@@ -192,7 +192,7 @@ def try_lock(
     finally:
         lock.release()
 
-
+# %% ../../nbs/run/20_store.ipynb #2a5525f6
 @contextmanager
 def wait_lock(
     folder: Path,
@@ -263,7 +263,7 @@ def spending(
         if torch.device(device).type == "cuda":
             spent["peak_gpu_mib"] = round(peak_memory(device) / 2**20, 1)
 
-
+# %% ../../nbs/run/20_store.ipynb #bce960eb
 @dataclass(frozen=True)
 class Stage:
     "The result of one stage on disk."
@@ -298,7 +298,7 @@ def from_first(value=None):
     torch.distributed.broadcast_object_list(box, 0)
     return box[0]
 
-
+# %% ../../nbs/run/20_store.ipynb #8a588d7e
 def run_stage(
     folder: Path,  # where stages are kept
     name: str,  # stage name: lower-case letters and hyphens
@@ -339,7 +339,7 @@ def touch(note: Path) -> None:
     "Remember that a stage was used just now: `tidy` goes by it. When it was made stays as it is."
     os.utime(note, ns=(time.time_ns(), note.stat().st_mtime_ns))
 
-
+# %% ../../nbs/run/20_store.ipynb #f4fd7e12
 def sweep_parts(
     folder: Path,
     name: str,  # beginning of the names of the files meant
@@ -410,7 +410,7 @@ def living_since(
             start.with_suffix(".lock").unlink(missing_ok=True)
     return min(since, default=None)
 
-
+# %% ../../nbs/run/20_store.ipynb #3166de41
 def stages_in(
     folder: Path,
 ) -> dict:  # name to the list of its paths; what is in other sub-folders counts one by one
@@ -443,7 +443,7 @@ def is_held(path: Path) -> bool:
                 return True
     return False
 
-
+# %% ../../nbs/run/20_store.ipynb #883e70b3
 def tidy(
     folder: Path,  # of stages
     limit: float = 4e9,  # bytes
@@ -510,7 +510,7 @@ def shelf_name(
     key = key[:8] if re.fullmatch(r"[0-9a-f]{16}", key) else "unknown"
     return "-".join(part for part in (edits, key) if part)
 
-
+# %% ../../nbs/run/20_store.ipynb #07a41ab9
 def make_way(
     out: Path,  # run folder
     key: str,  # of the run that is to be written there
@@ -539,7 +539,7 @@ def place(
     for name in OUTPUTS[:-1]:
         os.replace(made / name, out / name)
 
-
+# %% ../../nbs/run/20_store.ipynb #589a7640
 def finished(
     out: Path,  # run folder
     key: str,  # of the run that is asked for

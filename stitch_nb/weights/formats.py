@@ -63,7 +63,7 @@ def skeleton(
     with _Unfilled():
         return cls(**config)
 
-
+# %% ../../nbs/weights/20_formats.ipynb #0978bc99
 def same_entries(
     net: nn.Module,  # a skeleton will do
     state: dict,  # name -> tensor, as converted
@@ -89,7 +89,7 @@ def same_entries(
         f"it is a variant of {type(net).__name__} that this package does not know"
     )
 
-
+# %% ../../nbs/weights/20_formats.ipynb #9f5b1e40
 def generator_config(
     state: dict,  # name -> tensor, our names
     what: str,  # file name, for the message
@@ -156,7 +156,7 @@ def stylegan_layers(
     pairs = [(f"b{r}", conv) for r in rs for conv in (("conv1",) if r == 4 else ("conv0", "conv1"))]
     return [(b, c, i) for i, (b, c) in enumerate(pairs)]
 
-
+# %% ../../nbs/weights/20_formats.ipynb #ae6c0f8e
 def rosinality_names(
     R: int, mapping_layers: int
 ) -> list:  # of (our name, theirs, axes of 1 in front, and behind)
@@ -192,7 +192,7 @@ def rosinality_names(
             ]
     return rows
 
-
+# %% ../../nbs/weights/20_formats.ipynb #53c1fd44
 def tf_names(R: int, mapping_layers: int) -> list:  # of (our name, theirs, a key of `_TF`)
     "What NVIDIA's TensorFlow networks call our tensors."
     rows = [
@@ -228,7 +228,7 @@ def tf_names(R: int, mapping_layers: int) -> list:  # of (our name, theirs, a ke
             rows += layer(f"synthesis.{b}.torgb", f"synthesis/{r}x{r}/ToRGB", "kernel")
     return rows
 
-
+# %% ../../nbs/weights/20_formats.ipynb #f0349b78
 _TF = {
     "": (lambda x: x, lambda x: x),
     "turn": (lambda x: x.T, lambda x: x.T),
@@ -275,7 +275,7 @@ def _rosinality(tree):  # -> the state dict of rosinality's generator in a check
         if state and "input.input" in state and "conv1.conv.weight" in state:
             return state
 
-
+# %% ../../nbs/weights/20_formats.ipynb #fdf5e1fb
 def _ada(
     tree,
 ):  # -> the generator's Record or state dict, under the names of NVIDIA's PyTorch code, or None
@@ -304,7 +304,7 @@ def _rows(x):  # -> the direction as (L,D), or None
     x = x.reshape(1, -1) if x.ndim == 1 else x[0] if x.ndim == 3 and len(x) == 1 else x
     return x if x.ndim == 2 and len(x) <= 32 and x.shape[1] >= 8 else None
 
-
+# %% ../../nbs/weights/20_formats.ipynb #6e0451e4
 def _directions(tree):  # -> name -> (L,D); '' stands for the file's name; None if it holds none
     one = _rows(tree)
     if one is not None:
@@ -344,7 +344,7 @@ def _stats(tree):  # -> (means, deviations), one array a layer, or None
     )
     return tree if ok else None
 
-
+# %% ../../nbs/weights/20_formats.ipynb #e4cff40a
 RANDOM_FACE = "random_face/data/"
 RANDOM_FACE_FILES = (
     "MappingNetwork.xml",
@@ -361,7 +361,7 @@ def _is_random_face(path) -> bool:  # whether a zip carries MobileStyleGAN
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError):
         return False
 
-
+# %% ../../nbs/weights/20_formats.ipynb #a384ac64
 def _open(path) -> tuple:  # -> kind, content
     path = Path(path)
     if not path.is_file():
@@ -415,7 +415,7 @@ def _open(path) -> tuple:  # -> kind, content
         f"known: {', '.join(KINDS)}"
     )
 
-
+# %% ../../nbs/weights/20_formats.ipynb #be6523c2
 def identify(
     path,  # any file
 ) -> str:  # one of `KINDS`
@@ -455,7 +455,7 @@ def _plain(x, depth=3):  # numbers and texts of a tree that JSON can hold; the r
 def _own(tensors):
     return {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
 
-
+# %% ../../nbs/weights/20_formats.ipynb #ecd34e02
 def layer_records(
     record: Record,  # a module, as `read_pickle` describes it
     what: str,  # file name, for messages
@@ -483,7 +483,7 @@ def layer_records(
                 )
     return found
 
-
+# %% ../../nbs/weights/20_formats.ipynb #c0c3f197
 def module_state(records: dict, what: str) -> dict:  # name -> tensor
     "The state dict of a module that was read as records."
     state = {}
@@ -507,7 +507,7 @@ _EXPECTED = dict(
     use_noise=(True, "has use_noise"),
 )
 
-
+# %% ../../nbs/weights/20_formats.ipynb #aac396fd
 def read_ada(found, what: str) -> tuple:  # Record or state dict -> config, state dict, extra
     "NVIDIA's generator of 2020, in PyTorch."
     if isinstance(found, dict):
@@ -562,7 +562,7 @@ def read_ada(found, what: str) -> tuple:  # Record or state dict -> config, stat
     )
     return generator_config(state, what, clamp), state, extra
 
-
+# %% ../../nbs/weights/20_formats.ipynb #ab5fc100
 def read_tf(record: Record, what: str) -> tuple:
     "NVIDIA's generator of 2019, written by TensorFlow."
     flat, todo = {}, [("", record)]
@@ -605,7 +605,7 @@ def read_tf(record: Record, what: str) -> tuple:
     clamp = kwargs.get("conv_clamp")
     return generator_config(state, what, clamp), state, dict(arguments=_plain(dict(kwargs)))
 
-
+# %% ../../nbs/weights/20_formats.ipynb #d619cf26
 def net_kwargs(record):
     return record.state.get("static_kwargs") or {}
 
@@ -700,7 +700,7 @@ def _e4e_blocks(state: dict, width: int, what: str) -> list:  # of each of the f
         i += 1
     return blocks
 
-
+# %% ../../nbs/weights/20_formats.ipynb #d4081ec3
 def _e4e_config(state: dict, what: str) -> dict:  # arguments of `Encoder`
     "What the shapes of an e4e encoder's entries say about it."
     size = lambda k: tuple(state[k].shape) if k in state else (0, 0, 0, 0)
@@ -739,7 +739,7 @@ def _e4e_config(state: dict, what: str) -> dict:  # arguments of `Encoder`
         pool=None,
     )
 
-
+# %% ../../nbs/weights/20_formats.ipynb #5086d176
 def _e4e_average(average, L: int, D: int, what: str) -> torch.Tensor:  # (L,D) float32
     "The average code, to which the encoder's are relative."
     if not torch.is_tensor(average):
@@ -770,7 +770,7 @@ def read_e4e(tree: dict, what: str) -> tuple:
     same_entries(skeleton(Encoder, config), state, what)
     return config, state, dict(options=_plain(opts))
 
-
+# %% ../../nbs/weights/20_formats.ipynb #7f6ab31a
 def read_bisenet(tree: dict, what: str) -> tuple:
     "The face parser."
     state = _bare(tree)
@@ -821,7 +821,7 @@ def _stat_rows(tree) -> dict:  # 'mean.07' to (channels,)
     sides = zip(("mean", "std"), _stats(tree))
     return {f"{name}.{i:02d}": torch.tensor(v) for name, side in sides for i, v in enumerate(side)}
 
-
+# %% ../../nbs/weights/20_formats.ipynb #a8c99e48
 def _check_finite(state: dict, what: str):
     "Refuse numbers that are none."
     for k, v in state.items():
@@ -861,7 +861,7 @@ def _zip_member(archive, name: str, what: str, most: int = 64 << 20) -> bytes:
         )
     return data
 
-
+# %% ../../nbs/weights/20_formats.ipynb #76e1fded
 def read_network(
     path,  # a published file
     part: str | None = None,  # of an e4e checkpoint: 'encoder' or 'generator'; None: the first
@@ -904,7 +904,7 @@ def read_network(
     _check_finite(state, what)
     return Converted(found, part, cls, config, _own(state), _own(arrays), extra)
 
-
+# %% ../../nbs/weights/20_formats.ipynb #e109078a
 def _run_arrays(
     tree, config, what
 ):  # -> pivots (N,L,D) and quads (N,4,2) of the authors' saved run
@@ -983,7 +983,7 @@ def _record(out):  # -> the JSON beside a converted file, if both are whole
         else None
     )
 
-
+# %% ../../nbs/weights/20_formats.ipynb #2dd5cc0a
 def convert_file(
     path,  # a published file
     out,  # the .safetensors file to write; a .json appears beside it
@@ -1033,7 +1033,7 @@ def convert_file(
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return out
 
-
+# %% ../../nbs/weights/20_formats.ipynb #367a48b0
 def load_converted(
     path,  # what `convert_file` wrote
 ) -> Converted:

@@ -52,7 +52,7 @@ def read_layers(
             f"{what}: is no OpenVINO IR that can be read ({str(error)[:120]})"
         ) from None
 
-
+# %% ../../nbs/weights/27_openvino.ipynb #2e90fdab
 def _layers(root, blob_size) -> dict:
     feeds, out = {}, {}
     for edge in root.find("edges"):
@@ -155,7 +155,7 @@ def mapping_tensors(reader: Reader) -> dict:  # 'fc0.weight' ... 'fc7.bias'
             out[f"fc{k}.bias"] = reader.behind(layer).flatten()
     return out
 
-
+# %% ../../nbs/weights/27_openvino.ipynb #fa2f15c8
 def synthesis_tensors(reader: Reader) -> dict:  # 'const', 'layers.0.affine.weight' ...
     "The modulated layers of the synthesis network, in drawing order."
     out, k = {}, -1
@@ -187,7 +187,7 @@ def synthesis_tensors(reader: Reader) -> dict:  # 'const', 'layers.0.affine.weig
                 )
     return out
 
-
+# %% ../../nbs/weights/27_openvino.ipynb #29e70143
 def mobile_tensors(
     mapping_xml: bytes,
     mapping_bin: bytes,

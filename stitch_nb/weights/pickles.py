@@ -81,7 +81,7 @@ class Stream:
                 return self.read(end + 1)
         return self.read(near)
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #6d30d1e3
 def mapped(path: Path) -> memoryview:  # a private view of the whole file
     "A file's bytes without reading them; an empty file is an error."
     with open(path, "rb") as file:
@@ -126,7 +126,7 @@ class Storage:
 def whole(x) -> bool:
     return type(x) is int and 0 <= x < 2**62  # a size, an offset, a stride
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #1720d342
 def tensor_of(
     storage: Storage,
     offset,
@@ -159,7 +159,7 @@ def tensor_of(
         return torch.empty(size, dtype=storage.dtype)
     return torch.frombuffer(storage.bytes, dtype=storage.dtype).as_strided(size, stride, offset)
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #920656fe
 def array_of(
     code,  # numpy's code of the dtype, as the file claims: 'f4', '<f8' ...
     shape,
@@ -226,7 +226,7 @@ INERT = (
 )
 MAKERS = {}  # 'module.function' -> what we do instead; filled below
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #03b32028
 def known_name(module: str, name: str, budget: Budget) -> Name:
     "A global by name, if checkpoints have use for it."
     text = f"{module}.{name}"
@@ -300,7 +300,7 @@ def _ordered(machine, pairs=()):
 def _set(machine, items=()):
     return set(put_items({}, [(i, None) for i in items], machine.budget))
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #7a88d3f4
 @maker("builtins.list", "__builtin__.list", "builtins.tuple")
 def _list(machine, items=()):
     machine.budget.spend(len(items))
@@ -336,7 +336,7 @@ def _typed(machine, function, kind, args, *_):
 def _default(machine, factory=None, *_):
     return OrderedDict()
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #db3751b7
 @maker("torch.storage._load_from_bytes")
 def _storage(machine, data):
     if isinstance(data, bytes):  # short ones are; long ones are views of the file
@@ -370,7 +370,7 @@ def _scalar(machine, dtype, data):
 def _from_buffer(machine, data, dtype, shape, order):
     return array_of(code_of(dtype), shape, data, order == "F", machine.budget)
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #3ac31524
 @maker("copyreg._reconstructor", "copy_reg._reconstructor")
 def _object(machine, cls, base, content):
     if not (isinstance(cls, Name) and isinstance(base, Name)):
@@ -420,7 +420,7 @@ _CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False)
 _EMPTY = dict(EMPTY_LIST=list, EMPTY_DICT=dict, EMPTY_TUPLE=tuple, EMPTY_SET=set)
 _MARK = object()
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #671314cd
 class Machine:
     "One run over one pickle."
 
@@ -652,7 +652,7 @@ def storage_id(key, budget: Budget) -> tuple:  # dtype, name of the storage, num
         budget.refuse("mentions a storage in a way that torch never does; it is damaged or forged")
     return STORAGES[key[1].text], str(key[2]), key[4]
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #7e3780db
 def read_stream(stream: Stream, budget: Budget):  # -> the object
     "What `torch.save` wrote before it wrote zips; also one storage inside of another pickle."
     if stream.read(len(MAGIC)) != MAGIC:
@@ -726,7 +726,7 @@ class _Directory(Stream):
             raise zipfile.BadZipFile("a directory of megabytes")
         return super().read(n)
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #18f02aa9
 class Archive:
     "The entries of a zip that `torch.save` wrote, checked."
 
@@ -783,7 +783,7 @@ class Archive:
         self.read.add(name)
         return part
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #47c8162e
 def read_archive(view: memoryview, budget: Budget):  # -> the object
     "What `torch.save` writes today."
     archive = Archive(view, budget)
@@ -843,7 +843,7 @@ def read_pickle(
 
     return _guarded(path, budget, read)
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #dc941702
 def read_numpy(
     path,  # .npy
 ) -> np.ndarray:  # a copy
