@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "stitch_nb"
 WIDTH, LENGTH = 100, 60  # columns of a line, lines of a function
+CELL = 40  # lines of a cell; a class or a table that is longer has a cell to itself
 
 
 def modules() -> list:
@@ -50,6 +51,14 @@ def idle_texts(path: Path) -> list:
     return [n for n, v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
 
 
+def crowded_cells(path: Path) -> list:
+    "(first line, lines) of cells that are long and could be divided."
+    cells = path.read_text(encoding="utf-8").split("\n# %% ")[2:]  # before them: the list of names
+    bodies = [cell.partition("\n")[2].strip() for cell in cells]
+    long = [body for body in bodies if body.count("\n") >= CELL]
+    return [(b[:60], b.count("\n") + 1) for b in long if len(ast.parse(b).body) > 1]
+
+
 @pytest.mark.parametrize("module", [str(m) for m in modules()])
 def test_lines_and_functions_are_short(module):
     "Exported code: lines within 100 columns, functions within 60 lines."
@@ -58,6 +67,8 @@ def test_lines_and_functions_are_short(module):
     long = [row for row in functions_of(PACKAGE / module) if row[1] > LENGTH]
     assert not long, f"{module}: functions longer than {LENGTH} lines: {long}"
     assert not idle_texts(PACKAGE / module), f"{module}: a docstring is in two pieces"
+    crowded = crowded_cells(PACKAGE / module)
+    assert not crowded, f"{module}: cells of more than {CELL} lines: {crowded}"
 
 
 def test_the_measures_see_what_they_should(tmp_path):
@@ -67,5 +78,9 @@ def test_the_measures_see_what_they_should(tmp_path):
     file.write_text("\n".join(rows), encoding="utf-8")
     assert [i for i, line in code_lines(file) if len(line) > WIDTH] == [len(rows)]
     assert functions_of(file) == [("f", 71)]
+    cell = "def f():\n" + "    x = 1\n" * 38
+    marks = "# %% auto #0", "# %% nb #a", cell, "# %% nb #b", cell + "y = 1\nz = 2"
+    file.write_text("\n" + "\n".join(marks), encoding="utf-8")
+    assert [n for _, n in crowded_cells(file)] == [41]
     file.write_text("def f():\n    'one'\n    'two'\n", encoding="utf-8")
     assert idle_texts(file) == [3]

@@ -23,6 +23,8 @@ from ..stitch import StitchConfig
 from ..models import Bundle
 from ..run.settings import RunConfig, as_edits
 from ..run.store import in_use
+
+# %% ../../nbs/figures/30_figure3.ipynb #2a2cbc20
 from stitch_nb.figures.sheet import (
     Sheet,
     column_frames,

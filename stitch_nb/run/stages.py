@@ -50,6 +50,7 @@ from stitch_nb.stitch import (
     worker_count,
 )
 
+# %% ../../nbs/run/30_stages.ipynb #72764187
 VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=1, scores=1, start=1, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
