@@ -88,10 +88,10 @@ def picture_html(
             picture = smooth_resize(picture, width, round(H * width / W))
     return render(IMG, alt=alt, width=None, data=data_url(picture, 85))
 
-
+# %% ../../nbs/figures/60_report.ipynb #84e12265
 SCROLL = '<div class="scroll">{{ inside }}</div>'
 
-# %% ../../nbs/figures/60_report.ipynb #84e12265
+
 def rows_html(
     rows,  # of lists of cells (text); the first cell of a row is its heading
     head,  # headings of the columns
@@ -128,10 +128,10 @@ def summary_html(run: Finished) -> str:
         ],
     )
 
-
+# %% ../../nbs/figures/60_report.ipynb #aeb7d88b
 EXPLAINED = "{{ table }}{% if said %}<p>{{ said }}</p>{% endif %}"
 
-# %% ../../nbs/figures/60_report.ipynb #aeb7d88b
+
 def metrics_html(run: Finished) -> str:
     "Every number with what it means."
     rows, good = [], dict(less="small", more="large")
@@ -233,12 +233,12 @@ def chart_html(run: Finished, name, worst, pictures) -> str:
     end = "largest" if WATCHED[name] == "more" else "smallest"
     return render(CHART, title=title, chart=chart, end=end, at=at, thumbs=thumbs)
 
-
+# %% ../../nbs/figures/60_report.ipynb #d03b4f40
 SETTINGS = """<details open><summary>Settings</summary>{{ settings }}</details>{{ stages }}
 {% for note in notes %}<p>Note: {{ note }}</p>{% endfor %}"""
 KEPT = ("edits", "source", "bundle", "landmarks", "perceptual", "versions", "machine", "seeds")
 
-# %% ../../nbs/figures/60_report.ipynb #d03b4f40
+
 def flat(
     record,  # nested dicts
     prefix: str = "",
@@ -267,13 +267,13 @@ def settings_html(run: Finished) -> str:
         notes=run.record.get("notes") or [],
     )
 
-
+# %% ../../nbs/figures/60_report.ipynb #a381b613
 NOT_COMPARED = """{{ table }}<p>The same method has two values here because each paper chose its
 clips, its identity network and its edits. Such numbers compare methods <em>within one setup</em>;
 ours, from another network on other clips, belong in neither table. What can be compared are the
 runs of this report with one another.</p>"""
 
-# %% ../../nbs/figures/60_report.ipynb #a381b613
+
 def published_html() -> str:
     "What papers say, and why it cannot be compared."
     rows = [[method, f"{tl:.3f}", f"{tg:.3f}", source] for method, tl, tg, source in PUBLISHED]

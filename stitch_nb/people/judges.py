@@ -431,10 +431,10 @@ def shape_readings(
         nose_tip=(down(33) - down(30)) / nose,
     )
 
-
+# %% ../../nbs/people/60_judges.ipynb #9927b467
 FLAT = 0.02  # a step back of less than this part of the range is none: a mouth may be closed
 
-# %% ../../nbs/people/60_judges.ipynb #9927b467
+
 def movement(
     strengths: np.ndarray,  # (S,)
     readings: np.ndarray,  # (people,S)

@@ -245,11 +245,11 @@ def with_surroundings(
     wide[margin:-margin, margin:-margin] = picture
     return (wide + 0.5).clip(0, 255).astype(np.uint8)
 
-
+# %% ../../nbs/people/80_photo_parts.ipynb #d84464da
 PORTRAIT = dict(seed=27, truncation=0.65, text="Every face you meet here is made of numbers.")
 TRUE_EDITS = dict(portrait={}, portrait_smile=dict(smile=2.0), portrait_age=dict(age=3.0))
 
-# %% ../../nbs/people/80_photo_parts.ipynb #d84464da
+
 @torch.no_grad()
 def make_portrait(
     models,  # the bundle `mobile`

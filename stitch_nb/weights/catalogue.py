@@ -62,9 +62,9 @@ NVIDIA = (
     "(trained on {}; nvlabs.github.io/stylegan2/license.html)"
 )
 PRETRAINED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
-STIT = "rotemtzaban/STIT", "fac087f2b87f75ce85b1222cb5e0e4ea24474348", "editings/w_directions"
 
 # %% ../../nbs/weights/30_catalogue.ipynb #be7143ef
+STIT = "rotemtzaban/STIT", "fac087f2b87f75ce85b1222cb5e0e4ea24474348", "editings/w_directions"
 DIRECTIONS = (
     "smile",
     "age",

@@ -205,7 +205,7 @@ class Record:
     state: dict = field(default_factory=dict)  # attributes
     source: str = ""  # Python that came with it; text, never run
 
-
+# %% ../../nbs/weights/10_pickles.ipynb #03b32028
 INERT = (
     "torch.nn.",
     "dnnlib.",
@@ -226,7 +226,7 @@ INERT = (
 )
 MAKERS = {}  # 'module.function' -> what we do instead; filled below
 
-# %% ../../nbs/weights/10_pickles.ipynb #03b32028
+
 def known_name(module: str, name: str, budget: Budget) -> Name:
     "A global by name, if checkpoints have use for it."
     text = f"{module}.{name}"
