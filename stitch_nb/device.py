@@ -217,7 +217,10 @@ def share_cores() -> int:  # threads of this process from now on
 share_cores();
 
 # %% ../nbs/03_device.ipynb #ec26c365
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of glibc's mallopt
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # of glibc's mallopt
+_LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == 'glibc' else None
+if _LIBC and 'MALLOC_ARENA_MAX' not in os.environ:
+    _LIBC.mallopt(_ARENA_MAX, 1)  # threads that begin from now on share the heap
 _HOLDERS = []  # blocks at work: the setting is the process's, so the last of them puts it back
 
 
@@ -226,12 +229,11 @@ def reuse_memory(
     device='cpu',  # where the work is; other devices have an allocator of their own
 ):  # context manager
     "Keep freed memory for the next array, instead of returning and asking for it; nests."
-    here = torch.device(device).type == 'cpu' and platform.libc_ver()[0] == 'glibc'
-    libc = ctypes.CDLL(None) if here else None
+    libc, here = _LIBC, bool(_LIBC) and torch.device(device).type == 'cpu'
     if here:
         _HOLDERS.append(device)
         libc.mallopt(_MMAP_MAX, 0)
-        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:

@@ -178,7 +178,7 @@ class Bundle:
     landmarks: nn.Module | None = None  # patches to 68 points
     identity: nn.Module | None = None  # crops to unit vectors
     perceptual: nn.Module | None = None  # the trunk behind `perceptual.TrunkPerceptual`'s interface
-    directions: dict = field(default_factory=dict)  # name to (L,D) float32, on `device`
+    directions: dict = field(default_factory=dict)  # name to (L,D) or (2,L,D) float32, on `device`
     meta: dict = field(default_factory=dict)  # 'scale' of the crop, provenance
     device: torch.device = torch.device("cpu")
     hash: str = ""  # 16 hex digits over bundle.json, and so over every file
@@ -267,15 +267,16 @@ def build_network(
 
 def fitted_directions(
     directions: dict, generator: nn.Module, device
-) -> dict:  # name to (L,D) float32
+) -> dict:  # name to (L,D) or (2,L,D) float32
     "Directions for this generator; a single row counts for every style layer."
     shape, out = (generator.num_ws, generator.w_dim), {}
     for k, v in directions.items():
-        if v.shape[-1] != shape[1] or v.ndim == 2 and len(v) not in (1, shape[0]):
+        pair = v.shape == (2, *shape)  # upwards, downwards
+        if v.shape[-1] != shape[1] or not pair and v.shape[:-1] not in ((), (1,), shape[:1]):
             raise StitchError(
                 f"direction {k!r} has shape {tuple(v.shape)}; this generator needs {shape}"
             )
-        out[k] = v.float().to(device).expand(shape).contiguous()
+        out[k] = v.float().to(device).expand(v.shape if pair else shape).contiguous()
     return out
 
 # %% ../nbs/88_models.ipynb #178be1f4
@@ -563,9 +564,8 @@ def load_own(
         meta = dict(scale=1.0, recipe="reference")
         places = dict(directions=directions, meta=meta, device=device, hash=hash_of(marks))
         return Bundle(name, generator.resolution, **nets, **places)
-    kept = {
-        k: v for k, v in base.directions.items() if v.shape == (generator.num_ws, generator.w_dim)
-    }
+    size = generator.num_ws, generator.w_dim
+    kept = {k: v for k, v in base.directions.items() if v.shape[-2:] == size}
     return replace(
         base,
         name=f"{base.name}+{name}",

@@ -22,7 +22,7 @@ import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
 from .credentials import check_credentials, sign_video
 from .encode import invert, share_pivots
-from .device import float32_policy, park, ranks
+from .device import float32_policy, park, ranks, reuse_memory
 from .edit import apply_edit
 from .masks import stitch_masks
 from .metrics import face_measures
@@ -185,7 +185,7 @@ def write_results(out, key, distance, job, progress) -> dict:  # run.json
     "Make the outputs aside, put others' away, these into place, and the record last."
     clip, models, config, edits, _, done, *_ = job
     record = run_record(clip, edits, models, config, key, done, distance)
-    with spending(models.device) as spent:
+    with spending(models.device) as spent, reuse_memory(models.device):
         made = write_outputs(out, *job, progress)
     record["stages"]["result"] = spent | dict(reused=False)
     record = as_json(close_record(record, made, stand_ins(config, models, done)))

@@ -607,6 +607,8 @@ def _tune(G, pivots, crops, perceptual, config, progress, checkpoint, checkpoint
     if config.compile:
         G_pti.synthesis.compile()
     names, params = zip(*G_pti.tunable().items())
+    for p in set(G_pti.parameters()).difference(params):
+        p.requires_grad_(False)
     adam, rng = make_adam(params, config.lr), seeded(config.seed)
     history = {k: [] for k in ('loss', 'l2', 'lpips', 'locality', 'lr', 'psnr')}
     identity, done = None, 0

@@ -1,6 +1,10 @@
 "Where and how things are computed: devices that are there, float32 that is float32, a device without float64, threads, memory of the right card."
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,8 +198,7 @@ def test_memory_is_used_again_only_inside(monkeypatch):
     libc = SimpleNamespace(
         mallopt=lambda *a: calls.append(a), malloc_trim=lambda *a: calls.append(a)
     )
-    monkeypatch.setattr(device.ctypes, 'CDLL', lambda name: libc)
-    monkeypatch.setattr(device.platform, 'libc_ver', lambda: ('glibc', '2.36'))
+    monkeypatch.setattr(device, '_LIBC', libc)
     with pytest.raises(KeyError), device.reuse_memory('cpu'):
         assert len(calls) == 2
         raise KeyError
@@ -208,6 +211,29 @@ def test_memory_is_used_again_only_inside(monkeypatch):
             pass
         assert (device._MMAP_MAX, 2**16) not in calls  # the outer block goes on as it was
     assert (device._MMAP_MAX, 2**16) in calls
+
+
+HEAPS = """
+import ctypes, sys, threading, torch
+from stitch_nb import device
+threads = [threading.Thread(target=lambda: torch.ones(10 * 2**20)) for _ in range(3)]
+for work in [threading.Thread.start, threading.Thread.join]:
+    for thread in threads:
+        work(thread)
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b'w'))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='a setting of glibc')
+def test_threads_share_the_heap(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}
+    told = tmp_path / 'heaps.xml'
+    subprocess.run([sys.executable, '-c', HEAPS, str(told)], env=env, check=True)
+    assert told.read_text().count('<heap nr=') == 1
 
 
 def test_crops_are_sent_as_they_are(clip):

@@ -18,6 +18,7 @@ from stitch_nb import pipeline
 from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError
 from stitch_nb.core import StitchError, to_image
+from stitch_nb.edit import steps_along
 from stitch_nb.encode import SharedConfig, share_pivots
 from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
 from stitch_nb.models import in_bytes, load_models, widened
@@ -161,7 +162,8 @@ def test_the_directions_are_shipped():
 
     found = load_tensors(folder / "directions.safetensors")
     assert set(record["directions"]["names"]) == set(found) >= {"smile", "age", "yaw", "eyes_open"}
-    assert all(v.shape == (23, 512) and v.isfinite().all() for v in found.values())
+    assert found["age"].shape == (2, 23, 512)  # growing older, growing younger
+    assert all(v.shape[-2:] == (23, 512) and v.isfinite().all() for v in found.values())
     assert (folder / "MODEL_CARD.md").is_file()
 
 
@@ -238,7 +240,7 @@ def drawn(photo, seed, which, **edit):
     with torch.no_grad():
         w = photo.generator.mapping(z)
         for name, strength in edit.items():
-            w = w + strength * photo.directions[name]
+            w = w + steps_along(photo.directions[name], [strength])
         return to_image(photo.generator.synthesis(w))[0]
 
 

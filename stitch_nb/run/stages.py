@@ -6,7 +6,7 @@
 __all__ = ['VERSIONS', 'faces_stage', 'load_track', 'crops_stage', 'masks_stage', 'is_parsed', 'is_encoded', 'perceptual_key',
            'resolved', 'pivots_stage', 'generator_stage', 'is_readable', 'load_pivots', 'load_generator', 'draw',
            'FrameMasks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frame', 'has_frame', 'stitched_stage',
-           'stitch_inputs', 'start_stage', 'load_start', 'stretches', 'Pasted', 'pasted_frames']
+           'stitch_inputs', 'start_stage', 'load_start', 'stretches', 'DrawnEdits', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -51,7 +51,7 @@ from stitch_nb.stitch import (
 )
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
-VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=1, scores=1, start=1, stitched=1)
+VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=2, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
 def faces_stage(clip, models, config, folder, progress):
@@ -416,7 +416,29 @@ def stretches(folder, K: int, todo: list):  # iterator of (start, stop)
     from_first()
     yield from claimed_blocks(folder, K, lambda t: frame_file(folder, t).is_file())
 
+# %% ../../nbs/run/30_stages.ipynb #e6cd78dc
+class DrawnEdits:
+    "What `G_pti` draws: drawn where a frame is stitched, used again where it is saved."
 
+    def __init__(self, G_pti, w_edit):
+        self.G, self.w_edit, self.drawn = G_pti, w_edit, {}
+
+    def __len__(self):
+        return len(self.w_edit)
+
+    @torch.no_grad()
+    def __getitem__(self, t: int) -> torch.Tensor:  # (3,R,R) float32
+        if t not in self.drawn:
+            self.drawn[t] = self.G.synthesis(self.w_edit[t : t + 1])[0]
+        return self.drawn[t]
+
+    def take(self, t: int) -> np.ndarray:  # (R,R,3) uint8
+        "The picture of a frame that is done; it is not kept any longer."
+        picture = to_image(self[t])
+        del self.drawn[t]
+        return picture
+
+# %% ../../nbs/run/30_stages.ipynb #13d01b31
 def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, common):
     "Yield (t, edit, stitched, text) of the frames from start to stop."
     if not config.stitching:
@@ -427,16 +449,18 @@ def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, co
     first = first_to_do(start, len(w_edit), worker_count(stitch, R, models.device))
     pictures = np.load(crops.path, mmap_mode="r")
     heads = FrameMasks(np.load(masks.path, mmap_mode="r"), R, config)
-    parts = G_pti, w_edit, pictures, heads
+    edits = DrawnEdits(G_pti, w_edit)
+    parts = G_pti, w_edit, pictures, heads, edits if common else None
     how = dict(config=stitch, common=common)
     results = stitch_frames(*parts, **how, start=first, stop=stop)
     with closing(results):
         for t, stitched, history in results:
+            edit = edits.take(t)
             if t < start:
                 continue
             border = history["border"]
             said = f"border {float(border[-1]):.3f}" if len(border) else ""
-            yield t, next(draw(G_pti, w_edit[t : t + 1])), to_image(stitched), said
+            yield t, edit, to_image(stitched), said
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30040
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..core import StitchError, atomic_path, hash_of
-from ..device import peak_memory, ranks
+from ..device import peak_memory, ranks, reuse_memory
 from ..video import Clip
 
 # %% ../../nbs/run/20_store.ipynb #c2d30021
@@ -326,7 +326,7 @@ def run_stage(
         if first:
             sweep_parts(folder, f"{name}-{key}")
         from_first()
-        with spending(device) as spent:
+        with spending(device) as spent, reuse_memory(device):
             found = (make(path, tick) or {}) if first or shared else {}
             from_first()
         record = as_json(spent | found)
