@@ -16,7 +16,6 @@ from PIL import Image
 import tiny
 from stitch_nb import pipeline
 from stitch_nb.commands.edit import preview_for
-from stitch_nb.core import StitchError
 from stitch_nb.core import StitchError, to_image
 from stitch_nb.edit import steps_along
 from stitch_nb.encode import SharedConfig, share_pivots
@@ -24,9 +23,9 @@ from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
 from stitch_nb.models import in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
-from stitch_nb.pti import PTIConfig
+from stitch_nb.pti import PTIConfig, tune_generator
 from stitch_nb.run.settings import RunConfig
-from stitch_nb.stitch import StitchConfig
+from stitch_nb.stitch import Lane, StitchConfig
 from stitch_nb.video import read_clip
 from stitch_nb.weights import catalogue, download, formats
 
@@ -165,6 +164,23 @@ def test_the_directions_are_shipped():
     assert found["age"].shape == (2, 23, 512)  # growing older, growing younger
     assert all(v.shape[-2:] == (23, 512) and v.isfinite().all() for v in found.values())
     assert (folder / "MODEL_CARD.md").is_file()
+
+
+def test_tuning_leaves_the_depthwise_kernels_alone():
+    "They cost a fifth of an update and gain nothing: neither PTI nor stitching changes them."
+    torch.manual_seed(0)
+    G = MobileGenerator(32, z_dim=16, w_dim=16, channels=(16, 16, 16, 8), mapping_layers=2).eval()
+    G.requires_grad_(False)
+    pivots = G.mapping(torch.randn(2, 16))
+    crops, config = torch.rand(2, 3, 32, 32), PTIConfig(passes=2, lambda_lpips=0.0, lambda_r=0.0)
+    tuned, _ = tune_generator(G, pivots, crops, config=config)
+    lane = Lane(G, StitchConfig())
+    before, after = dict(G.synthesis.named_parameters()), dict(tuned.synthesis.named_parameters())
+    kept = {name for name in before if torch.equal(before[name], after[name])}
+    kernels = {name for name in before if name.endswith("depthwise")}
+    assert kernels and kernels <= kept and not any("pointwise" in name for name in kept)
+    asked = {n for n, p in lane.G_st.synthesis.named_parameters() if p.requires_grad}
+    assert asked and not asked & kernels
 
 
 def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):

@@ -144,7 +144,15 @@ class UpLayer(nn.Module):
 class ConvLayer(nn.Module):
     "Modulated convolution (separable, or full at 4 px), stored noise, bias, leaky ReLU."
 
-    def __init__(self, c_in, c_out, resolution, w_dim, full=False, planar=False):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        resolution: int,  # px of its maps
+        w_dim: int,
+        full: bool = False,  # 3x3 over all channels at once
+        planar: bool = False,  # its channels come out in the order of `planes`
+    ):
         super().__init__()
         self.affine = Affine(w_dim, c_in)
         self.register_buffer('gain', torch.tensor(1 / math.sqrt(9 * c_in)))
