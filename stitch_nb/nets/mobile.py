@@ -160,8 +160,10 @@ class ConvLayer(nn.Module):
         self.pointwise = nn.Parameter(torch.randn(c_out, c_in, *((3, 3) if full else (1, 1))))
         self.bias = nn.Parameter(torch.zeros(c_out))
         self.register_buffer('noise_const', torch.zeros(1, 1, resolution, resolution))
-        order = planes(c_out) if planar else torch.arange(c_out)
-        self.register_buffer('order', order, persistent=False)  # of the channels that come out
+        if planar:
+            self.register_buffer('order', planes(c_out), persistent=False)
+        else:
+            self.order = slice(None)  # of the channels that come out: as they are, no copy
 
     def forward(self, x, style, noise=None):  # (N,I,H,W), (N,I), (1|N,1,H,W)|None -> (N,O,H,W)
         dtype, bias = x.dtype, self.bias[self.order].to(x.dtype)
