@@ -316,15 +316,13 @@ def border_steps(
     mask,  # (H,W) in [0,1]; inside is where it is above 1/2
 ) -> tuple[float, int]:  # sum of mean absolute colour steps in grey levels, number of pixel pairs
     "The colour steps between neighbours that the mask's border separates."
-    x, inside = np.asarray(frame, np.float32), np.asarray(mask) > 0.5
+    x, inside = np.asarray(frame), np.asarray(mask) > 0.5
     total, pairs = 0.0, 0
     for axis in (0, 1):
-        crossing = np.diff(inside, axis=axis)
-        steps = np.abs(np.diff(x, axis=axis)).mean(-1)
-        total, pairs = (
-            total + float(steps[crossing].sum(dtype=np.float64)),
-            pairs + int(crossing.sum()),
-        )
+        here = np.nonzero(np.diff(inside, axis=axis))  # only there is anything computed
+        there = tuple(i + (k == axis) for k, i in enumerate(here))
+        steps = np.abs(np.subtract(x[there], x[here], dtype=np.float32)).mean(-1)
+        total, pairs = total + float(steps.sum(dtype=np.float64)), pairs + len(steps)
     return total, pairs
 
 
@@ -354,8 +352,9 @@ def gap(
     contour = (alpha >= 0.25) & (alpha <= 0.75)
     if not contour.any():
         return np.nan
-    apart = np.abs(np.asarray(result, np.float32) - np.asarray(source, np.float32)).mean(-1)
-    return float((apart[contour] / alpha[contour]).mean(dtype=np.float64))
+    there, here = (np.asarray(x)[contour] for x in (result, source))
+    apart = np.abs(np.subtract(there, here, dtype=np.float32)).mean(-1)
+    return float((apart / alpha[contour]).mean(dtype=np.float64))
 
 # %% ../nbs/85_metrics.ipynb #2e01e174
 def leak(

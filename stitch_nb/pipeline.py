@@ -125,7 +125,7 @@ def run_stages(
         done["generator"] = generator
     if config.measure != "none":
         done["scores"] = scores_stage(
-            models, crops, pivots, generator, perceptual, folder, progress
+            models, config, crops, pivots, generator, perceptual, folder, progress
         )
     start = start_stage(clip, models, config, edits, done, folder, progress)
     if start is not None:

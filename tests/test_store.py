@@ -371,7 +371,7 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **
             models, config, parts["crops"], parts["pivots"], P, None, None
         ),
         scores=lambda: measure.scores_stage(
-            models, parts["crops"], parts["pivots"], parts["generator"], P, None, None
+            models, config, parts["crops"], parts["pivots"], parts["generator"], P, None, None
         ),
         stitched=lambda: stages.stitched_stage(clip, models, config, edits, parts, None, None),
         start=lambda: stages.start_stage(clip, models, config, edits, parts, None, None),

@@ -61,39 +61,44 @@ def score_pictures(
     w,  # (K,L,D)
     pictures,  # (K,R,R,3) uint8
     perceptual,
+    frames,  # which of the K, in order
     tick,  # called with frames done
-) -> dict:  # psnr (dB), ssim, perceptual: (K,) each
+) -> dict:  # psnr (dB), ssim, perceptual: (K,) each, NaN where nothing was drawn
     "What a generator draws at the pivots, against the crops."
-    found = dict(psnr=[], ssim=[], perceptual=[])
+    found = {k: np.full(len(w), np.nan) for k in ("psnr", "ssim", "perceptual")}
     batch = frames_at_once(G.resolution, 8, w.device)
-    for i in range(0, len(w), batch):
+    for i in range(0, len(frames), batch):
+        now = frames[i : i + batch]
         with torch.no_grad():
-            drawn = to_image(G.synthesis(w[i : i + batch]))
-        real = np.asarray(pictures[i : i + batch])
-        found["psnr"].append(psnr(drawn, real))
-        found["ssim"].append(ssims(drawn, real, w.device))
-        found["perceptual"].append(perceptual_distances(drawn, real, perceptual, batch))
-        tick(min(i + batch, len(w)))
-    return {k: np.concatenate(v) for k, v in found.items()}
+            drawn = to_image(G.synthesis(w[now]))
+        real = np.asarray(pictures[now])
+        found["psnr"][now] = psnr(drawn, real)
+        found["ssim"][now] = ssims(drawn, real, w.device)
+        found["perceptual"][now] = perceptual_distances(drawn, real, perceptual, batch)
+        tick(i + len(now))
+    return found
 
 # %% ../../nbs/run/40_measure.ipynb #cea6f6c1
-def scores_stage(models, crops, pivots, generator, perceptual, folder, progress):
+def scores_stage(models, config, crops, pivots, generator, perceptual, folder, progress):
     "Of the inversion and of the tuned generator, (K,) each: PSNR, `_ssim`, `_perceptual`."
 
     def make(path, tick):
         w, pictures = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
-        networks, found = dict(inversion=models.generator), {}
-        networks["pti"] = load_generator(generator, models)
-        for part, (name, G) in enumerate(networks.items()):
+        some, every = sorted(sampled(len(w), config.measure)), list(range(len(w)))
+        parts = dict(inversion=(models.generator, some))
+        parts["pti"] = load_generator(generator, models), every
+        found, before, total = {}, 0, len(some) + len(every)
+        for name, (G, frames) in parts.items():
             scores = score_pictures(
-                G, w, pictures, perceptual, lambda n: tick(n + part * len(w), 2 * len(w), name)
+                G, w, pictures, perceptual, frames, lambda n: tick(before + n, total, name)
             )
+            before += len(frames)
             found[name] = scores.pop("psnr")
             found |= {f"{name}_{k}": v for k, v in scores.items()}
         save_arrays(path, **found)
 
     G = (network_key(models.generator), generator.key if generator else "")
-    inputs = (crops.key, pivots.key, G, perceptual_key(perceptual))
+    inputs = (crops.key, pivots.key, G, perceptual_key(perceptual), config.measure)
     version, place = VERSIONS["scores"], models.device
     return run_stage(folder, "scores", inputs, ".npz", make, progress, version, device=place)
 
@@ -147,19 +152,16 @@ def step_of_difference(
 
 def border_row(
     p,  # a `Pasted`
-    feather: int,  # pixels of the crop
 ) -> dict:
     "What is seen at the border of one frame, and whether anything changed beyond it."
     H, W = p.source.shape[:2]
     (y0, y1, x0, x1), _ = frame_window(p.quad, len(p.full), H, W)
-    where, alpha = (paste_mask(p.quad, p.full, H, W, feather) for feather in (0, feather))
     part = (slice(max(0, y0 - 1), y1 + 1), slice(max(0, x0 - 1), x1 + 1))
+    alpha = p.alpha[part]
     seen = dict(source=p.source, stitched=p.result, blended=p.blended)
-    row = {f"steps_{k}": border_steps(v[part], alpha[part])[0] for k, v in seen.items()}
-    row |= {
-        f"gap_{k}": gap(seen[k][part], p.source[part], alpha[part]) for k in ("stitched", "blended")
-    }
-    return row | dict(leak=leak(p.result, p.source, where))
+    row = {f"steps_{k}": border_steps(v[part], alpha)[0] for k, v in seen.items()}
+    row |= {f"gap_{k}": gap(seen[k][part], p.source[part], alpha) for k in ("stitched", "blended")}
+    return row | dict(leak=leak(p.result, p.source, p.where))
 
 # %% ../../nbs/run/40_measure.ipynb #b495ce23
 def motion_row(
@@ -239,7 +241,7 @@ class Measurer:
 
     def _row(self, p, true):
         R = self.models.resolution
-        row = border_row(p, self.config.feather) | dict(
+        row = border_row(p) | dict(
             flicker=np.nan,
             warp_source=np.nan,
             warp_result=np.nan,
@@ -272,8 +274,7 @@ class Measurer:
     def _truth(self, p, true):
         if true is None:
             return {}
-        where = paste_mask(p.quad, p.full, *p.source.shape[:2], 0)
-        found = dict(true_edit=true_edit_psnr([p.result], [p.source], [true], [where]))
+        found = dict(true_edit=true_edit_psnr([p.result], [p.source], [true], [p.where]))
         if p.k in self.sample:
             found["truth_landmarks"] = nearest_landmarks(self.backend, true, self.landmarks[p.k])
         return found
@@ -328,10 +329,10 @@ def _mean(rows, name):
 def score_summary(scores) -> dict:
     "Mean and worst of what `scores_stage` found, by measure and network."
     found = {}
-    for kind, worst in dict(psnr=np.min, ssim=np.min, perceptual=np.max).items():
+    for kind, worst in dict(psnr=np.nanmin, ssim=np.nanmin, perceptual=np.nanmax).items():
         names = {n: n if kind == "psnr" else f"{n}_{kind}" for n in ("inversion", "pti")}
         columns = {n: scores[name] for n, name in names.items()}
-        found[kind] = {n: dict(mean=v.mean(), worst=worst(v)) for n, v in columns.items()}
+        found[kind] = {n: dict(mean=np.nanmean(v), worst=worst(v)) for n, v in columns.items()}
     return found
 
 

@@ -11,6 +11,7 @@ __all__ = ['VERSIONS', 'faces_stage', 'load_track', 'crops_stage', 'masks_stage'
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
-from ..paste import paste
+from ..paste import composite, paste_mask
 from ..device import ranks, tuning_dtype
 from ..pti import tune_generator
 from .settings import RunConfig
@@ -51,7 +52,7 @@ from stitch_nb.stitch import (
 )
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
-VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=2, stitched=1)
+VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
 def faces_stage(clip, models, config, folder, progress):
@@ -474,6 +475,12 @@ class Pasted:
     blended: np.ndarray | None  # (H,W,3) uint8, the edit pasted without stitching
     full: torch.Tensor | None  # (R,R), the dilated mask
     quad: np.ndarray | None  # (4,2) source pixels
+    alpha: np.ndarray | None  # (H,W) in [0,1], how much of the crop each pixel received
+
+    @cached_property
+    def where(self) -> np.ndarray:  # (H,W) in [0,1], the dilated mask without its feather
+        "What may differ from the source: where it is 0, nothing was computed."
+        return paste_mask(self.quad, self.full, *self.source.shape[:2])
 
 
 def pasted_frames(
@@ -490,14 +497,14 @@ def pasted_frames(
     heads, folder, k = FrameMasks(masks, models.resolution, config), done["stitched"].path, -1
     for t, (frame, used) in enumerate(zip(clip.frames(), load_track(done["faces"])[1])):
         if not used:
-            yield Pasted(t, None, frame, frame, None, None, None)
+            yield Pasted(t, None, frame, frame, None, None, None, None)
             continue
         k += 1
         kept, full = load_arrays(frame_file(folder, k)), heads[k].full
+        alpha = paste_mask(quads[k], full, *frame.shape[:2], config.feather)
         residual = np.array(pictures[k]) if config.keep_detail else None
-        names = ("stitched", "edit") if blend and blend(k) else ("stitched",)
-        made = [
-            paste(frame, kept[name], quads[k], full, config.feather, residual=residual)
-            for name in names
-        ]
-        yield Pasted(t, k, frame, made[0], made[1] if len(made) > 1 else None, full, quads[k])
+        result, blended = (
+            composite(frame, kept[name], quads[k], alpha, residual=residual) if wanted else None
+            for name, wanted in (("stitched", True), ("edit", blend and blend(k)))
+        )
+        yield Pasted(t, k, frame, result, blended, full, quads[k], alpha)
