@@ -215,7 +215,7 @@ def stitch_edit(
     pivots: str = DEFAULT.pivots,  # where latents come from: encoder, shared, optimise, auto
     perceptual: str = DEFAULT.perceptual,  # distance used in tuning: lpips, bundle, auto
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
-    measure: str = DEFAULT.measure,  # none; fast: motion on some frames; full: on all
+    measure: str = DEFAULT.measure,  # none; fast: what is slow on some frames only; full: on all
     dtype: str = None,  # float32 (reference), tf32, bfloat16; auto: what suits (default)
     memory: str = None,  # normal; low: one frame at a time, slower (default: normal)
     compile: bool = False,  # torch.compile in tuning: a minute first, then faster

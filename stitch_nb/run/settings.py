@@ -61,7 +61,7 @@ class RunConfig:
     crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51
     mark: bool = True  # say in the videos' metadata that they were edited
     credentials: Credentials | None = None  # who signs the videos; None: nobody
-    measure: str = "fast"  # 'none'; 'fast': motion and landmarks on some frames; 'full': on all
+    measure: str = "fast"  # 'none'; 'fast': what is slow on some frames only; 'full': on all
     pti: PTIConfig = field(default_factory=PTIConfig)
     pivot: PivotConfig = field(default_factory=PivotConfig)
     stitch: StitchConfig = field(default_factory=StitchConfig)
