@@ -40,10 +40,10 @@ from stitch_nb.device import (
 )
 from .pti import check_fields, keep_little
 
-# %% ../nbs/70_stitch.ipynb #b1d57811
+# %% ../nbs/70_stitch.ipynb #5f6ea6e2
 COLD = 0.4  # part of the rate at which Adam begins where it knows no gradient's size yet
 
-
+# %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)
 class StitchConfig:
     "How one frame's generator is tuned. `StitchConfig.reference()` is the authors' code."

@@ -43,13 +43,7 @@ from stitch_nb.run.store import (
     run_stage,
     write_rows,
 )
-from stitch_nb.stitch import (
-    CommonStart,
-    claimed_blocks,
-    common_start,
-    stitch_frames,
-    worker_count,
-)
+from ..stitch import CommonStart, claimed_blocks, common_start, stitch_frames, worker_count
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
 VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
@@ -482,7 +476,7 @@ class Pasted:
         "What may differ from the source: where it is 0, nothing was computed."
         return paste_mask(self.quad, self.full, *self.source.shape[:2])
 
-
+# %% ../../nbs/run/30_stages.ipynb #556fc3b4
 def pasted_frames(
     clip,
     models,
