@@ -124,7 +124,8 @@ def composite(
     resample_mode: str = 'bilinear',  # 'bilinear' or 'bicubic'
     residual=None,  # a crop too: paste only how `crop` differs from it (keeps finer detail)
 ) -> np.ndarray:  # (H,W,3) uint8, new
-    "The equation above, where `alpha` is known: several crops of a frame share one."
+    "Put a crop into its frame with weights that are known: several crops of a frame share them."
+    check_frame(frame)
     levels = crop_levels(crop)
     R, (H, W) = levels.shape[1], frame.shape[:2]
     (y0, y1, x0, x1), matrix = frame_window(quad, R, H, W)

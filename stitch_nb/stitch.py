@@ -41,7 +41,7 @@ from stitch_nb.device import (
 from .pti import check_fields, keep_little
 
 # %% ../nbs/70_stitch.ipynb #5f6ea6e2
-COLD = 0.4  # part of the rate at which Adam begins where it knows no gradient's size yet
+COLD = 0.4  # times the rate, where Adam begins without knowing any gradient's size
 
 # %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)

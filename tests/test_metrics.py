@@ -214,3 +214,18 @@ def test_source_and_result_are_of_the_same_frames():
     assert found["missed"] == 1
     for row in found["measures"].values():
         assert np.isclose(row["source"] + row["change"], row["result"])
+
+
+def test_only_the_frames_asked_for_are_scored():
+    from stitch_nb.models import load_models
+    from stitch_nb.run.measure import score_pictures
+
+    models, done = load_models('people'), []
+    w = models.generator.w_avg.reshape(1, 1, -1).repeat(4, models.generator.num_ws, 1)
+    pictures = np.zeros((4, 128, 128, 3), np.uint8)
+    found = score_pictures(
+        models.generator, w, pictures, models.perceptual, [1, 3], done.append
+    )
+    assert done[-1] == 2
+    for name, values in found.items():
+        assert np.isfinite(values).tolist() == [False, True, False, True], name
