@@ -83,9 +83,7 @@ def scores_stage(models, config, crops, pivots, generator, perceptual, folder, p
     "Of the inversion and of the tuned generator, (K,) each: PSNR, `_ssim`, `_perceptual`."
 
     def make(path, tick):
-        w, pictures = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
-        some, every = sorted(sampled(len(w), config.measure)), list(range(len(w)))
-        parts = dict(inversion=(models.generator, some))
+        w, parts = load_pivots(pivots, models), dict(inversion=(models.generator, some))
         parts["pti"] = load_generator(generator, models), every
         found, before, total = {}, 0, len(some) + len(every)
         for name, (G, frames) in parts.items():
@@ -97,8 +95,10 @@ def scores_stage(models, config, crops, pivots, generator, perceptual, folder, p
             found |= {f"{name}_{k}": v for k, v in scores.items()}
         save_arrays(path, **found)
 
+    pictures = np.load(crops.path, mmap_mode="r")
+    some, every = sorted(sampled(len(pictures), config.measure)), list(range(len(pictures)))
     G = (network_key(models.generator), generator.key if generator else "")
-    inputs = (crops.key, pivots.key, G, perceptual_key(perceptual), config.measure)
+    inputs = (crops.key, pivots.key, G, perceptual_key(perceptual), some)
     version, place = VERSIONS["scores"], models.device
     return run_stage(folder, "scores", inputs, ".npz", make, progress, version, device=place)
 
