@@ -34,6 +34,7 @@ from stitch_nb.run.measure import (
     FileMeasurer,
     Measurer,
     curves,
+    sampled,
     scores_stage,
     strip_size,
     summary,
@@ -124,8 +125,9 @@ def run_stages(
     if generator is not None:
         done["generator"] = generator
     if config.measure != "none":
+        some = sampled(len(quads), config.measure)
         done["scores"] = scores_stage(
-            models, config, crops, pivots, generator, perceptual, folder, progress
+            models, some, crops, pivots, generator, perceptual, folder, progress
         )
     start = start_stage(clip, models, config, edits, done, folder, progress)
     if start is not None:

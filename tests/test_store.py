@@ -371,7 +371,12 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **
             models, config, parts["crops"], parts["pivots"], P, None, None
         ),
         scores=lambda: measure.scores_stage(
-            models, config, parts["crops"], parts["pivots"], parts["generator"], P, None, None
+            models,
+            measure.sampled(40, config.measure),
+            *(parts[n] for n in ("crops", "pivots", "generator")),
+            P,
+            None,
+            None,
         ),
         stitched=lambda: stages.stitched_stage(clip, models, config, edits, parts, None, None),
         start=lambda: stages.start_stage(clip, models, config, edits, parts, None, None),
@@ -462,6 +467,11 @@ def test_what_stitching_depends_on(monkeypatch, everybody):
         key(models, clip, start="a common start"),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_scores_on_other_frames_are_other_scores(monkeypatch, everybody):
+    keys = {key_of("scores", monkeypatch, *everybody, RunConfig(measure=m)) for m in ("fast", "full")}
+    assert len(keys) == 2
 
 
 def test_a_stage_computes_where_the_bundle_is(monkeypatch, everybody):

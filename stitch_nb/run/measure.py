@@ -79,11 +79,22 @@ def score_pictures(
     return found
 
 # %% ../../nbs/run/40_measure.ipynb #cea6f6c1
-def scores_stage(models, config, crops, pivots, generator, perceptual, folder, progress):
+def scores_stage(
+    models,
+    some,  # the frames on which the inversion is scored, of `sampled`; PTI is on all
+    crops,
+    pivots,
+    generator,  # None: not tuned
+    perceptual,
+    folder,
+    progress,
+):
     "Of the inversion and of the tuned generator, (K,) each: PSNR, `_ssim`, `_perceptual`."
+    some = sorted(some)
 
     def make(path, tick):
-        w, parts = load_pivots(pivots, models), dict(inversion=(models.generator, some))
+        w, pictures = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
+        every, parts = list(range(len(w))), dict(inversion=(models.generator, some))
         parts["pti"] = load_generator(generator, models), every
         found, before, total = {}, 0, len(some) + len(every)
         for name, (G, frames) in parts.items():
@@ -95,8 +106,6 @@ def scores_stage(models, config, crops, pivots, generator, perceptual, folder, p
             found |= {f"{name}_{k}": v for k, v in scores.items()}
         save_arrays(path, **found)
 
-    pictures = np.load(crops.path, mmap_mode="r")
-    some, every = sorted(sampled(len(pictures), config.measure)), list(range(len(pictures)))
     G = (network_key(models.generator), generator.key if generator else "")
     inputs = (crops.key, pivots.key, G, perceptual_key(perceptual), some)
     version, place = VERSIONS["scores"], models.device
