@@ -20,6 +20,8 @@ from stitch_nb.metrics import (
     tl_id,
     warp_errors,
 )
+from stitch_nb.models import load_models
+from stitch_nb.run.measure import score_pictures
 from stitch_nb.video import read_clip
 
 
@@ -217,9 +219,6 @@ def test_source_and_result_are_of_the_same_frames():
 
 
 def test_only_the_frames_asked_for_are_scored():
-    from stitch_nb.models import load_models
-    from stitch_nb.run.measure import score_pictures
-
     models, done = load_models('people'), []
     w = models.generator.w_avg.reshape(1, 1, -1).repeat(4, models.generator.num_ws, 1)
     pictures = np.zeros((4, 128, 128, 3), np.uint8)

@@ -94,8 +94,8 @@ def scores_stage(
 
     def make(path, tick):
         w, pictures = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
-        every, parts = list(range(len(w))), dict(inversion=(models.generator, some))
-        parts["pti"] = load_generator(generator, models), every
+        every, tuned = list(range(len(w))), load_generator(generator, models)
+        parts = dict(inversion=(models.generator, some), pti=(tuned, every))
         found, before, total = {}, 0, len(some) + len(every)
         for name, (G, frames) in parts.items():
             scores = score_pictures(
