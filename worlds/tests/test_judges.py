@@ -49,7 +49,8 @@ from stitch_worlds.judges import (
 from stitch_worlds.shards import Shards, write_toy_shards
 from stitch_nb.video import read_clip
 
-HISTORY = Path(__file__).resolve().parents[1] / 'nbs' / 'people' / 'history'
+HISTORY = Path(__file__).resolve().parents[2] / 'nbs' / 'history'  # of the measured tables
+PICTURES = Path(__file__).resolve().parents[1] / 'nbs' / 'history'
 
 
 def aligned(name, frames, size=256):
@@ -368,7 +369,8 @@ def test_the_rows_say_what_their_checks_say():
         checks = [Check(**c) for c in row['checks']]
         assert row['ok'] == (all(c.ok for c in checks) if checks else None)
         assert all(str(c) in row['said'] for c in checks), row['said']
-    assert sum(p.stat().st_size for p in HISTORY.glob('comparison_*.jpg')) < 600_000
+    assert sum(p.stat().st_size for p in PICTURES.glob('comparison_*.jpg')) < 600_000
+    assert (HISTORY / 'judges.md').read_text(encoding='utf-8') == table_markdown(rows)
 
 
 def test_work_is_kept_where_everything_is(monkeypatch, tmp_path):
