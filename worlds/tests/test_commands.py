@@ -21,6 +21,7 @@ def shapes(bundle):
     return pictures.shape, bundle.encoder(pictures).shape
 
 
+@pytest.mark.slow
 def test_people(tmp_path):
     "Renders, trainings, directions, bundle: every network, and the names that are shipped."
     out, work = tmp_path / "people", tmp_path / "work"
@@ -50,7 +51,7 @@ def test_mobile(tmp_path):
     for name in TRUE_EDITS:
         assert len(films[name]) == 4 and read_clip(sample(name)).has_audio
     difference = films["portrait"][0].astype(int) - films["portrait_age"][0]
-    assert abs(difference).max() > 8
+    assert abs(difference).max() > 4  # an edit, not compression
 
 
 @pytest.mark.parametrize("module", ["make_bundle", "photo_parts"])
