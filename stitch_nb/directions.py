@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACE_SQUARE', 'POINT_NAMES', 'MESH_NAMES', 'eye_frame', 'point_attributes', 'mesh_attributes', 'cut_square',
-           'face_measures', 'DirectionConfig', 'jittered', 'random_latents', 'drawing_dtype', 'check_measures',
+           'landmark_measures', 'DirectionConfig', 'jittered', 'random_latents', 'drawing_dtype', 'check_measures',
            'Gradients', 'gradients', 'latent_covariance', 'matrix_power', 'without', 'fit_step', 'response',
            'Direction', 'calibrate', 'direction_from']
 
@@ -106,7 +106,7 @@ def cut_square(
     )
 
 
-def face_measures(
+def landmark_measures(
     models,  # a bundle with a landmark network
 ) -> dict:  # name to measure: (N,3,R,R) pictures in [-1,1] -> (N,)
     "What a bundle's landmarks can measure, differentiably."

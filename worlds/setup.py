@@ -30,5 +30,6 @@ setup(
         ],
         "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
+    package_data={"stitch_worlds": ["*.safetensors"]},
     zip_safe=False,
 )
