@@ -22,7 +22,7 @@ import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_arrays
 from .credentials import check_credentials, sign_video
 from .encode import invert, share_pivots
-from .device import float32_policy, park, ranks, reuse_memory
+from .engine.device import float32_policy, park, ranks, reuse_memory
 from .edit import apply_edit
 from .masks import stitch_masks
 from .metrics import face_measures

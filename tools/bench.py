@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from stitch_nb import pti, stitch  # noqa: E402
 from stitch_nb.core import seeded, to_image  # noqa: E402
-from stitch_nb.device import (  # noqa: E402
+from stitch_nb.engine.device import (  # noqa: E402
     autocast,
     float32_policy,
     free_memory,

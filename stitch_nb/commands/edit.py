@@ -20,7 +20,7 @@ from ..script import Param, call_parse
 
 from ..core import StitchError, bar, sample
 from ..credentials import as_credentials
-from ..device import join_ranks, ranks
+from ..engine.device import join_ranks, ranks
 from ..models import load_models
 from ..pipeline import Run, edit_clip
 from ..run.settings import RunConfig

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import load_meta, load_tensors, to_tensor
-from ..device import autocast
+from ..engine.device import autocast
 
 # %% ../../nbs/people/40_directions.ipynb #c1dfd96e
 def regression_directions(

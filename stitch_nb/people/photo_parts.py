@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from ..core import StitchError, seeded, to_image
-from ..device import autocast
+from ..engine.device import autocast
 from ..edit import steps_along
 from ..encode import pyramid_distance
 from .clips import blinks, emphasis, mouth, save_clip, slow, speak

@@ -31,7 +31,7 @@ from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import composite, paste_mask
-from ..device import ranks, tuning_dtype
+from ..engine.device import ranks, tuning_dtype
 from ..pti import tune_generator
 from .settings import RunConfig
 from stitch_nb.run.store import (
@@ -43,7 +43,7 @@ from stitch_nb.run.store import (
     run_stage,
     write_rows,
 )
-from ..stitch import CommonStart, claimed_blocks, common_start, stitch_frames, worker_count
+from ..engine.frames import CommonStart, claimed_blocks, worker_count
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
 VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
