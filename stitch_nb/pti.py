@@ -175,7 +175,7 @@ def locality_loss(
 # %% ../nbs/40_pti.ipynb #a17ac712
 @dataclass(frozen=True)
 class PTIBatch:
-    "What an update of PTI looks at: frames of the clip, a latent near one of their pivots, or both."
+    "What an update of PTI looks at: frames of the clip, a latent near a pivot, or both."
 
     G: object  # the original generator
     perceptual: object = None  # None: no perceptual part
@@ -223,8 +223,9 @@ def plain_pti(
         for u, index in enumerate(order):
             z = torch.randn(1, G.z_dim, generator=rng).to(pivots) if config.lambda_r else None
             w_r = None if z is None else near(pivots[index[:1]], z)
-            seen = dict(pivots=pivots[index], crops=take_crops(crops, index, pivots.device), w_r=w_r)
-            terms = objective(G_pti, replace(clip, **seen), config)
+            seen = take_crops(crops, index, pivots.device)
+            batch = replace(clip, pivots=pivots[index], crops=seen, w_r=w_r)
+            terms = objective(G_pti, batch, config)
             loss = weighted(terms, config.weights)
             adam.param_groups[0]['lr'] = config.rate(done, u, len(order))
             adam.zero_grad()
