@@ -568,6 +568,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                 'stitch_nb/engine/tuner.py'),
                                         'stitch_nb.engine.tuner._names': ('engine/tuner.html#_names', 'stitch_nb/engine/tuner.py'),
                                         'stitch_nb.engine.tuner._what': ('engine/tuner.html#_what', 'stitch_nb/engine/tuner.py'),
+                                        'stitch_nb.engine.tuner.as_numbers': ('engine/tuner.html#as_numbers', 'stitch_nb/engine/tuner.py'),
                                         'stitch_nb.engine.tuner.diverged': ('engine/tuner.html#diverged', 'stitch_nb/engine/tuner.py'),
                                         'stitch_nb.engine.tuner.history_of': ('engine/tuner.html#history_of', 'stitch_nb/engine/tuner.py'),
                                         'stitch_nb.engine.tuner.load_progress': ( 'engine/tuner.html#load_progress',

@@ -26,7 +26,7 @@ from stitch_nb.engine.device import (
     useful_threads,
     with_fallback,
 )
-from .engine.tuner import history_of, weighted
+from .engine.tuner import as_numbers, history_of, weighted
 
 # %% ../nbs/40_pti.ipynb #a17ac711
 @dataclass(frozen=True)
@@ -231,9 +231,10 @@ def plain_pti(
             adam.zero_grad()
             loss.backward()
             adam.step()
-            history.append({k: float(v.mean()) for k, v in dict(loss=loss, **terms).items()})
+            history.append(as_numbers(loss, terms))
             if progress:
-                progress(len(history), config.passes * len(order), f'loss {float(loss):.3f}')
+                text = f'loss {history[-1]["loss"]:.3f}'
+                progress(len(history), config.passes * len(order), text)
     return G_pti.requires_grad_(False), history_of(history)
 
 # %% ../nbs/40_pti.ipynb #cb4e5208

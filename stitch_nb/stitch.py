@@ -16,7 +16,7 @@ import torch
 from .core import StitchError, check_fields, check_shape, clone_network, to_tensor
 from .engine.device import DTYPES
 from .engine.frames import COLD, ClipFrames, CommonStart, FrameTuner
-from .engine.tuner import history_of, weighted
+from .engine.tuner import as_numbers, history_of, weighted
 
 # %% ../nbs/70_stitch.ipynb #b1d57811
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def plain_stitch(
     for step in range(config.steps):
         terms = objective(G_st, frame, config)
         loss = weighted(terms, config.weights)
-        history.append({k: float(v.mean()) for k, v in dict(loss=loss, **terms).items()})
+        history.append(as_numbers(loss, terms))
         if config.done(history[-1]):
             break
         adam.param_groups[0]['lr'] = config.rate(step, config.steps)
