@@ -352,6 +352,11 @@ def stand_ins(config, models, done) -> list:  # of lines
             f"bundle {models.name} has no parser: the mask is the outline of the landmarks "
             "(hair and neck stay the source's)"
         )
+    if config.engine == "plain" and config.stitching and config.stitch.common:
+        said.append(
+            "plain loops: every frame is stitched from theta_p; "
+            f"the recipe's common start ({config.stitch.common} updates) is left out"
+        )
     if done["faces"].note.get("landmarks") == "none":
         said.append("no landmarks: the crop is the centre square of the frame")
     return said
