@@ -143,3 +143,8 @@ def test_the_key_of_an_objective():
     first = objective_key(with_default)
     with_default.__defaults__ = (1,)
     assert objective_key(with_default) != first
+
+
+def test_a_run_without_stitching_has_no_terms(run):
+    done = run("pasted", replace(CONFIG, stitching=False))
+    assert done.record["stages"]["stitched"]["terms"] == {}

@@ -236,7 +236,8 @@ def history_of(
 def told(terms: dict, digits: int = 3) -> str:
     "The first term of a history, at its end, as progress shows it: 'border 0.123'."
     name = next((k for k in terms if k != 'loss'), 'loss')
-    return f'{name} {float(terms[name][-1]):.{digits}f}' if len(terms[name]) else ''
+    values = terms.get(name, ())
+    return f'{name} {float(values[-1]):.{digits}f}' if len(values) else ''
 
 # %% ../../nbs/engine/30_tuner.ipynb #e6b10013
 def diverged(
