@@ -25,14 +25,14 @@ from stitch_nb.engine.device import (
     share,
 )
 from stitch_nb.engine.tuner import (
-    Record,
+    TermRecord,
     Task,
     Update,
     diverged,
     load_progress,
     objective_key,
     save_progress,
-    told,
+    latest,
 )
 
 # %% ../../nbs/engine/40_clip.ipynb #e6c10006
@@ -249,11 +249,11 @@ def one_pass(
     rng: torch.Generator,
     progress=None,  # as in `tune_clip`
     checkpoint=None,  # named in the error if the loss is not a number
-) -> tuple:  # the Record; rates (updates,); each frame's last terms: name to (T,)
+) -> tuple:  # the TermRecord; rates (updates,); each frame's last terms: name to (T,)
     "Every frame of the clip once."
     config, T = tuner.config, len(tuner.pivots)
     order = config.order(T, rng)
-    record, rates, each = Record(len(order), tuner.device, config.weights), [], {}
+    record, rates, each = TermRecord(len(order), tuner.device, config.weights), [], {}
     text = ''
     for u, index in enumerate(order):
         rates.append(config.rate(done, u, len(order)))
@@ -271,7 +271,7 @@ def one_pass(
                 where = f'in pass {done + 1}, update {first + int(bad[0]) + 1}: {found}'
                 raise diverged('tuning', where, config, checkpoint)
             l2 = update.each.get('l2')
-            text = told(record.numbers(updates=u + 1)) if l2 is None else f'{decibels(l2):.1f} dB'
+            text = latest(record.numbers(updates=u + 1)) if l2 is None else f'{decibels(l2):.1f} dB'
         if progress:
             progress(done * len(order) + u + 1, config.passes * len(order), text)
     return record, rates, each

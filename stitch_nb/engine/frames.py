@@ -34,7 +34,7 @@ from stitch_nb.engine.device import (
     tuning_dtype,
     useful_threads,
 )
-from .tuner import Record, Task, Update, diverged, told
+from .tuner import TermRecord, Task, Update, diverged, latest
 
 # %% ../../nbs/engine/50_frames.ipynb #e6d10005
 class Lane:
@@ -203,7 +203,7 @@ class FrameLoop:
         self.images = [None] * len(frames)
         self.ends = [(0, 0)] * len(frames)  # updates and evaluations until a lane was done
         weights = tuner.config.weights
-        self.record = Record(steps, tuner.device, weights, rows=len(tuner.lanes))
+        self.record = TermRecord(steps, tuner.device, weights, rows=len(tuner.lanes))
 
     def begin(self):
         "Load the frames."
@@ -362,7 +362,7 @@ class ClipFrames:
                     if t < start:
                         continue
                     if progress:
-                        progress(t + 1 - start, stop - start, told(history))
+                        progress(t + 1 - start, stop - start, latest(history))
                     yield t, image, history
 
     def start_together(
@@ -373,7 +373,7 @@ class ClipFrames:
         "`config.common` updates over the whole clip: where its frames begin."
         config, tuner, drawn = self.config, self.tuner(), seeded(0)
         (lane,), (task,), n = tuner.lanes, tuner.update.tasks, min(COMMON_BATCH, T)
-        record = Record(config.common, tuner.device, config.weights)
+        record = TermRecord(config.common, tuner.device, config.weights)
         threading_of = threads(useful_threads(self.G_pti.resolution**2))
         with precision(tuner.device, tuner.dtype), threading_of:
             for step in range(config.common):
@@ -390,7 +390,7 @@ class ClipFrames:
                     where = f'at update {step + 1}: the loss is {terms["loss"][-1]}'
                     raise diverged('stitching', where, config)
                 if progress:
-                    progress(step + 1, config.common, told(terms))
+                    progress(step + 1, config.common, latest(terms))
         squares = [tuner.adam.state[p]['exp_avg_sq'] for p in tuner.params]
         return CommonStart([p.detach().clone() for p in tuner.params], squares, config.common)
 

@@ -33,7 +33,7 @@ from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
-from ..engine.tuner import objective_key, told
+from ..engine.tuner import objective_key, latest
 from ..pti import plain_pti, pti_objective, tune_generator
 from .settings import RunConfig
 from stitch_nb.run.store import (
@@ -387,7 +387,7 @@ def stitched_stage(clip, models, config, edits, done, folder, progress, objectiv
                 for t, edit, stitched, history in results:
                     if t in todo:
                         save_frame(path, t, edit, stitched, history)
-                    tick(t + 1, K, told(history))
+                    tick(t + 1, K, latest(history))
         from_first()
         return dict(terms=last_terms(path, K))
 
