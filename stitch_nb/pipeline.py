@@ -239,7 +239,7 @@ def preview_stage(clip, models, config, edits, folder, progress, done, quads):
     "One frame as filmed and edited by the generator as it came, as .png."
     landmarks, edited, _ = load_track(done["faces"])
     eyes = face_measures(landmarks)["eyes_open"]
-    seen = np.flatnonzero(eyes >= 0.9 * np.nanmedian(eyes))  # nobody is judged by a blink
+    seen = np.flatnonzero(eyes >= 0.9 * np.nanmedian(eyes))  # not in the middle of a blink
     k = int(min(seen, key=lambda i: abs(i - len(eyes) // 2), default=len(eyes) // 2))
     t = int(np.flatnonzero(edited)[k])
     quick = replace(config.shared, **QUICK_OFFSET) if config.pivots == "shared" else None
