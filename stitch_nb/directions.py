@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import StitchError, seeded
-from .device import autocast, tuning_dtype
+from .engine.device import autocast, tuning_dtype
 
 # %% ../nbs/55_directions.ipynb #56b7d33e
 def eye_frame(

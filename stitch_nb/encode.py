@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import StitchError, check_shape, seeded, to_tensor
-from .device import DTYPES, autocast, frames_at_once, tuning_dtype
+from .engine.device import DTYPES, autocast, frames_at_once, tuning_dtype
 from .generator import FullyConnected
 
 # %% ../nbs/30_encode.ipynb #b1d57811

@@ -23,7 +23,7 @@ from torch import nn
 
 import stitch_nb
 from .core import StitchError, atomic_path, hash_of, load_tensors, save_tensors, seeded
-from .device import pick_device
+from .engine.device import pick_device
 from stitch_nb.weights.formats import (
     PARTS,
     build,

@@ -167,7 +167,8 @@ def test_little_memory_gives_the_same(dtype):
 def test_little_memory_keeps_less():
     "What autograd keeps of one picture, in bytes: less than half when large blocks are drawn again."
     from stitch_nb.core import clone_network
-    from stitch_nb.pti import PTIConfig, keep_little
+    from stitch_nb.engine.device import keep_little
+    from stitch_nb.pti import PTIConfig
 
     G, w, *_ = small_512()
     kept = {}

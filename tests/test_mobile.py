@@ -25,7 +25,8 @@ from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig, tune_generator
 from stitch_nb.run.settings import RunConfig
-from stitch_nb.stitch import Lane, StitchConfig
+from stitch_nb.engine.frames import Lane
+from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 from stitch_nb.weights import catalogue, download, formats
 

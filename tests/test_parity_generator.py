@@ -154,7 +154,8 @@ def test_full_size(parity, manifest):
 
 def test_the_doubling_convolutions_gradient():
     "On a processor in float32 the weight's gradient goes phase by phase: the same numbers as PyTorch's."
-    from stitch_nb.generator import _Spread, fir_kernel, upsample_conv
+    from stitch_nb.engine.kernels import Spread
+    from stitch_nb.generator import fir_kernel, upsample_conv
 
     g = torch.Generator().manual_seed(0)
     x, w = torch.randn(2, 6, 64, 64, generator=g), torch.randn(4, 6, 3, 3, generator=g)
@@ -162,7 +163,7 @@ def test_the_doubling_convolutions_gradient():
     parts = [t.requires_grad_() for t in (x, w, b)]
     for plain in (False, True):
         y = upsample_conv(*parts[:2], fir_kernel(), b, plain)
-        assert ('_Spread' in str(y.grad_fn.next_functions[0][0])) == (not plain)
+        assert ('Spread' in str(y.grad_fn.next_functions[0][0])) == (not plain)
         found.append([y, *torch.autograd.grad((y * y.detach().cos()).sum(), parts)])
     for ours, theirs in zip(*found):
         assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
@@ -170,5 +171,5 @@ def test_the_doubling_convolutions_gradient():
         torch.randn(*s, dtype=torch.float64, generator=g) for s in ((2, 2, 3, 4), (2, 3, 3, 3))
     ]
     small = [t.requires_grad_() for t in small]
-    assert torch.autograd.gradcheck(_Spread.apply, small)
-    assert torch.autograd.gradgradcheck(_Spread.apply, small)
+    assert torch.autograd.gradcheck(Spread.apply, small)
+    assert torch.autograd.gradgradcheck(Spread.apply, small)

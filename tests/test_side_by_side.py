@@ -13,16 +13,16 @@ from test_tuning import Pooled, R, T, make_masks, same, state
 
 from stitch_nb.encode import PivotConfig
 from stitch_nb.generator import Generator, Plan, choose_plan
-from stitch_nb.pti import ClipTuner, PTIConfig, learning_rate, tune_generator
-from stitch_nb.device import make_adam
+from stitch_nb.engine.clip import ClipTuner
+from stitch_nb.engine.device import make_adam
+from stitch_nb.engine.frames import FrameTuner, claimed_blocks
+from stitch_nb.pti import PTIBatch, PTIConfig, pti_objective, tune_generator
 from stitch_nb.stitch import (
-    FrameTuner,
     StitchConfig,
     as_frame,
-    claimed_blocks,
     stitch_frame,
     stitch_frames,
-    tune_frames,
+    stitch_objective,
 )
 
 close = torch.testing.assert_close
@@ -59,18 +59,18 @@ exact = StitchConfig(steps=6, lr=3e-3, dtype='float32', workers=1)
 def test_one_update_is_an_update(G, clip):
     "The ramp's last rate is not 0."
     config = PTIConfig(passes=1, batch=T, dtype='float32')
-    assert learning_rate(config, 0, 0, 1) == config.lr
+    assert config.rate(0, 0, 1) == config.lr
     G_pti, history = tune_generator(G, *clip, Pooled(), config)
     assert not same(state(G), state(G_pti)) and history['lr'].tolist() == [[config.lr]]
     for passes in (1, 2, 16):
         for updates in (1, 3):
-            last = learning_rate(PTIConfig(passes=passes), passes - 1, updates - 1, updates)
+            last = PTIConfig(passes=passes).rate(passes - 1, updates - 1, updates)
             assert last > 0
     for steps in (1, 2, 30):
         assert PivotConfig(steps=steps).lr_at(steps - 1) > 0
     assert PivotConfig(steps=1).lr_at(0) == PivotConfig().lr
     theirs = PTIConfig(passes=8, ramp='pass')
-    assert learning_rate(theirs, 7, 0, 3) == 0 and learning_rate(theirs, 3, 2, 3) == theirs.lr
+    assert theirs.rate(7, 0, 3) == 0 and theirs.rate(3, 2, 3) == theirs.lr
 
 
 @pytest.mark.parametrize('lanes', [2, 3])
@@ -80,12 +80,12 @@ def test_frames_side_by_side(G, clip, lanes, first):
     config = StitchConfig(steps=6, lr=3e-3, dtype='float32', first_resolution=first)
     masks, before = [make_masks(), make_masks(content=False), make_masks(border=False)], state(G)
     alone = [stitch_frame(G, clip[0][t], clip[1][t], None, masks[t % 3], config) for t in range(T)]
-    tuner, found = FrameTuner(G, config, lanes=lanes), []
+    tuner, found = FrameTuner(stitch_objective, G, config, lanes=lanes), []
     for a in range(0, T, lanes):
         some = range(a, min(a + lanes, T))
         frames = [as_frame(G, clip[0][t], clip[1][t], None, masks[t % 3]) for t in some]
         tuner.reset()
-        found += tune_frames(tuner, frames, config.steps)
+        found += tuner.tune(frames, config.steps)
     assert len(found) == T and same(before, state(G))
     for (image, history), (other, theirs) in zip(alone, found):
         close(other, image, atol=1e-4, rtol=1e-4)
@@ -96,10 +96,10 @@ def test_frames_side_by_side(G, clip, lanes, first):
 
 def test_a_lane_may_be_done_before_the_others(G, clip):
     frames = [as_frame(G, clip[0][t], clip[1][t], None, make_masks()) for t in (0, 1)]
-    ends = [tune_frames(FrameTuner(G, exact), [f], 6)[0][1]['border'][3] for f in frames]
+    ends = [FrameTuner(stitch_objective, G, exact).tune([f], 6)[0][1]['border'][3] for f in frames]
     config = StitchConfig(steps=6, lr=3e-3, dtype='float32', border_threshold=max(ends) + 1e-6)
-    alone = [tune_frames(FrameTuner(G, config), [f], 6)[0] for f in frames]
-    both = tune_frames(FrameTuner(G, config, lanes=2), frames, 6)
+    alone = [FrameTuner(stitch_objective, G, config).tune([f], 6)[0] for f in frames]
+    both = FrameTuner(stitch_objective, G, config, lanes=2).tune(frames, 6)
     assert {h['updates'] for _, h in alone} != {6}
     for (image, history), (other, theirs) in zip(alone, both):
         assert history['updates'] == theirs['updates'] == len(theirs['border']) - 1
@@ -122,48 +122,51 @@ class Recorded:
 
 def test_recorded_updates_of_stitching(G, clip):
     "Losses read every ten updates, early stop found late, the same pictures."
-    tuner = FrameTuner(G, exact)
-    tuner.replay = Recorded(tuner.replay)
+    tuner = FrameTuner(stitch_objective, G, exact)
+    replay = tuner.update.replay = Recorded(tuner.update.replay)
     frame = as_frame(G, clip[0][0], clip[1][0], None, make_masks())
-    a, history = tune_frames(tuner, [frame], 6)[0]
+    a, history = tuner.tune([frame], 6)[0]
     b, theirs = stitch_frame(G, clip[0][0], clip[1][0], None, make_masks(), exact)
-    assert torch.equal(a, b) and tuner.replay.calls == 6
+    assert torch.equal(a, b) and replay.calls == 6
     assert history['updates'] == 6 and (history['border'] == theirs['border']).all()
     tuner.reset()
     nan = as_frame(G, clip[0][0], clip[1][0] * float('nan'), None, make_masks())
     with pytest.raises(ValueError, match='diverged at update 1'):
-        tune_frames(tuner, [nan], 6)
+        tuner.tune([nan], 6)
 
 
 def test_what_a_step_reads_stays_where_it_is(G, clip):
     "A recorded step knows addresses, not names: loading another frame or batch must not move a tensor."
-    tuner = FrameTuner(G, StitchConfig(steps=1, dtype='float32', first_resolution=8), lanes=2)
+    tuner = FrameTuner(stitch_objective, G, StitchConfig(steps=1, dtype='float32', first_resolution=8), lanes=2)
     frames = [as_frame(G, clip[0][t], clip[1][t], None, make_masks()) for t in range(4)]
 
     def places():
         lanes = [
             [v for v in vars(lane).values() if isinstance(v, torch.Tensor)] for lane in tuner.lanes
         ]
-        frozen = [t for lane in tuner.lanes for t in lane.frozen]
+        frozen = [t for lane in tuner.lanes for t in lane.kept]
         adam = [t for s in tuner.adam.state.values() for t in s.values()]
-        return [t.data_ptr() for t in [*sum(lanes, []), *frozen, *adam, *tuner.params, tuner.terms]]
+        terms = tuner.update.terms.values()
+        return [t.data_ptr() for t in [*sum(lanes, []), *frozen, *adam, *tuner.params, *terms]]
 
-    tune_frames(tuner, frames[:2], 1)
+    tuner.tune(frames[:2], 1)
     before = places()
     tuner.reset()
-    tune_frames(tuner, frames[2:], 1)
+    tuner.tune(frames[2:], 1)
     assert places() == before
     G_pti = make_G()
     adam = make_adam(list(G_pti.tunable().values()), 1e-3)
-    clip_tuner = ClipTuner(G, G_pti, adam, *clip, Pooled(), PTIConfig(dtype='float32', batch=2))
+    config, near = PTIConfig(dtype='float32', batch=2), lambda pivot, z: pivot + z.mean()
+    nets = PTIBatch(G, Pooled()), G_pti, adam
+    clip_tuner = ClipTuner(pti_objective, *nets, *clip, config, near)
     clip_tuner([0, 1], torch.zeros(1, 32), 1e-3)
-    update = clip_tuner.prepare(2, 2)
+    loaded = clip_tuner.prepare(2)
     where = lambda: [
-        t.data_ptr() for t in (update.pivots, update.crops, update.z, update.near, *update.features)
+        t.data_ptr() for t in (loaded.pivots, loaded.crops, loaded.z, loaded.near, *loaded.features)
     ]
     before = where()
     clip_tuner([3, 2], torch.ones(1, 32), 1e-3)
-    assert where() == before and torch.equal(update.crops, clip[1][[3, 2]])
+    assert where() == before and torch.equal(loaded.crops, clip[1][[3, 2]])
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -218,7 +221,7 @@ import os, sys, torch
 sys.path.insert(0, {tests!r})
 from test_side_by_side import make_G, make_clip
 from test_tuning import Pooled
-from stitch_nb.device import join_ranks
+from stitch_nb.engine.device import join_ranks
 from stitch_nb.pti import PTIConfig, tune_generator
 torch.set_num_threads(1)
 here, G = join_ranks('cpu'), make_G()
@@ -251,7 +254,7 @@ import atexit, sys, torch
 import torch.distributed as dist
 still = lambda: open(sys.argv[1] + f'/{{here.rank}}', 'w').write(str(dist.is_initialized()))
 atexit.register(still)  # the last of all that run at the end
-from stitch_nb.device import add_over_ranks, join_ranks
+from stitch_nb.engine.device import add_over_ranks, join_ranks
 here = join_ranks('cpu')
 add_over_ranks([torch.ones(3)])
 '''
@@ -287,7 +290,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
 CLAIM = '''
 import sys, time
 from pathlib import Path
-from stitch_nb.stitch import claimed_blocks
+from stitch_nb.engine.frames import claimed_blocks
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 for a, b in claimed_blocks(folder, 12, lambda t: (folder/f'{t}.done').exists(), size=3, wait=.05):
     print(a, b, flush=True)

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 
 from stitch_nb.core import StitchError
 from stitch_nb.generator import Generator
-from stitch_nb.pti import PTIConfig, TargetFeatures, tune_generator
+from stitch_nb.engine.clip import TargetFeatures
+from stitch_nb.engine.frames import CommonStart, FrameTuner
+from stitch_nb.pti import PTIConfig, tune_generator
 from stitch_nb.stitch import (
-    CommonStart,
-    FrameTuner,
     StitchConfig,
     common_start,
-    draw_blocks,
     masked_error,
     stitch_frame,
     stitch_frames,
+    stitch_objective,
 )
 
 T, R = 5, 16
@@ -490,11 +490,11 @@ def test_crops_of_another_method(G, clip):
 def test_parts_of_the_generator(G, clip):
     with torch.no_grad():
         styles = G.styles(clip[0])
-        torch.testing.assert_close(draw_blocks(G, styles)[1], G.synthesis(clip[0]))
+        torch.testing.assert_close(G.draw_blocks(styles)[1], G.synthesis(clip[0]))
         torch.testing.assert_close(
-            draw_blocks(G, styles, 8, state=draw_blocks(G, styles, last=8))[1], G.synthesis(clip[0])
+            G.draw_blocks(styles, 8, state=G.draw_blocks(styles, last=8))[1], G.synthesis(clip[0])
         )
-    tuner = FrameTuner(G, StitchConfig(steps=2, first_resolution=8))
+    tuner = FrameTuner(stitch_objective, G, StitchConfig(steps=2, first_resolution=8))
     stitch_frame(G, clip[0][0], clip[1][0], None, make_masks(), tuner.config, tuner=tuner)
     changed = {
         n.split('.')[1]
@@ -503,4 +503,4 @@ def test_parts_of_the_generator(G, clip):
     }
     assert changed == {'b8', 'b16'}
     with pytest.raises(StitchError, match='nothing to tune'):
-        FrameTuner(G, StitchConfig(first_resolution=32))
+        FrameTuner(stitch_objective, G, StitchConfig(first_resolution=32))

@@ -33,9 +33,12 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stitch_nb import pti, stitch  # noqa: E402
-from stitch_nb.core import seeded, to_image  # noqa: E402
-from stitch_nb.device import (  # noqa: E402
+from stitch_nb import stitch  # noqa: E402
+from stitch_nb.core import clone_network, seeded, to_image  # noqa: E402
+from stitch_nb.engine.clip import ClipTuner  # noqa: E402
+from stitch_nb.engine.device import (  # noqa: E402
+    Replay,
+    adam_tensors,
     autocast,
     float32_policy,
     free_memory,
@@ -45,13 +48,15 @@ from stitch_nb.device import (  # noqa: E402
     precision,
     reuse_memory,
     threads,
+    useful_threads,
 )
+from stitch_nb.engine.frames import FrameLoop, FrameTuner  # noqa: E402
 from stitch_nb.generator import Generator, Plan  # noqa: E402
 from stitch_nb.masks import stitch_masks  # noqa: E402
 from stitch_nb.nets.mobile import MobileGenerator  # noqa: E402
 from stitch_nb.perceptual import Perceptual  # noqa: E402
-from stitch_nb.pti import PTIConfig, tune_generator  # noqa: E402
-from stitch_nb.stitch import StitchConfig, stitch_frames  # noqa: E402
+from stitch_nb.pti import PTIBatch, PTIConfig, pti_objective, tune_generator  # noqa: E402
+from stitch_nb.stitch import StitchConfig, stitch_frames, stitch_objective  # noqa: E402
 
 SIZES = dict(
     people=dict(z_dim=256, w_dim=256, resolution=128, channel_base=4096, channel_max=256),
@@ -227,15 +232,14 @@ def update_ms(
     "One PTI update with the perceptual distance, without the locality term, as the authors run it."
     peak_gib(case.device)
     config = PTIConfig.reference(dtype=dtype, batch=batch, **changes)
-    G_pti = pti.clone_network(case.G)
+    G_pti = clone_network(case.G)
     G_pti.synthesis.plan = plan
     if config.compile:
         G_pti.synthesis.compile()
     adam = make_adam(list(G_pti.tunable().values()), config.lr)
     with precision(case.device, dtype, search), reuse_memory(case.device):
-        nets = case.G, G_pti, adam, case.pivots, case.crops, case.perceptual
-        tuner, index = pti.ClipTuner(*nets, config), list(range(batch))
-        tuner.prepare(batch, batch).replay.enabled &= graph
+        tuner, index = clip_tuner(case, G_pti, adam, config), list(range(batch))
+        tuner.prepare(batch).update.replay.enabled &= graph
         start = time.perf_counter()
         tuner(index, None, config.lr)
         wait(case.device)
@@ -244,9 +248,15 @@ def update_ms(
     return dict(ms_per_frame=ms / batch, first_s=first, peak_gib=peak_gib(case.device))
 
 
+def clip_tuner(case: Case, G_pti, adam, config) -> ClipTuner:
+    "The engine of PTI, without the locality term."
+    clip = PTIBatch(case.G, case.perceptual)
+    return ClipTuner(pti_objective, clip, G_pti, adam, case.pivots, case.crops, config)
+
+
 def both_ms(case: Case, dtype: str, batch: int) -> dict:
     "Forward and backward alone: the mean square of what is drawn, its gradient for all weights."
-    G, w = pti.clone_network(case.G), case.pivots[:batch]
+    G, w = clone_network(case.G), case.pivots[:batch]
     params = list(G.tunable().values())
 
     def run():
@@ -283,13 +293,13 @@ def plain_rows(case: Case) -> dict:  # name to arguments of `plain_ms`
 
 def single_steps(tuner, frames: list, seconds: float = 6.0, most: int = 20) -> tuple:  # ms, ms
     "Loading of some frames, and the fastest of their updates; the first two are not counted."
-    loop, spent = stitch.FrameLoop(tuner, frames, most + 2), []
+    loop, spent = FrameLoop(tuner, frames, most + 2), []
     start = begin = time.perf_counter()
     loop.begin()
     load = time.perf_counter() - start
     for step in range(most + 2):
         start = time.perf_counter()
-        stitch._advance(loop, step)
+        loop.advance(step)
         spent.append(time.perf_counter() - start)
         if len(spent) > 4 and time.perf_counter() - begin > seconds:
             break
@@ -300,10 +310,10 @@ def stitch_ms(case: Case, dtype: str, lanes: int, plan=None, graph=True, **chang
     "One stitching update a frame: a longer loop less a shorter one, over updates and frames."
     peak_gib(case.device)
     config = StitchConfig.reference(dtype=dtype, **changes)
-    G_pti = pti.clone_network(case.G, trainable=False)
+    G_pti = clone_network(case.G, trainable=False)
     G_pti.synthesis.plan = plan
-    tuner = stitch.FrameTuner(G_pti, config, lanes=lanes)
-    tuner.replay.enabled &= graph
+    tuner = FrameTuner(stitch_objective, G_pti, config, lanes=lanes)
+    tuner.update.replay.enabled &= graph
     frame = partial(stitch.as_frame, G_pti, masks=case.masks)
     frames = [frame(case.pivots[k], case.crops[k], case.crops[k - 1]) for k in range(lanes)]
     if case.device.type == 'cpu':
@@ -312,7 +322,7 @@ def stitch_ms(case: Case, dtype: str, lanes: int, plan=None, graph=True, **chang
         return dict(ms_per_frame=ms / lanes, load_ms=load / lanes, peak_gib=peak_gib(case.device))
     a, b = 4, 12
     with reuse_memory(case.device):
-        run = lambda steps: stitch.tune_frames(tuner, frames, steps)
+        run = lambda steps: tuner.tune(frames, steps)
         few, many = (median_ms(partial(run, n), case.device, 0.5, 5, 1) for n in (a, b))
     ms = (many - few) / (b - a) / lanes
     return dict(
@@ -324,7 +334,7 @@ def stacked_ms(case: Case, dtype: str, lanes: int, first: int = 4) -> dict:
     "Stitching with stacked weights by torch.func.vmap (grouped convolutions), for comparison."
     from torch.func import functional_call, vmap
 
-    G, R = pti.clone_network(case.G, trainable=False), case.R
+    G, R = clone_network(case.G, trainable=False), case.R
     G.synthesis.plan = Plan(channels_last=False, plain=True)
     names = list(G.tunable(first))
     named = dict(G.named_parameters())
@@ -351,7 +361,7 @@ def stacked_ms(case: Case, dtype: str, lanes: int, first: int = 4) -> dict:
         adam.step()
 
     clear = lambda: adam.zero_grad(set_to_none=True)
-    replay = stitch.Replay(step, case.device, [*stacked, *stitch.adam_tensors(adam)], clear)
+    replay = Replay(step, case.device, [*stacked, *adam_tensors(adam)], clear)
     with precision(case.device, dtype):
         ms = median_ms(replay, case.device)
     return dict(ms_per_frame=ms / lanes, peak_gib=peak_gib(case.device))
@@ -437,7 +447,7 @@ def thread_rows(sizes=()) -> dict:
         with threads(n):
             row = {}
             row['update_ms'] = update_ms(case, 'float32', 4)['ms_per_frame'] * 4
-            with threads(pti.useful_threads(4 * case.R**2)):
+            with threads(useful_threads(4 * case.R**2)):
                 row['update_by_rule_ms'] = update_ms(case, 'float32', 4)['ms_per_frame'] * 4
             few = StitchConfig(steps=3, dtype='float32')
             for workers in [0, *((1, 2, 4, 8, 16) if n == 16 else ())]:
@@ -578,12 +588,11 @@ def profile_rows(case: Case, dtype: str, batch: int, top: int = 25) -> dict:
 
     cuda = case.device.type == 'cuda'
     config = PTIConfig.reference(dtype=dtype, batch=batch)
-    G_pti = pti.clone_network(case.G)
+    G_pti = clone_network(case.G)
     adam = make_adam(list(G_pti.tunable().values()), config.lr)
-    nets = case.G, G_pti, adam, case.pivots, case.crops, case.perceptual
     with precision(case.device, dtype), reuse_memory(case.device):
-        tuner, index = pti.ClipTuner(*nets, config), list(range(batch))
-        tuner.prepare(batch, batch).replay.enabled = False
+        tuner, index = clip_tuner(case, G_pti, adam, config), list(range(batch))
+        tuner.prepare(batch).update.replay.enabled = False
         tuner(index, None, config.lr)
         kinds = [ProfilerActivity.CPU, ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
         with profile(activities=kinds) as seen:

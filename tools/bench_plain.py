@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from stitch_nb.core import clone_network, to_tensor
-from stitch_nb.device import autocast
+from stitch_nb.engine.device import autocast
 from stitch_nb.stitch import masked_error
 
 

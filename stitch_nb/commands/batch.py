@@ -23,7 +23,7 @@ from ..script import anno_parser, call_parse
 
 from .edit import stitch_edit, told
 from ..core import StitchError, atomic_path, hash_of
-from ..device import pick_device
+from ..engine.device import pick_device
 
 # %% ../../nbs/commands/40_batch.ipynb #908b1d2f
 @dataclass(frozen=True)

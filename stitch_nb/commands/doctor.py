@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from ..core import StitchError, seeded
-from ..device import frames_at_once, pick_device
+from ..engine.device import frames_at_once, pick_device
 from stitch_nb.weights.catalogue import (
     REGISTRY,
     bundle_files,
@@ -65,7 +65,7 @@ def ask_python() -> dict:
 
 def ask_torch(device: str = "auto") -> dict:
     "Torch, the device that would be used, and its precision."
-    from stitch_nb.device import tuning_dtype
+    from stitch_nb.engine.device import tuning_dtype
 
     chosen = pick_device(device)
     found = dict(
@@ -201,7 +201,8 @@ def time_updates(
     from dataclasses import replace
     from stitch_nb.masks import stitch_masks
     from stitch_nb.pti import tune_generator
-    from stitch_nb.stitch import stitch_frames, worker_count
+    from stitch_nb.engine.frames import worker_count
+    from stitch_nb.stitch import stitch_frames
 
     device, R = G.w_avg.device, G.resolution
     batch = frames_at_once(R, config.pti.batch)
@@ -246,7 +247,7 @@ def clip_seconds(
     config,  # RunConfig
 ) -> float:
     "The two loops and the rest."
-    from stitch_nb.stitch import COMMON_BATCH
+    from stitch_nb.engine.frames import COMMON_BATCH
 
     passes, updates = config.pti.for_frames(frames).passes, config.stitch.steps
     together = COMMON_BATCH * config.stitch.common * per["stitch"]
@@ -266,7 +267,7 @@ def ask_speed(
     from stitch_nb.models import load_models
     from stitch_nb.perceptual import LpipsPerceptual
     from stitch_nb.pipeline import RunConfig
-    from stitch_nb.device import tuning_dtype
+    from stitch_nb.engine.device import tuning_dtype
 
     chosen = pick_device(device)
     if bundle == "people":

@@ -20,7 +20,7 @@ from ..script import Param, call_parse
 
 from ..core import StitchError, bar, sample
 from ..credentials import as_credentials
-from ..device import join_ranks, ranks
+from ..engine.device import join_ranks, ranks
 from ..models import load_models
 from ..pipeline import Run, edit_clip
 from ..run.settings import RunConfig
@@ -171,7 +171,7 @@ def settings_of(
 SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
     *("landmarks", "person", "mask", "dilation", "feather", "keep_detail", "pivots"),
     *("perceptual", "lossless", "measure", "pti_steps", "pti_lr", "stitch_steps", "norm"),
-    *("lambda_m", "dtype", "memory", "compile", "seed"),
+    *("lambda_m", "dtype", "memory", "compile", "seed", "engine"),
 )
 
 # %% ../../nbs/commands/10_edit.ipynb #d33ec9c9
@@ -220,6 +220,7 @@ def stitch_edit(
     memory: str = None,  # normal; low: one frame at a time, slower (default: normal)
     compile: bool = False,  # torch.compile in tuning: a minute first, then faster
     seed: int = DEFAULT.pti.seed,  # of the order of frames in tuning
+    engine: str = DEFAULT.engine,  # fast; plain: the loops of the lesson, the slow reference
     truth: str = "",  # the same clip truly edited, if there is one: measured against
     device: str = "auto",  # auto, cpu, cuda, cuda:1, mps
 ):

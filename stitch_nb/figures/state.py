@@ -34,7 +34,7 @@ from ..align import crop_to_frame, frame_to_crop, move_points
 from ..perceptual import choose_perceptual
 from ..edit import Edit, apply_edit
 from ..masks import StitchMasks, boundary, resize_mask
-from ..stitch import FrameTuner, StitchConfig, stitch_frame
+from ..stitch import StitchConfig, stitch_frame
 from ..paste import paste, paste_mask
 from ..metrics import face_measures, gap, psnr
 from ..models import Bundle, load_models
@@ -523,10 +523,7 @@ def _stitched(state, settings, t, quality, halt):
     try:
         if half:
             return _stitched_half(state, settings, t, w, masks, config, halt)
-        tuner = FrameTuner(state.generator, config, halt)
-        image, _ = stitch_frame(
-            state.generator, w, state.crops[k], None, masks, config, tuner=tuner
-        )
+        image, _ = stitch_frame(state.generator, w, state.crops[k], None, masks, config, halt=halt)
     except StitchError:
         stop_if(halt)
         raise
@@ -540,8 +537,7 @@ def _stitched_half(state, settings, t, w, masks, config, halt):
     crop = shrunk(to_tensor(np.array(state.crops[state.index(t)]), edit.device), G.resolution)
     parts = (masks.content, masks.border, masks.full)
     small = StitchMasks(*(resize_mask(m, G.resolution) for m in parts))
-    tuner = FrameTuner(G, config, halt)
-    image, _ = stitch_frame(G, w, crop, None, small, config, tuner=tuner)
+    image, _ = stitch_frame(G, w, crop, None, small, config, halt=halt)
     change = image - shrunk(edit, G.resolution)
     change = F.interpolate(change[None], size=edit.shape[-2:], mode="bilinear")[0]
     return to_image(edit + change)

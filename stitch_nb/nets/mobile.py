@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import StitchError, check_shape
+from ..engine.kernels import Pointwise, Unwavelet
 from ..generator import Mapping, compute_dtype
 
 # %% ../../nbs/nets/40_mobile.ipynb #2c337dc1
@@ -24,59 +25,7 @@ def planes(
     C = channels // 4
     return torch.cat([torch.arange(C), C + torch.arange(3 * C).view(C, 3).T.flatten()])
 
-
-def _mix_bands(x):  # (N,4C,H,W) -> (N,C,2H,2W), twice the inverse Haar transform
-    N, C, H, W = x.shape[0], x.shape[1] // 4, *x.shape[2:]
-    low, b1, b2, b3 = x.permute(0, 2, 3, 1).split(C, -1)
-    top, bottom, left, right = low + b1, low - b1, b2 + b3, b2 - b3
-    out = x.new_empty(N, H, 2, W, 2, C)
-    torch.add(top, left, out=out[:, :, 0, :, 0])
-    torch.sub(top, left, out=out[:, :, 0, :, 1])
-    torch.add(bottom, right, out=out[:, :, 1, :, 0])
-    torch.sub(bottom, right, out=out[:, :, 1, :, 1])
-    return out.view(N, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
-
-
-def _split_bands(x):  # (N,C,2H,2W) -> (N,4C,H,W): the transpose, and four times the inverse
-    N, C, H, W = *x.shape[:2], x.shape[2] // 2, x.shape[3] // 2
-    x = x.permute(0, 2, 3, 1).reshape(N, H, 2, W, 2, C)
-    p00, p01, p10, p11 = (x[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
-    top, left, bottom, right = p00 + p01, p00 - p01, p10 + p11, p10 - p11
-    out = x.new_empty(N, H, W, 4 * C)
-    low, b1, b2, b3 = out.split(C, -1)
-    torch.add(top, bottom, out=low)
-    torch.sub(top, bottom, out=b1)
-    torch.add(left, right, out=b2)
-    torch.sub(left, right, out=b3)
-    return out.permute(0, 3, 1, 2)
-
-
-def _over_pixels(x):  # (N,P,C) -> (N,C)
-    "Sums over pixels, added in float32: of bfloat16 on a CPU a product is ten times as fast."
-    if x.dtype == torch.bfloat16 and x.device.type == 'cpu':
-        return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x)[:, 0]
-    return x.sum(1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-
 # %% ../../nbs/nets/40_mobile.ipynb #b4d9a6d4
-class _Unwavelet(torch.autograd.Function):
-    "Modulate, then the inverse Haar transform."
-
-    @staticmethod
-    def forward(ctx, x, style):  # (N,4C,H,W), (N,4C)
-        style = style / 2
-        ctx.save_for_backward(x, style)
-        return _mix_bands(x * style[:, :, None, None])
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, style = ctx.saved_tensors
-        grad = _split_bands(grad)
-        of_x = grad * style[:, :, None, None] if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return of_x, None
-        return of_x, _over_pixels((grad * x).permute(0, 2, 3, 1).flatten(1, 2)) / 2
-
-
 def unwavelet(
     x: torch.Tensor,  # (N,4C,H,W): LL, then the bands, in the order of `planes`
     style: torch.Tensor | None = None,  # (N,4C) factor of each channel; None: 1
@@ -86,34 +35,7 @@ def unwavelet(
         raise StitchError(f'{x.shape[1]} channels are no four bands: give a multiple of 4')
     if style is None:
         style = x.new_ones(len(x), x.shape[1])
-    return _Unwavelet.apply(x, style)
-
-# %% ../../nbs/nets/40_mobile.ipynb #cca09de9
-class _Pointwise(torch.autograd.Function):
-    "leaky_relu(m @ x + noise + bias) at every pixel; the result alone is kept for the way back."
-
-    @staticmethod
-    def forward(ctx, x, m, noise, bias):  # (N,C,H,W), (N,O,C), (1|N,HW,1)|None, (O,)
-        N, C, H, W = x.shape
-        x = x.permute(0, 2, 3, 1).reshape(N, H * W, C)
-        y = x.new_empty(N, H * W, len(bias)).copy_(bias if noise is None else noise + bias)
-        y = F.leaky_relu_(y.baddbmm_(x, m.transpose(1, 2)), 0.2)
-        ctx.save_for_backward(x, m, y)
-        ctx.size = H, W
-        return y.view(N, H, W, -1).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, m, y = ctx.saved_tensors
-        grad = grad.permute(0, 2, 3, 1).reshape(y.shape)
-        grad = torch.ops.aten.leaky_relu_backward(grad, y, 0.2, True)
-        need_x, need_m, _, need_bias = ctx.needs_input_grad
-        of_x = torch.bmm(grad, m) if need_x else None
-        if need_x:
-            of_x = of_x.view(len(x), *ctx.size, -1).permute(0, 3, 1, 2)
-        of_m = torch.bmm(grad.transpose(1, 2), x) if need_m else None
-        of_bias = _over_pixels(grad).sum(0) if need_bias else None
-        return of_x, of_m, None, of_bias
+    return Unwavelet.apply(x, style)
 
 # %% ../../nbs/nets/40_mobile.ipynb #975081bc
 class Affine(nn.Module):
@@ -174,7 +96,7 @@ class ConvLayer(nn.Module):
         x = F.conv2d(x, self.depthwise.to(dtype), padding=1, groups=len(self.depthwise))
         m = self.pointwise[self.order, :, 0, 0] * style[:, None].to(self.bias.dtype)  # (N,O,I)
         flat = None if noise is None else noise.to(dtype).flatten(2).transpose(1, 2)
-        return _Pointwise.apply(x, m.to(dtype), flat, bias)
+        return Pointwise.apply(x, m.to(dtype), flat, bias)
 
 # %% ../../nbs/nets/40_mobile.ipynb #f74f4136
 class ToImage(nn.Module):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from ..align import crop_frame
 from ..core import save_arrays, to_image
-from ..device import frames_at_once
+from ..engine.device import frames_at_once
 from ..masks import resize_mask
 from stitch_nb.metrics import (
     attribute_change,

@@ -31,6 +31,7 @@ CHOICES = dict(  # field of `RunConfig` to what it may be
     mask=("auto", "parser", "hull"),
     variant=("paper", "code"),
     measure=("none", "fast", "full"),
+    engine=("fast", "plain"),
 )
 
 # %% ../../nbs/run/10_settings.ipynb #d12f23ca
@@ -62,6 +63,7 @@ class RunConfig:
     mark: bool = True  # say in the videos' metadata that they were edited
     credentials: Credentials | None = None  # who signs the videos; None: nobody
     measure: str = "fast"  # 'none'; 'fast': what is slow on some frames only; 'full': on all
+    engine: str = "fast"  # 'plain': the loops of the pages about PTI and stitching; slow
     pti: PTIConfig = field(default_factory=PTIConfig)
     pivot: PivotConfig = field(default_factory=PivotConfig)
     stitch: StitchConfig = field(default_factory=StitchConfig)

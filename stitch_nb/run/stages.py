@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VERSIONS', 'faces_stage', 'load_track', 'crops_stage', 'masks_stage', 'is_parsed', 'is_encoded', 'perceptual_key',
-           'resolved', 'pivots_stage', 'generator_stage', 'is_readable', 'load_pivots', 'load_generator', 'draw',
-           'FrameMasks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frame', 'has_frame', 'stitched_stage',
-           'stitch_inputs', 'start_stage', 'load_start', 'stretches', 'DrawnEdits', 'Pasted', 'pasted_frames']
+           'resolved', 'tuning_of', 'method_key', 'pivots_stage', 'generator_stage', 'is_readable', 'load_pivots',
+           'load_generator', 'draw', 'FrameMasks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frame',
+           'last_terms', 'has_frame', 'stitched_stage', 'stitch_inputs', 'start_stage', 'load_start', 'stretches',
+           'DrawnEdits', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -31,8 +32,9 @@ from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
 from ..paste import composite, paste_mask
-from ..device import ranks, tuning_dtype
-from ..pti import tune_generator
+from ..engine.device import ranks, tuning_dtype
+from ..engine.tuner import objective_key, latest
+from ..pti import plain_pti, pti_objective, tune_generator
 from .settings import RunConfig
 from stitch_nb.run.store import (
     clip_key,
@@ -43,7 +45,8 @@ from stitch_nb.run.store import (
     run_stage,
     write_rows,
 )
-from ..stitch import CommonStart, claimed_blocks, common_start, stitch_frames, worker_count
+from ..engine.frames import CommonStart, claimed_blocks, worker_count
+from ..stitch import common_start, plain_stitch, stitch_frames, stitch_objective
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
 VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
@@ -168,6 +171,24 @@ def resolved(config, device):
     "`config` of a tuning stage, its dtype as it is on this device."
     return replace(config, dtype=tuning_dtype(config.dtype, device))
 
+
+def tuning_of(
+    config: RunConfig,
+    stage: str,  # 'pti' or 'stitch'
+    device,
+):  # PTIConfig or StitchConfig
+    "What a tuning stage computes with: the plain loops are in float32 and begin at theta_p."
+    if config.engine == "fast":
+        return resolved(getattr(config, stage), device)
+    settings = replace(getattr(config, stage), dtype="float32")
+    return settings.alone() if stage == "stitch" else settings
+
+
+def method_key(config, objective, usual) -> tuple:
+    "What a tuning stage depends on beside its settings; empty for the paper's loss, run fast."
+    engine = () if config.engine == "fast" else (config.engine,)
+    return engine if objective in (None, usual) else (*engine, objective_key(objective))
+
 # %% ../../nbs/run/30_stages.ipynb #6c37e4eb
 def pivots_stage(models, config, crops, perceptual, folder, progress):
     "Pivots (K,L,D), float32."
@@ -198,33 +219,36 @@ def pivots_stage(models, config, crops, perceptual, folder, progress):
     return run_stage(folder, "pivots", inputs, ".npz", make, progress, version, device=place)
 
 # %% ../../nbs/run/30_stages.ipynb #a92f7f93
-def generator_stage(models, config, crops, pivots, perceptual, folder, progress):
+def generator_stage(
+    models, config, crops, pivots, perceptual, folder, progress, objective=None
+):
     "The tuned generator's weights; None where the run leaves PTI out."
     if not config.tune:
         return None
-    pti = resolved(config.pti, models.device)
+    pti, objective = tuning_of(config, "pti", models.device), objective or pti_objective
 
     def make(path, tick):
+        clip = load_pivots(pivots, models), np.load(crops.path, mmap_mode="r")
+        how = dict(config=pti, progress=tick, objective=objective)
         checkpoint = path.with_suffix(".resume.safetensors")
         if ranks().rank == 0 and not is_readable(checkpoint):
             remove(checkpoint)
         from_first()
-        G_pti, history = tune_generator(
-            models.generator,
-            load_pivots(pivots, models),
-            np.load(crops.path, mmap_mode="r"),
-            perceptual,
-            pti,
-            progress=tick,
-            checkpoint=checkpoint,
-        )
+        if config.engine == "plain":
+            G_pti, history = plain_pti(models.generator, *clip, perceptual, **how)
+        else:
+            how["checkpoint"] = checkpoint
+            G_pti, history = tune_generator(models.generator, *clip, perceptual, **how)
         if ranks().rank == 0:
             save_tensors(path, G_pti.state_dict())
             checkpoint.unlink(missing_ok=True)
-        return dict(history={k: v for k, v in history.items() if v.ndim == 1}, dtype=pti.dtype)
+        psnr, losses = history.pop("psnr", []), [k for k in history if k != "lr"]
+        last = {k: float(np.ravel(history[k])[-1]) for k in losses if len(history[k])}
+        return dict(history=dict(psnr=psnr), terms=last, dtype=pti.dtype)
 
     network = network_key(models.generator)
     inputs = (crops.key, pivots.key, network, pti, perceptual_key(perceptual), models.device.type)
+    inputs += method_key(config, objective, pti_objective)
     how = dict(version=VERSIONS["generator"], shared=True, device=models.device)
     return run_stage(folder, "generator", inputs, ".safetensors", make, progress, **how)
 
@@ -311,9 +335,21 @@ def frame_file(folder, t: int):
     return folder / f"{t:06d}.npz"
 
 
-def save_frame(folder, t: int, edit, stitched):
-    "One frame of stitching: the two crops, and whose they are."
-    save_arrays(frame_file(folder, t), edit=edit, stitched=stitched, of=f"{folder.name}/{t}")
+def save_frame(folder, t: int, edit, stitched, history=()):
+    "One frame of stitching: the two crops, whose they are, and the terms of every update."
+    terms = {f"term_{k}": v for k, v in dict(history).items() if k != "updates"}
+    kept = dict(edit=edit, stitched=stitched, of=f"{folder.name}/{t}")
+    save_arrays(frame_file(folder, t), **kept, **terms)
+
+
+def last_terms(folder, K: int) -> dict:  # name to number: after the last update, mean of K frames
+    "What is left of the stitching loss."
+    found = {}
+    for t in range(K):
+        with np.load(frame_file(folder, t)) as kept:
+            for name in (n for n in kept.files if n.startswith("term_")):
+                found.setdefault(name[5:], []).extend(kept[name][-1:])
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def has_frame(folder, t: int, R: int) -> bool:
@@ -326,16 +362,16 @@ def has_frame(folder, t: int, R: int) -> bool:
         kept = load_arrays(path)
     except StitchError:
         return False
-    right = all(kept[k].shape == (R, R, 3) for k in ("edit", "stitched") if k in kept)
-    return right and len(kept) == 3 and str(kept.get("of")) == f"{folder.name}/{t}"
+    right = all(k in kept and kept[k].shape == (R, R, 3) for k in ("edit", "stitched"))
+    return right and str(kept.get("of")) == f"{folder.name}/{t}"
 
 # %% ../../nbs/run/30_stages.ipynb #e7c44f2d
-def stitched_stage(clip, models, config, edits, done, folder, progress):
+def stitched_stage(clip, models, config, edits, done, folder, progress, objective=None):
     "A folder with NNNNNN.npz for each edited frame: the edit and the stitched crop, (R,R,3) uint8."
     crops, masks, pivots, generator = (
         done.get(name) for name in ("crops", "masks", "pivots", "generator")
     )
-    stitch = resolved(config.stitch, models.device)
+    stitch, objective = tuning_of(config, "stitch", models.device), objective or stitch_objective
 
     def make(path, tick):
         path.mkdir(parents=True, exist_ok=True)
@@ -345,26 +381,29 @@ def stitched_stage(clip, models, config, edits, done, folder, progress):
         common = load_start(done.get("start"))
         todo = from_first([t for t in range(K) if not has_frame(path, t, R)])
         for start, stop in stretches(path, K, todo):
-            parts = models, config, stitch, crops, masks, common
+            parts = models, config, stitch, crops, masks, common, objective
             results = _stitch(G_pti, w_edit, start, stop, *parts)
             with closing(results):
-                for t, edit, stitched, said in results:
+                for t, edit, stitched, history in results:
                     if t in todo:
-                        save_frame(path, t, edit, stitched)
-                    tick(t + 1, K, said)
+                        save_frame(path, t, edit, stitched, history)
+                    tick(t + 1, K, latest(history))
+        from_first()
+        return dict(terms=last_terms(path, K))
 
     start = done["start"].key if done.get("start") else ""
-    inputs = (*stitch_inputs(models, config, edits, done), start)
+    inputs = (*stitch_inputs(models, config, edits, done, objective), start)
     how = dict(version=VERSIONS["stitched"], shared=True, device=models.device)
     return run_stage(folder, "stitched", inputs, "", make, progress, **how)
 
 # %% ../../nbs/run/30_stages.ipynb #bd0ac219
-def stitch_inputs(models, config, edits, done) -> tuple:
+def stitch_inputs(models, config, edits, done, objective) -> tuple:
     "All that the stitched crops depend on."
     crops, masks, pivots, generator = (
         done.get(name) for name in ("crops", "masks", "pivots", "generator")
     )
-    stitch = resolved(config.stitch, models.device)
+    stitch = tuning_of(config, "stitch", models.device)
+    method = method_key(config, objective, stitch_objective) if config.stitching else ()
     return (
         (done["faces"].key, crops.key, masks.key, pivots.key),
         generator.key if generator else network_key(models.generator),
@@ -372,12 +411,13 @@ def stitch_inputs(models, config, edits, done) -> tuple:
         [models.directions[e.name] for e in edits],
         (stitch, models.device.type) if config.stitching else "",
         (config.dilation, config.inner, config.variant, config.whole_image_border, config.edge),
+        *method,
     )
 
 
-def start_stage(clip, models, config, edits, done, folder, progress):
+def start_stage(clip, models, config, edits, done, folder, progress, objective=None):
     "What stitching begins with in every frame, .safetensors; None where frames begin at G_pti."
-    stitch = resolved(config.stitch, models.device)
+    stitch, objective = tuning_of(config, "stitch", models.device), objective or stitch_objective
     if not (config.stitching and stitch.common):
         return None
 
@@ -386,10 +426,11 @@ def start_stage(clip, models, config, edits, done, folder, progress):
         w_edit = edited_latents(clip, models, done["faces"], done["pivots"], edits)
         pictures = np.load(done["crops"].path, mmap_mode="r")
         heads = FrameMasks(np.load(done["masks"].path, mmap_mode="r"), models.resolution, config)
-        common = common_start(G_pti, w_edit, pictures, heads, None, stitch, tick)
+        parts = G_pti, w_edit, pictures, heads, None, stitch, objective
+        common = common_start(*parts, progress=tick)
         save_tensors(path, common.tensors())
 
-    inputs = stitch_inputs(models, config, edits, done)
+    inputs = stitch_inputs(models, config, edits, done, objective)
     how = dict(version=VERSIONS["start"], device=models.device)
     return run_stage(folder, "start", inputs, ".safetensors", make, progress, **how)
 
@@ -434,11 +475,11 @@ class DrawnEdits:
         return picture
 
 # %% ../../nbs/run/30_stages.ipynb #13d01b31
-def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, common):
-    "Yield (t, edit, stitched, text) of the frames from start to stop."
+def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, common, objective):
+    "Yield (t, edit, stitched, history) of the frames from start to stop."
     if not config.stitching:
         for t, edit in enumerate(draw(G_pti, w_edit[start:stop]), start):
-            yield t, edit, edit, ""
+            yield t, edit, edit, {}
         return
     R = models.resolution
     first = first_to_do(start, len(w_edit), worker_count(stitch, R, models.device))
@@ -446,16 +487,20 @@ def _stitch(G_pti, w_edit, start, stop, models, config, stitch, crops, masks, co
     heads = FrameMasks(np.load(masks.path, mmap_mode="r"), R, config)
     edits = DrawnEdits(G_pti, w_edit)
     parts = G_pti, w_edit, pictures, heads, edits if common else None
-    how = dict(config=stitch, common=common)
+    if config.engine == "plain":
+        for t in range(start, stop):
+            frame = w_edit[t], np.array(pictures[t]), None, heads[t]
+            stitched, history = plain_stitch(G_pti, *frame, stitch, objective)
+            yield t, edits.take(t), to_image(stitched), history
+        return
+    how = dict(config=stitch, common=common, objective=objective)
     results = stitch_frames(*parts, **how, start=first, stop=stop)
     with closing(results):
         for t, stitched, history in results:
             edit = edits.take(t)
             if t < start:
                 continue
-            border = history["border"]
-            said = f"border {float(border[-1]):.3f}" if len(border) else ""
-            yield t, edit, to_image(stitched), said
+            yield t, edit, to_image(stitched), history
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30040
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..core import StitchError, atomic_path, hash_of
-from ..device import peak_memory, ranks, reuse_memory
+from ..engine.device import peak_memory, ranks, reuse_memory
 from ..video import Clip
 
 # %% ../../nbs/run/20_store.ipynb #c2d30021

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from stitch_nb.core import load_meta, load_tensors, to_tensor
-from stitch_nb.device import autocast
+from stitch_nb.engine.device import autocast
 
 # %% ../nbs/40_directions.ipynb #c1dfd96e
 def regression_directions(

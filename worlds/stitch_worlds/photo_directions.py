@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from stitch_nb.core import StitchError, seeded
-from stitch_nb.device import autocast, tuning_dtype
+from stitch_nb.engine.device import autocast, tuning_dtype
 from stitch_nb.directions import MESH_NAMES, DirectionConfig, Gradients, fit_step, mesh_attributes
 
 # %% ../nbs/78_photo_directions.ipynb #403f0b4e

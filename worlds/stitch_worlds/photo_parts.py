@@ -31,7 +31,7 @@ from stitch_nb.core import (
     seeded,
     to_image,
 )
-from stitch_nb.device import autocast, pick_device
+from stitch_nb.engine.device import autocast, pick_device
 from stitch_nb.directions import latent_covariance
 from stitch_nb.edit import steps_along
 from stitch_nb.encode import Encoder, pyramid_distance
