@@ -94,7 +94,9 @@ def clip_key(
 ) -> str:  # 16 hex digits; the same for a copy under another name
     "What the clip contains, and which part of it is meant."
     files = [clip.path / name for name in clip.files] if clip.path.is_dir() else [clip.path]
-    return hash_of(files, clip.start, len(clip), clip.fps)
+    key = hash_of(files, clip.start, len(clip), clip.fps)
+    clip.check_unchanged()
+    return key
 
 
 def network_key(
