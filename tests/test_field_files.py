@@ -113,15 +113,15 @@ def test_untagged_stays_untagged(ffmpeg, tmp_path, suffix, size):
     "A tool that reads every untagged film as BT.601 sees no shift between source and result."
     path, out = tmp_path / 'plain.mp4', tmp_path / f'out{suffix}'
     bars = ['-f', 'lavfi', '-i', f'testsrc2=size={size}:rate=25', '-frames:v', 3]
-    ffmpeg(*bars, '-pix_fmt', 'yuv420p', '-crf', 4, path)
+    ffmpeg(*bars, '-vf', 'hue=s=0.4', '-pix_fmt', 'yuv420p', '-crf', 4, path)
     clip = read_clip(path)
     assert clip.colour[1:] == ('unknown',) * 3
     write_video(clip.frames(), out, clip.fps, clip, crf=4)
     again = read_clip(out)
     assert again.colour[1:] == ('unknown',) * 3
-    raw = []
+    raw, as_601 = [], ['-vf', 'scale=in_color_matrix=bt601', '-pix_fmt', 'rgb24']
     for file in (path, out):
-        ffmpeg('-i', file, '-vf', 'scale=in_color_matrix=bt601', '-pix_fmt', 'rgb24', tmp_path / 'f.rgb')
+        ffmpeg('-i', file, *as_601, tmp_path / 'f.rgb')
         raw.append(np.fromfile(tmp_path / 'f.rgb', np.uint8).reshape(-1, 3).astype(float))
     assert np.abs((raw[0] - raw[1]).mean(0)).max() < 0.5
 
@@ -172,3 +172,28 @@ def test_a_picture_of_a_folder_that_is_replaced(tmp_path):
     with pytest.raises(StitchError, match='changed after it was read'):
         list(clip.frames())
     assert Fraction(clip.fps) == 25
+
+
+def test_a_grey_film_stays_grey(tmp_path):
+    "A tinted drawing in every frame; the film's chroma is exactly 0."
+    from stitch_nb.paste import paste
+
+    clip = read_clip(CASES / 'gray_face.mp4').trim(0, 3)
+    H, W = clip.height, clip.width
+    x0, y0, side = W // 4, H // 8, H // 2
+    quad = np.array([[0, 0], [0, side], [side, side], [side, 0]], float) + [x0, y0]
+    drawn = np.broadcast_to(np.uint8([190, 150, 120]), (64, 64, 3))
+    result = [paste(f, drawn, quad) for f in clip.frames()]
+    assert all((f.max(2) == f.min(2)).all() for f in result)
+    assert any((f != s).any() for f, s in zip(result, clip.frames()))
+    out = write_video(result, tmp_path / 'o.mp4', clip.fps, clip)
+    film = frames_of(out).astype(int)
+    assert (film.max(3) - film.min(3)).max() <= 1
+
+
+def test_a_coloured_film_keeps_its_colour():
+    from stitch_nb.paste import colourfulness, crop_levels, match_colourfulness
+
+    frame = read_clip(sample('talk.mp4'))[0]
+    levels = crop_levels(frame[:64, :64])
+    assert colourfulness(frame) > 30 and match_colourfulness(levels, frame) is levels
