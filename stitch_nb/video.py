@@ -7,7 +7,7 @@ __all__ = ['PICTURES', 'CONTAINERS', 'MARK', 'natural_key', 'matrix_of', 'on_bla
            'read_clip', 'as_path', 'as_rate', 'parse_frames', 'sound_plan', 'check_output', 'read_mark', 'write_video']
 
 # %% ../nbs/05_video.ipynb #c0c00003
-import contextlib, dataclasses, functools, io, itertools, math, os, re
+import contextlib, dataclasses, errno, functools, io, itertools, math, os, re
 import shutil, subprocess, tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -430,7 +430,9 @@ def _decode(clip, k: int) -> Iterator[np.ndarray]:
                 yield _turned(_as_array(graph.pull(), clip), turn)
     except av.error.MemoryError as e:
         raise MemoryError(f'no memory to decode {clip.path}') from e
-    except (av.error.FFmpegError, OSError):
+    except (av.error.FFmpegError, OSError) as e:
+        if isinstance(e, OSError) and e.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            raise
         return
 
 
@@ -750,12 +752,27 @@ MARK = (
 
 def _ffmpeg() -> str:
     "The program that encodes."
+    remedy = 'reinstall it with: pip install --force-reinstall imageio-ffmpeg'
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        exe = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as e:
-        raise StitchError(
-            'ffmpeg is missing; reinstall it with: pip install --force-reinstall imageio-ffmpeg'
-        ) from e
+        raise StitchError(f'ffmpeg is missing; {remedy}') from e
+    if said := _does_not_run(exe):
+        raise StitchError(f'ffmpeg ({exe}) does not run ({said}); {remedy}')
+    return exe
+
+
+@functools.lru_cache(8)
+def _does_not_run(exe: str, seconds: float = 60) -> str:  # '': it does
+    "What is wrong with a program that encodes."
+    quiet = dict(stdin=subprocess.DEVNULL, capture_output=True)
+    try:
+        done = subprocess.run([exe, '-version'], timeout=seconds, **quiet)
+    except subprocess.TimeoutExpired:
+        return f'no answer in {seconds:.0f} seconds'
+    except OSError as e:
+        return e.strerror or type(e).__name__
+    return '' if done.returncode == 0 else f'status {done.returncode}'
 
 
 def _encoder(vp9: bool, crf: int) -> list:
@@ -893,6 +910,7 @@ def check_output(
     lossless: bool = False,
     crf: int = 16,
     mark: bool = True,
+    working: int = 0,  # bytes that the stages take beside the result
 ) -> list:  # of lines: what the result will be less than the source
     "Refuse, before any work, a result that could not be written."
     path, notes = as_path(path), []
@@ -900,7 +918,7 @@ def check_output(
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    _check_room(clip, folder, lossless)
+    _check_room(clip, folder, lossless, working)
     grey = np.full((clip.height, clip.width, 3), 128, np.uint8)
     try:
         with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryDirectory() as room:
@@ -914,10 +932,10 @@ def check_output(
     return notes
 
 
-def _check_room(clip: Clip, folder: Path, lossless: bool):
-    "Refuse a disk that even a modest result would fill."
+def _check_room(clip: Clip, folder: Path, lossless: bool, working: int = 0):
+    "Refuse a disk that even a modest result and its stages would fill."
     pixels = clip.width * clip.height * clip.n_frames
-    need = int(pixels * (0.3 if lossless else 0.01)) + 2**20
+    need = int(pixels * (0.3 if lossless else 0.01)) + 2**20 + working
     free = shutil.disk_usage(folder).free
     if free < need:
         raise StitchError(
