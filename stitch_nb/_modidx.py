@@ -944,6 +944,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                    'stitch_nb.metrics.warp_errors': ('metrics.html#warp_errors', 'stitch_nb/metrics.py')},
             'stitch_nb.models': { 'stitch_nb.models.Bundle': ('models.html#bundle', 'stitch_nb/models.py'),
                                   'stitch_nb.models.Bundle.scale': ('models.html#bundle.scale', 'stitch_nb/models.py'),
+                                  'stitch_nb.models._is_modest': ('models.html#_is_modest', 'stitch_nb/models.py'),
                                   'stitch_nb.models.build_network': ('models.html#build_network', 'stitch_nb/models.py'),
                                   'stitch_nb.models.bundle_folder': ('models.html#bundle_folder', 'stitch_nb/models.py'),
                                   'stitch_nb.models.bundle_folders': ('models.html#bundle_folders', 'stitch_nb/models.py'),

@@ -162,3 +162,61 @@ def test_an_encoder_that_does_not_run_is_named(tmp_path, body, said):
     start = time.time()
     assert said in _does_not_run(str(tmp_path / 'ffmpeg'), 1.0) and time.time() - start < 8
     assert 'No such file' in _does_not_run(str(tmp_path / 'none'), 1.0)
+
+
+# ---------------------------------------------------------------- networks from strangers
+
+
+@pytest.mark.parametrize(
+    'cls, args',
+    [
+        ([], '{}'),
+        (4, '{}'),
+        ('Generator', '[]'),
+        ('Generator', 'null'),
+        ('Generator', '{"resolution": 1099511627776}'),
+        ('Generator', '{"resolution": NaN}'),
+        ('Generator', '{"resolution": "big"}'),
+        ('Generator', '{"resolution": -1}'),
+        ('Generator', '{"surprise": 1}'),
+        ('Encoder', '{"blocks": {}}'),
+    ],
+)
+def test_strange_arguments_of_a_network(cls, args):
+    from stitch_nb.models import build_network
+
+    with pytest.raises(StitchError):
+        build_network({'class': cls, 'args': json.loads(args)}, {}, 'x.safetensors')
+
+
+@pytest.mark.parametrize('text', ['{', '[1', '[' * 100000, 'nan'])
+def test_strange_metadata_of_a_file(tmp_path, text):
+    import torch
+    from safetensors.torch import save_file
+    from stitch_nb.models import convert_weights
+
+    save_file({'w': torch.zeros(1)}, tmp_path / 'x.safetensors', {'class': '"Generator"', 'args': text})
+    with pytest.raises(StitchError):
+        convert_weights(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(resolution='big'),
+        dict(resolution=-1),
+        dict(resolution=None),
+        dict(meta=dict(scale=float('nan'))),
+        dict(name=4),
+        dict(networks=dict(generator=dict(file=4, sha256='', args={}) | {'class': 'Generator'})),
+    ],
+)
+def test_strange_records_of_a_bundle(tmp_path, change):
+    from stitch_nb.models import read_record
+
+    right = dict(name='x', resolution=64, networks={}, meta=dict(scale=1.05))
+    (tmp_path / 'bundle.json').write_text(json.dumps(right))
+    read_record(tmp_path)
+    (tmp_path / 'bundle.json').write_text(json.dumps(right | change))
+    with pytest.raises(StitchError, match='not a bundle'):
+        read_record(tmp_path)
