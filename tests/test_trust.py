@@ -220,3 +220,49 @@ def test_strange_records_of_a_bundle(tmp_path, change):
     (tmp_path / 'bundle.json').write_text(json.dumps(right | change))
     with pytest.raises(StitchError, match='not a bundle'):
         read_record(tmp_path)
+
+
+# ---------------------------------------------------------------- the app
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
+    "Whatever host a page of another site claims; TERM leaves no server behind."
+    import socket
+    import urllib.error
+    import urllib.request
+
+    import nbformat
+    import psutil
+
+    pytest.importorskip('voila')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1 + 1')])
+    nbformat.write(page, tmp_path / 'a.ipynb')
+    program = (
+        'import signal, sys\n'
+        'from pathlib import Path\n'
+        'from stitch_nb.commands.apps import serve, voila_command\n'
+        'def stop(*_): raise KeyboardInterrupt\n'
+        'signal.signal(signal.SIGTERM, stop)\n'
+        f'serve(voila_command(Path({str(tmp_path / "a.ipynb")!r}), {port}), {port}, False)\n'
+    )
+    quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with subprocess.Popen([sys.executable, '-c', program], **quiet) as app:
+        assert '?token=' in app.stdout.readline()
+        address, host = f'http://127.0.0.1:{port}/', {'Host': 'evil.example'}
+        asked = urllib.request.Request(address, headers=host)
+        answer, end = None, time.time() + 120
+        while answer is None and time.time() < end:
+            try:
+                answer = urllib.request.urlopen(asked, timeout=60).geturl()
+            except urllib.error.HTTPError as error:
+                answer = error.code
+            except OSError:
+                time.sleep(0.3)
+        servers = psutil.Process(app.pid).children(recursive=True)
+        app.terminate()
+    assert answer in (401, 403) or 'login' in str(answer)
+    assert servers and not any(s.is_running() and s.status() != 'zombie' for s in servers)
