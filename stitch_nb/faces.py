@@ -994,7 +994,7 @@ def turn_of_faces(
 ) -> int:  # quarter turns against the clock that put the faces upright; 0 where in doubt
     "How faces lie, by the scores on two frames; looked into only where most frames are doubtful."
     sure, T = getattr(backend, 'sure', None), len(detections)
-    if sure is None or not hasattr(clip, '__getitem__'):
+    if not T or sure is None or not hasattr(clip, '__getitem__'):
         return 0
     if 2 * sum(any(d.score >= sure for d in faces) for faces in detections) > T:
         return 0
