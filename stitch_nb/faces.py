@@ -8,7 +8,8 @@ __all__ = ['LANDMARKS', 'ALIKE', 'THUMBNAIL', 'NOBODY', 'Detection', 'face_patch
            'centre_landmarks', 'CentreFaces', 'first_that_works', 'landmark_backend', 'face_signature', 'unlike',
            'strangers', 'frame_thumbnail', 'changed_blocks', 'shot_cuts', 'Track', 'are_alone', 'link_faces',
            'takeovers', 'took_over', 'join_tracks', 'choose_person', 'find_cuts', 'fill_gaps', 'frame_ranges',
-           'say_ranges', 'around_face', 'same_scene', 'held_frames', 'FaceTrack', 'detect_all', 'find_faces']
+           'say_ranges', 'around_face', 'same_scene', 'is_leaving', 'held_frames', 'FaceTrack', 'is_face_like',
+           'TurnedFaces', 'as_it_lies', 'turn_of_faces', 'check_certain', 'detect_all', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
 import os
@@ -79,6 +80,7 @@ class BundleFaces:
     "The bundle's own detector and landmark network."
 
     name = 'bundle'
+    sure, least = 0.6, 0.4  # scores: of a whole upright face; below the second the face is doubtful
 
     def __init__(
         self,
@@ -170,6 +172,7 @@ class DlibFaces:
     "dlib's frontal detector and its 68 points, read out finer than a pixel."
 
     name = 'dlib'
+    sure = 1.0
     terms = "dlib's 68 point model was trained on 300-W, whose terms exclude commercial use"
 
     def __init__(self, longer_side=800, margin=0.2, face_pixels=500):
@@ -272,7 +275,7 @@ def only_weights():
 class FaceAlignmentFaces:
     "The package face-alignment (1.5): S3FD boxes and the 2D-FAN's 68 points."
 
-    name = 'face_alignment'
+    name, sure = 'face_alignment', np.inf  # its boxes are as sure of faces that lie turned
 
     def __init__(self, device='cpu'):
         try:
@@ -302,20 +305,23 @@ class FaceAlignmentFaces:
     ) -> list:  # of Detection
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            points, _, boxes = self.net.get_landmarks_from_image(
-                np.ascontiguousarray(check_frame(frame)), return_bboxes=True
+            points, peaks, boxes = self.net.get_landmarks_from_image(
+                np.ascontiguousarray(check_frame(frame)),
+                return_bboxes=True,
+                return_landmark_score=True,
             )
         if points is None:
             return []
         return [
-            Detection(np.asarray(p, np.float64)[:, :2], float(b[4])) for p, b in zip(points, boxes)
+            Detection(np.asarray(p, np.float64)[:, :2], float(b[4] * np.mean(peak)))
+            for p, peak, b in zip(points, peaks, boxes)
         ]
 
 # %% ../nbs/08_faces.ipynb #58e2e05b
 class MediaPipeFaces:
     "MediaPipe's detector and its face mesh, as 68 points."
 
-    name, terms = 'mediapipe', ''
+    name, terms, sure = 'mediapipe', '', 0.5
 
     def __init__(
         self,
@@ -827,6 +833,7 @@ def same_scene(
     landmarks: np.ndarray,  # (T,68,2) frame pixels, filled
     shape: tuple,  # (H,W) of the frames
     brief: int = 5,  # frames: nobody leaves and comes back in so few
+    changed: float = 0.5,  # of the blocks where the face would be
 ) -> bool:
     "Whether a gap shows what its neighbours show: at large, and where the face would be."
     for t in gap:
@@ -834,11 +841,24 @@ def same_scene(
         if min(m.mean() for m in maps) > 0.5:
             return False
         place = around_face(landmarks[t], shape)
-        if len(gap) > brief and min(m[place].mean() for m in maps) > 0.5:
+        if len(gap) > brief and min(m[place].mean() for m in maps) > changed:
             return False
     return True
 
 # %% ../nbs/08_faces.ipynb #be53ac44
+def is_leaving(
+    landmarks: np.ndarray,  # (T,68,2) frame pixels
+    t: int,  # a frame with a face
+    step: int,  # 1: the next frame has none; -1: the one before has none
+    shape: tuple,  # (H,W) of the frames
+) -> bool:
+    "Whether a face is partly beyond the frame, or will be after one more step of its motion."
+    before, (H, W) = t - step, shape
+    moved = landmarks[t] - landmarks[before] if 0 <= before < len(landmarks) else 0
+    x, y = np.concatenate([landmarks[t], landmarks[t] + moved]).T
+    return bool(min(x.min(), y.min()) < 0 or x.max() > W - 1 or y.max() > H - 1)
+
+
 def held_frames(
     found: np.ndarray,  # (T,) bool, the frames that have a face
     cuts: tuple,  # frames at which a scene begins
@@ -857,7 +877,12 @@ def held_frames(
             beside = [t for t in (gap.start - 1, gap.stop) if start <= t < stop]
             if not beside or len(gap) > (longest if len(beside) == 2 else edge):
                 continue
-            held[gap.start : gap.stop] = same_scene(gap, beside, thumbnails, landmarks, shape)
+            steps = {gap.start - 1: 1, gap.stop: -1}
+            left = any(is_leaving(landmarks, t, steps[t], shape) for t in beside)
+            how = dict(brief=0, changed=0.25) if left else {}
+            held[gap.start : gap.stop] = same_scene(
+                gap, beside, thumbnails, landmarks, shape, **how
+            )
     return held
 
 # %% ../nbs/08_faces.ipynb #e1822db4
@@ -913,6 +938,90 @@ class FaceTrack:
         return said
 
 # %% ../nbs/08_faces.ipynb #b7eb6c68
+def is_face_like(
+    landmarks: np.ndarray,  # (68,2) frame pixels
+) -> bool:
+    "Whether the mouth is below the eyes, as far away as a face has it, turned to any side."
+    left, right = landmarks[36:42].mean(0), landmarks[42:48].mean(0)
+    (ax, ay), (dx, dy) = right - left, landmarks[48:].mean(0) - (left + right) / 2
+    across, down = np.hypot(ax, ay), np.hypot(dx, dy)
+    if not 0.5 * across < down < 3 * across:
+        return False
+    return bool(ax * dy - ay * dx > np.sin(np.radians(55)) * across * down)
+
+
+class TurnedFaces:
+    "A detector for faces that lie on their side or upside down in every frame."
+
+    def __init__(
+        self,
+        backend,  # finds upright faces
+        turn: int,  # quarter turns against the clock that put the faces upright
+    ):
+        self.backend, self.turn = backend, turn % 4
+        self.name, self.terms = getattr(backend, 'name', ''), getattr(backend, 'terms', '')
+
+    def __call__(
+        self,
+        frame: np.ndarray,  # (H,W,3) uint8
+    ) -> list:  # of Detection
+        H, W = frame.shape[:2]
+        back = {
+            0: lambda x, y: (x, y),
+            1: lambda x, y: (W - 1 - y, x),
+            2: lambda x, y: (W - 1 - x, H - 1 - y),
+            3: lambda x, y: (y, H - 1 - x),
+        }[self.turn]
+        found = self.backend(np.ascontiguousarray(np.rot90(frame, self.turn)))
+        return [replace(d, landmarks=np.stack(back(*d.landmarks.T), 1)) for d in found]
+
+
+def as_it_lies(
+    backend,
+    landmarks: np.ndarray,  # (68,2) frame pixels, of the face that is looked for
+):  # the backend, or a `TurnedFaces`
+    "The detector for a face that lies as these points do."
+    across = landmarks[42:48].mean(0) - landmarks[36:42].mean(0)
+    turn = round(np.degrees(np.arctan2(across[1], across[0])) / 90) % 4
+    return TurnedFaces(backend, turn) if turn else backend
+
+
+def turn_of_faces(
+    clip,  # a Clip, or a list of frames
+    backend,
+    detections: list,  # T lists of Detection, of the frames as they are
+    margin: float = 0.6,  # upright faces are kept if their scores are so much of the turned ones'
+) -> int:  # quarter turns against the clock that put the faces upright; 0 where in doubt
+    "How faces lie, by the scores on two frames; looked into only where most frames are doubtful."
+    sure, T = getattr(backend, 'sure', None), len(detections)
+    if not T or sure is None or not hasattr(clip, '__getitem__'):
+        return 0
+    if 2 * sum(any(d.score >= sure for d in faces) for faces in detections) > T:
+        return 0
+    scores = np.zeros(4)
+    for t in sorted({T // 3, 2 * T // 3}):
+        for turn in range(4):
+            found = TurnedFaces(backend, turn)(clip[t])
+            scores[turn] += max((d.score for d in found if is_face_like(d.landmarks)), default=0)
+    turn = int(scores.argmax())
+    return turn if scores[0] < margin * scores[turn] else 0
+
+
+def check_certain(
+    faces: dict,  # frame -> Detection of the person that is edited
+    backend,
+):
+    "Refuse a person whom the detector doubts in most frames."
+    least = getattr(backend, 'least', -np.inf)
+    score = float(np.median([d.score for d in faces.values()]))
+    if score < least:
+        raise StitchError(
+            f'the detector doubts what it found (score {score:.2f}, at least {least} is needed): '
+            'the face has to be whole in the picture, lit, and some 60 pixels wide or more; '
+            'try another --landmarks'
+        )
+
+
 def detect_all(
     clip,  # a Clip, or any iterable of frames (H,W,3) uint8
     backend,  # callable frame -> list of Detection
@@ -923,7 +1032,8 @@ def detect_all(
     total = len(clip) if hasattr(clip, '__len__') else 0
     detections, thumbnails, shape = [], [], (1, 1)
     for t, frame in enumerate(frames):
-        faces = [replace(d, signature=face_signature(frame, d.landmarks)) for d in backend(frame)]
+        likely = [d for d in backend(frame) if is_face_like(d.landmarks)]
+        faces = [replace(d, signature=face_signature(frame, d.landmarks)) for d in likely]
         detections.append([d for d in faces if d.signature is not None])
         thumbnails.append(frame_thumbnail(frame))
         shape = frame.shape[:2]
@@ -943,6 +1053,10 @@ def find_faces(
     name = getattr(backend, 'name', '')
     detections, thumbnails, shape = detect_all(clip, backend, progress)
     T = len(detections)
+    turn = turn_of_faces(clip, backend, detections)
+    if turn:
+        turned = TurnedFaces(backend, turn)
+        detections, thumbnails, shape = detect_all(clip, turned, progress)
     if not T:
         raise StitchError('the clip has no frames: nothing to look for faces in')
     hint = NOBODY.get(name, NOBODY[''])
@@ -951,6 +1065,7 @@ def find_faces(
     shots = () if name == 'none' else shot_cuts(thumbnails)
     everybody = join_tracks(link_faces(detections, cuts=shots))
     faces, index, people = choose_person(everybody, person)
+    check_certain(faces, backend)
     found = np.isin(np.arange(T), list(faces))
     if (~found).mean() > max_missing:
         raise StitchError(

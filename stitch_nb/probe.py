@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'USUAL_RATES', 'local', 'check_pixels', 'missing_bytes', 'colour_of',
-           'turn_of', 'open_video', 'picture_stream', 'decoder_of', 'pictures', 'Facts', 'look_through', 'fit_rate',
-           'mend_times', 'even_rate', 'schedule', 'choose_rate', 'timing']
+           'turn_of', 'tilt_of', 'with_turns', 'open_video', 'picture_streams', 'picture_stream', 'decoder_of',
+           'pictures', 'Facts', 'extras_of', 'look_through', 'fit_rate', 'mend_times', 'even_rate', 'schedule',
+           'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
 import itertools, math, os
@@ -19,7 +20,7 @@ from .core import Progress, StitchError
 # %% ../nbs/04_probe.ipynb #b0b00005
 FORMATS = (
     'mov matroska avi flv mpegts mpeg mpegvideo h264 hevc m4v asf ogg gif mxf dv ivf nut rm wtv '
-    'yuv4mpegpipe obu vc1 mjpeg swf smjpeg nsv dvbsub'
+    'yuv4mpegpipe obu vc1 mjpeg jpeg_pipe swf smjpeg nsv dvbsub'
 )
 ONLY_FILES = dict(protocol_whitelist='file', format_whitelist=FORMATS.replace(' ', ','))
 MAX_PIXELS = 50_000_000  # a frame; 8K has 33 million
@@ -142,6 +143,29 @@ def turn_of(
         return True, bool(b < 0), bool(c < 0)
     return False, bool(d < 0), bool(a < 0)
 
+
+def tilt_of(
+    frame,  # of PyAV
+) -> int:  # degrees; 0: upright or in a quarter turn
+    "An angle at which a frame asks to be shown and that no quarter turn gives."
+    found = frame.side_data.get('DISPLAYMATRIX')
+    if found is None:
+        return 0
+    a, b = np.frombuffer(bytes(found), '=i4')[:2]
+    angle = round(math.degrees(math.atan2(b, a))) % 360
+    return angle if min(angle % 90, -angle % 90) > 1 else 0
+
+
+def with_turns(
+    frames,  # decoded frames in order, of PyAV
+):  # iterator of (frame, what `turn_of` gives)
+    "What a key frame says of its rotation holds until the next one says otherwise."
+    turn = None
+    for frame in frames:
+        if turn is None or frame.key_frame or frame.side_data.get('DISPLAYMATRIX') is not None:
+            turn = turn_of(frame)
+        yield frame, turn
+
 # %% ../nbs/04_probe.ipynb #b0b0000d
 ALPHA = ('rgba', 'bgra', 'argb', 'abgr', 'yuva', 'gbrap', 'ya8', 'ya16', 'pal8')
 _ALPHA_DECODERS = dict(vp9='libvpx-vp9', vp8='libvpx')
@@ -154,10 +178,25 @@ def open_video(
     return av.open(local(path), options=ONLY_FILES, metadata_errors='replace')
 
 
-def picture_stream(container):  # the first that moves, not a cover; None: there is none
-    "Which stream is the film."
-    cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if not s.disposition & cover), None)
+def picture_streams(container) -> list:  # no cover, and no thumbnail of another one
+    "The streams that may be the film."
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    tracks = [s for s in container.streams.video if not s.disposition & still]
+    moving = [s for s in tracks if s.frames != 1] or tracks
+
+    def pixels(stream):
+        ctx = stream.codec_context
+        return ctx.width * ctx.height if ctx else 0
+
+    most = max(map(pixels, moving), default=0)
+    return [s for s in moving if pixels(s) * 12 >= most]
+
+
+def picture_stream(container):  # None: there is none
+    "Which stream is the film: the one marked as default, or the first."
+    tracks = picture_streams(container)
+    default = [s for s in tracks if s.disposition & av.stream.Disposition.default]
+    return (default or tracks or [None])[0]
 
 
 def decoder_of(stream, limit: int):
@@ -202,6 +241,7 @@ class Facts:
     sar: Fraction  # width of a pixel over its height, as stored
     turn: tuple  # of `turn_of`
     stream: int  # which stream is the picture
+    tracks: int  # how many streams might be
     sound: int  # which stream is the sound; -1: none
     sounds: int  # how many sound tracks
     sound_codec: str
@@ -212,6 +252,9 @@ class Facts:
     sizes: tuple  # (frame, width, height) wherever the size changes
     interlaced: int  # frames made of two fields
     transparent: bool  # whether anything is
+    changes: tuple = ()  # (frame, 'rotation' or 'colours') wherever the tags change
+    tilt: int = 0  # degrees, of `tilt_of`
+    extras: tuple = ()  # what the file has besides picture and sound, in words
 
 
 def _sound_stream(container):
@@ -219,6 +262,48 @@ def _sound_stream(container):
     tracks = container.streams.audio
     default = [s for s in tracks if s.disposition & av.stream.Disposition.default]
     return (default or list(tracks) or [None])[0]
+
+
+_TOLD = dict(
+    creation_time='the date',
+    date='the date',
+    location='the place',
+    timecode='the time code',
+)
+_SIDE = dict(
+    MASTERING_DISPLAY_METADATA='mastering data of the display',
+    CONTENT_LIGHT_LEVEL='the light level',
+    STEREO3D='the mark of stereo pictures',
+    SPHERICAL='the mark of a spherical picture',
+    DYNAMIC_HDR_PLUS='HDR10+ data',
+    DOVI_METADATA='Dolby Vision data',
+    DOVI_RPU_BUFFER='Dolby Vision data',
+    A53_CC='closed captions',
+)
+
+
+def extras_of(
+    container,  # open, of PyAV
+    stream,  # its picture
+    sides: set,  # names of the side data of its frames
+) -> tuple:  # of words
+    "What a file has besides picture and sound."
+    kinds = [
+        ('chapters', len(container.chapters())),
+        ('subtitles', len(container.streams.subtitles)),
+        ('attachments', len(container.streams.attachments)),
+        ('data tracks', len(container.streams.data)),
+    ]
+    said = [f'{count} {name}' for name, count in kinds if count]
+    told = {k.lower().rpartition('.')[2] for k in (*container.metadata, *stream.metadata)}
+    said += [words for key, words in _TOLD.items() if any(t.startswith(key) for t in told)]
+    return tuple(dict.fromkeys([*said, *(w for k, w in _SIDE.items() if k in sides)]))
+
+
+def _rate_of(stream, guessed: int) -> Fraction:  # frames a second; 0: the file says nothing
+    "The header's rate; of a raw stream, which has no clock, the codec's own."
+    own = stream.codec_context.framerate if guessed > 1 else None
+    return Fraction(own or stream.guessed_rate or stream.average_rate or 0)
 
 
 def _codec_name(stream) -> str:
@@ -238,17 +323,20 @@ def look_through(
             return None
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
         bad, seen = [], _Notes()
-        for frame in pictures(container, stream, decoder_of(stream, max_pixels), bad):
-            seen.take(frame)
+        decoded = pictures(container, stream, decoder_of(stream, max_pixels), bad)
+        for frame, turn in with_turns(decoded):
+            seen.take(frame, turn)
             if progress and len(seen.pts) % 100 == 0:
                 progress(len(seen.pts), 0, '')
         start = heard.start_time if heard is not None else None
         return Facts(
             container=container.format.name,
             base=stream.time_base,
-            rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
+            rate=_rate_of(stream, seen.guessed),
             sar=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
             stream=stream.index,
+            tracks=len(picture_streams(container)),
+            extras=extras_of(container, stream, seen.sides),
             sound=heard.index if heard is not None else -1,
             sounds=len(container.streams.audio),
             sound_codec=_codec_name(heard),
@@ -264,14 +352,21 @@ class _Notes:
     def __init__(self):
         self.pts, self.sizes, self.first = [], [], None
         self.guessed = self.damaged = self.interlaced = self.last = 0
-        self.transparent = False
+        self.transparent, self.tilt, self.changes, self.tags = False, 0, [], None
+        self.sides = set()
 
-    def take(self, frame):
-        size = frame.width, frame.height
+    def take(self, frame, turn):
+        size, tags = (frame.width, frame.height), (turn, colour_of(frame)[:2])
         if self.first is None:
-            self.first = (size, frame.format.name, colour_of(frame), turn_of(frame))
-            self.sizes = [(0, *size)]
-        elif self.sizes[-1][1:] != size:
+            self.first = (size, frame.format.name, colour_of(frame), turn)
+            self.sizes, self.tags, self.tilt = [(0, *size)], tags, tilt_of(frame)
+        for i, what in enumerate(('rotation', 'colours')):
+            if self.tags[i] != tags[i]:
+                self.changes.append((len(self.pts), what))
+        self.tags = tags
+        if frame.key_frame:
+            self.sides |= {getattr(s.type, 'name', '') for s in frame.side_data}
+        if self.sizes[-1][1:] != size:
             self.sizes.append((len(self.pts), *size))
         time = frame.pts if frame.pts is not None else frame.dts
         self.guessed += time is None
@@ -296,6 +391,8 @@ class _Notes:
             sizes=tuple(self.sizes[1:]),
             interlaced=self.interlaced,
             transparent=self.transparent,
+            changes=tuple(self.changes),
+            tilt=self.tilt,
         )
 
 # %% ../nbs/04_probe.ipynb #b0b00015
@@ -337,9 +434,11 @@ def mend_times(
 ) -> np.ndarray:  # (K,) float64 seconds, increasing
     "Stamps that can't be told apart are spread, jumps of the clock are closed."
     times, last, shift = np.array(times, np.float64), None, 0.0
-    good = np.ones(len(times), bool)
+    good, raw = np.ones(len(times), bool), np.append(times, np.inf)
     for i, t in enumerate(times):
-        if last is not None and not -1 < t + shift - last < 3600:
+        late = step if last is None else t + shift - last
+        back = late < -step / 2 and abs(raw[i + 1] - t - step) < step / 4  # and goes on from there
+        if last is not None and (back or not -1 < late < 3600):
             shift = last + step - t
         times[i] = t = t + shift
         if last is not None and t - last < step / 4:

@@ -1,8 +1,15 @@
 "Many clips by one table: a bad clip does not stop the others, the same command does what is left."
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import tiny
 
@@ -10,8 +17,10 @@ from stitch_nb.commands.batch import (
     batch_devices,
     is_done,
     note_of,
+    parse_row,
     read_manifest,
     run_batch,
+    run_job,
     stitch_batch,
 )
 from stitch_nb.core import StitchError
@@ -56,16 +65,14 @@ def test_one_bad_clip_does_not_stop_the_rest(table, tmp_path, capsys):
 
 
 def test_a_process_that_is_killed_is_a_row_that_failed(table, tmp_path, monkeypatch):
-    import os
     import signal
-    import subprocess
 
     from stitch_nb.commands import batch
 
     program = f'import os; os.kill(os.getpid(), {int(signal.SIGKILL)})'
-    real = subprocess.run
+    real = subprocess.Popen
     fake = lambda command, **how: real([command[0], '-c', program], **how)
-    monkeypatch.setattr(batch.subprocess, 'run', fake)
+    monkeypatch.setattr(batch.subprocess, 'Popen', fake)
     results = run_batch(read_manifest(table, tmp_path / 'runs')[1:], ['cpu'], lambda s: None)
     assert [note['state'] for _, note in results] == ['failed', 'failed']
     assert all('killed by signal 9' in note['why'] for _, note in results) and os.name
@@ -115,9 +122,115 @@ def test_every_card_gets_a_clip(table, tmp_path, monkeypatch):
         ('clip,edits,out\ngood.mp4,smile=1,x\ngood.mp4,age=1,x\n', 'two rows'),
         ('clip,edits\ngood.mp4,smile=1,4\n', 'more cells'),
         ('clip,edits\n', 'no rows'),
+        ('clip,edits,clip\n', "two columns 'clip'"),
+        ('clip,edits,lossless\ngood.mp4,smile=1,1\n', "row 1: lossless is '1'; write true"),
+        ('clip,edits,lossless\ngood.mp4,smile=1,WAHR\n', 'write true or false'),
+        ('clip,edits,pti_steps\ngood.mp4,smile=1,1.0\n', "row 1: .*pti_steps.*'1.0'"),
+        ('clip,edits,frames\ngood.mp4,smile=1,00:04:00\n', "row 1: frames '00:04:00'"),
+        ('clip,edits,fps\ngood.mp4,smile=1,fast\n', "row 1: frame rate 'fast'"),
+        ('clip,edits,person\ngood.mp4,smile=1,left\n', "row 1: person is 'left'"),
+        ('clip,edits,mask\ngood.mp4,smile=1,nose\n', 'row 1: mask'),
+        ('clip,edits\ngood.mp4,smile\n', "row 1: edit 'smile' has no strength"),
+        ('clip,edits,out\ngood.mp4,smile=1,../../x\n', 'not inside'),
+        ('clip,edits,out\ngood.mp4,smile=1,/tmp/x\n', 'not inside'),
+        ('clip,edits,out\ngood.mp4,smile=1,.\n', 'not inside'),
+        ('PK\x03\x04', 'save it as CSV'),
     ],
 )
 def test_a_table_that_cannot_work(table, tmp_path, text, said):
     (tmp_path / 'wrong.csv').write_text(text)
     with pytest.raises(StitchError, match=said):
         read_manifest(tmp_path / 'wrong.csv', tmp_path / 'runs')
+
+
+CASES = Path(__file__).parent / 'cases'
+
+
+@pytest.mark.parametrize('name', ['semi', 'spaces', 'caps', 'trailing', 'utf16'])
+def test_tables_as_spreadsheets_write_them(tmp_path, name):
+    (tmp_path / 'a.mp4').touch()
+    shutil.copy(CASES / f'batch_{name}.csv', tmp_path / 't.csv')
+    (job,) = read_manifest(tmp_path / 't.csv', tmp_path / 'runs')
+    assert (job.clip.name, job.edits, dict(job.options)) == ('a.mp4', ('smile=2',), {'frames': '0:4'})
+
+
+@pytest.mark.parametrize('name, said', [('bool1', 'write true or false'), ('exceldate', 'A:B')])
+def test_cells_that_a_spreadsheet_changed(tmp_path, name, said):
+    (tmp_path / 'a.mp4').touch()
+    shutil.copy(CASES / f'batch_{name}.csv', tmp_path / 't.csv')
+    with pytest.raises(StitchError, match=said):
+        read_manifest(tmp_path / 't.csv', tmp_path / 'runs')
+
+
+@pytest.mark.parametrize('head', ['sep=;\r\nclip;edits\r\n', 'clip\tedits\n', 'CLIP ; Edits;;\n'])
+def test_separators(tmp_path, head):
+    (tmp_path / 'ä.mp4').touch()
+    between = '\t' if '\t' in head else ';'
+    text = head + between.join(['ä.mp4', 'smile=0:0,24:2'])
+    (tmp_path / 't.csv').write_bytes(text.encode('latin-1'))
+    (job,) = read_manifest(tmp_path / 't.csv', tmp_path / 'runs')
+    assert (job.clip.name, job.edits) == ('ä.mp4', ('smile=0:0,24:2',))
+
+
+def test_a_clip_with_the_name_of_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('-y.mp4').touch()
+    Path('t.csv').write_text('clip,edits\n-y.mp4,smile=1\n')
+    (job,) = read_manifest('t.csv', 'runs')
+    assert parse_row(job.command('cpu'))['video'] == str(tmp_path / '-y.mp4')
+
+
+def test_the_log_is_not_written_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / 'a.mp4').touch()
+    (tmp_path / 't.csv').write_text('clip,edits,out\na.mp4,smile=1,x\n')
+    (tmp_path / 'mine.txt').write_text('mine')
+    (job,) = read_manifest(tmp_path / 't.csv', tmp_path / 'runs')
+    (tmp_path / 'runs').mkdir()
+    os.symlink(tmp_path / 'mine.txt', tmp_path / 'runs' / 'x.log')
+    real = subprocess.Popen
+    fake = lambda command, **how: real([command[0], '-c', 'print("done")'], **how)
+    monkeypatch.setattr(subprocess, 'Popen', fake)
+    run_job(job, 'cpu')
+    assert (tmp_path / 'mine.txt').read_text() == 'mine'
+    assert (tmp_path / 'runs' / 'x.log').read_text() == 'done\n'
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_a_row_ends_with_the_program_that_began_it(tmp_path):
+    "However that ends: KILL asks nobody."
+    program = (
+        'import sys, time, threading, signal\n'
+        'from stitch_nb.commands import batch\n'
+        'def slow(**_):\n'
+        f'    open({str(tmp_path / "pid")!r}, "w").write(str(__import__("os").getpid()))\n'
+        '    time.sleep(60)\n'
+        'batch.stitch_edit = slow\n'
+        'batch.parse_row = lambda a: {}\n'
+        'batch.edit_one([])\n'
+    )
+    parent = (
+        'import subprocess, sys, threading\n'
+        'from stitch_nb.commands.batch import _run_until\n'
+        f'_run_until([sys.executable, "-c", {program!r}], None, stdin=subprocess.PIPE)\n'
+    )
+    first = subprocess.Popen([sys.executable, '-c', parent], stderr=subprocess.DEVNULL)
+    pid = tmp_path / 'pid'
+    assert until(lambda: pid.is_file() and pid.read_text())
+    first.kill()
+    first.wait()
+    child = int(pid.read_text())
+    assert until(lambda: not psutil.pid_exists(child) or is_zombie(child), 20)
+
+
+def is_zombie(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def until(true, seconds=120):
+    end = time.time() + seconds
+    while time.time() < end and not true():
+        time.sleep(0.1)
+    return true()

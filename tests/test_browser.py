@@ -509,12 +509,12 @@ def test_as_app(home, opened, name, notebook, move):
     if not os.environ.get("STITCH_BROWSER_FULL"):
         shorten(folder / notebook)
     code = (
-        f"import sys; from pathlib import Path; from stitch_nb.commands import apps; apps.app_notebook = lambda figure, **_: Path({str(folder / notebook)!r}); "
+        f"import os, sys; os.environ['JUPYTER_TOKEN'] = 'open'; from pathlib import Path; from stitch_nb.commands import apps; apps.app_notebook = lambda figure, **_: Path({str(folder / notebook)!r}); "
         f"apps.stitch_app({name!r}, port={port}, no_browser=True)"
     )
     server = Server([sys.executable, "-c", code], home, f"http://127.0.0.1:{port}/no-such-page")
     try:
-        page = opened(f"app_{name}", f"http://127.0.0.1:{port}/")
+        page = opened(f"app_{name}", f"http://127.0.0.1:{port}/?token=open")
         move(page)
         assert page.page.locator(".jp-InputArea-editor:visible").count() == 0  # no code
         assert page.described()

@@ -1,9 +1,12 @@
 "Following one person: synthetic detectors whose mistakes are known."
 
 import numpy as np, pytest
+from pathlib import Path
 from types import SimpleNamespace
 from stitch_nb.core import StitchError
-from stitch_nb.faces import Detection, dlib_model_file, find_faces, landmark_backend, say_ranges
+from stitch_nb.faces import THUMBNAIL, Detection, TurnedFaces, dlib_model_file, find_faces
+from stitch_nb.faces import held_frames, is_face_like, landmark_backend, say_ranges
+from stitch_nb.video import read_clip
 
 H, W = 120, 200
 
@@ -207,17 +210,106 @@ def test_face_alignment_answers(monkeypatch):
                 'compile': False,
             }
 
-        def get_landmarks_from_image(self, image, return_bboxes):
+        def get_landmarks_from_image(self, image, return_bboxes, return_landmark_score):
             if not image.any():
                 return None, None, None
-            return [points(50, 60).astype(np.float32)], None, [np.array([30.0, 40, 70, 90, 0.98])]
+            boxes = [np.array([30.0, 40, 70, 90, 0.98])]
+            return [points(50, 60).astype(np.float32)], [np.full(68, 0.5)], boxes
 
     monkeypatch.setattr(fa, 'FaceAlignment', Fake)
     backend = landmark_backend('face_alignment')
     assert backend(np.zeros((H, W, 3), np.uint8)) == []
     (found,) = backend(np.ones((H, W, 3), np.uint8))
-    assert found.landmarks.shape == (68, 2) and found.score == 0.98
+    assert found.landmarks.shape == (68, 2) and found.score == pytest.approx(0.49)
 
 
 def test_ranges():
     assert say_ranges(((3, 4), (7, 13))) == '3, 7-12'
+
+
+# ---------------------------------------------------------------- turned, close and absent faces
+
+CASES = Path(__file__).parent / 'cases'
+
+
+@pytest.fixture(scope='module')
+def nets():
+    from stitch_nb.models import load_models
+
+    return load_models('people')
+
+
+def backend_of(name, nets):
+    if name == 'dlib':
+        pytest.importorskip('dlib')
+        pytest.importorskip('face_recognition_models')
+    if name == 'mediapipe':
+        from stitch_nb.models import load_models
+
+        try:
+            nets = load_models('mobile')
+        except StitchError:
+            pytest.skip('the bundle mobile is not fetched')
+    return landmark_backend(name, models=nets)
+
+
+@pytest.mark.parametrize('name', ['bundle', 'mediapipe', 'dlib'])
+@pytest.mark.parametrize('turn', [1, 2])
+def test_turned_faces_are_edited_as_they_lie(nets, name, turn):
+    "The same landmarks as on the upright film, to a hundredth of the face."
+    backend = backend_of(name, nets)
+    upright = list(read_clip(CASES / 'upside_down.mp4').frames(0, 2))
+    upright = [np.ascontiguousarray(np.rot90(f, 2)) for f in upright]
+    lying = [np.ascontiguousarray(np.rot90(f, -turn)) for f in upright]
+    truth = find_faces(upright, backend).landmarks
+    H, W = upright[0].shape[:2]
+    x, y = truth[..., 0], truth[..., 1]
+    truth = np.stack({1: (H - 1 - y, x), 2: (W - 1 - x, H - 1 - y)}[turn], -1)
+    track = find_faces(lying, backend)
+    off = np.linalg.norm(track.landmarks - truth, axis=2).mean() / np.ptp(truth[0], 0).max()
+    assert track.found.all() and track.people == 1 and off < 0.03
+
+
+@pytest.mark.parametrize('turn', range(4))
+def test_points_of_a_turned_frame(turn):
+    frame = np.zeros((40, 60, 3), np.uint8)
+    frame[7, 31] = 255
+
+    def bright(picture):
+        y, x = np.argwhere(picture[..., 0])[0]
+        return [Detection(np.tile([x, y], (68, 1)).astype(float))]
+
+    (found,) = TurnedFaces(bright, turn)(frame)
+    assert (found.landmarks == [31, 7]).all()
+
+
+def test_a_close_up_is_refused(nets):
+    with pytest.raises(StitchError, match='doubts|missing'):
+        find_faces(read_clip(CASES / 'closeup.mp4'), landmark_backend('bundle', models=nets))
+
+
+@pytest.mark.parametrize('name', ['bundle', 'mediapipe'])
+def test_frames_that_a_face_has_left_stay(nets, name):
+    "The head slides out to the right; frames 8 to 11 show the background alone."
+    track = find_faces(read_clip(CASES / 'face_leaves.mp4'), backend_of(name, nets))
+    assert not track.edited[8:12].any() and track.edited[:4].all() and track.edited[16:].all()
+
+
+def test_what_is_no_face():
+    face = points(50, 60)
+    assert is_face_like(face) and is_face_like(face @ np.array([[0, 1], [-1, 0]]))
+    assert not is_face_like(face * [-1, 1]) and not is_face_like(face * [1, 5])
+
+
+def test_a_hand_before_a_still_face_is_bridged():
+    "Missing for twelve frames in the middle of an unchanged picture: held."
+    found = np.r_[np.ones(5, bool), np.zeros(12, bool), np.ones(5, bool)]
+    landmarks = np.repeat(points(60, 60)[None], len(found), 0)
+    rng = np.random.default_rng(0)
+    still, other = (rng.integers(0, 256, (THUMBNAIL, THUMBNAIL, 3)).astype(np.uint8) for _ in '12')
+    other[:, :45] = still[:, :45]  # a third of the blocks at the border has become another picture
+    assert held_frames(found, (), [still] * len(found), landmarks, (H, W)).sum() == 12
+    at_border = landmarks + [W - 50, 0]
+    changed = [still if f else other for f in found]
+    assert held_frames(found, (), [still] * len(found), at_border, (H, W)).sum() == 12
+    assert held_frames(found, (), changed, at_border, (H, W)).sum() == 0

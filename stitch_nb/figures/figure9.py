@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LEGEND', 'NUMBERS', 'CHANGES', 'CLAIMS', 'FAILED', 'CURVES', 'SPARE', 'Arm', 'Number', 'look_up', 'metrics_of',
-           'title_of', 'arm_table', 'Finished', 'check_record', 'check_metrics', 'check_run', 'check_frames',
-           'read_run', 'read_arms', 'best_arms', 'best_arm', 'table_html', 'explain_true_edit', 'Claim', 'check_claims',
-           'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png', 'arm_frames', 'off',
-           'error_map', 'busiest_row', 'time_slice', 'change_slice', 'method_title', 'motion_rows', 'arms_apart',
-           'silence_html', 'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms', 'arm_video',
-           'arm_boxes', 'write_figure_9', 'keep_arms']
+           'title_of', 'arm_table', 'Finished', 'check_record', 'check_plain', 'check_metrics', 'check_run',
+           'check_frames', 'read_run', 'read_arms', 'best_arms', 'best_arm', 'table_html', 'explain_true_edit', 'Claim',
+           'check_claims', 'claims_html', 'claims_on', 'claims_by_clip', 'frame_values', 'plot_curves', 'plot_png',
+           'arm_frames', 'off', 'error_map', 'busiest_row', 'time_slice', 'change_slice', 'method_title', 'motion_rows',
+           'arms_apart', 'silence_html', 'check_rows', 'arm_notes', 'figure_9', 'true_edit_sheet', 'describe_arms',
+           'arm_video', 'arm_boxes', 'write_figure_9', 'keep_arms']
 
 # %% ../../nbs/figures/40_figure9.ipynb #77de68da
 import io
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -403,6 +404,26 @@ def check_record(
 CHANGES = ("source", "result", "change", "error")  # numbers of each measure of the face
 
 # %% ../../nbs/figures/40_figure9.ipynb #d87f65da
+def check_plain(
+    file: Path,  # named in the message
+    value,  # what was read of it
+    deep: int = 0,
+):
+    "Refuse what no run writes and no page can show: numbers without end, depths, broken text."
+    wrong = ""
+    if deep > 30:
+        wrong = "it is nested more than 30 deep"
+    elif isinstance(value, int) and abs(value) > 2**63:
+        wrong = "a number has more than 19 digits"
+    elif isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):
+        wrong = "a text is no Unicode"
+    if wrong:
+        raise StitchError(f"{file}: {wrong}; run the same command again, which writes it anew")
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    for part in inside if isinstance(value, (dict, list)) else ():
+        check_plain(file, part, deep + 1)
+
+
 def check_metrics(file, metrics):
     "metrics.json: numbers where the report and the tables expect numbers."
     known = [n.path for n in NUMBERS.values()] + [n.reference for n in NUMBERS.values()]
@@ -468,6 +489,7 @@ def read_run(
             raise StitchError(
                 f"{folder / name} cannot be read ({said}); delete it and run the edit again"
             ) from None
+        check_plain(folder / name, found[name])
         check(folder / name, found[name])
     if not found["metrics.json"] or not found["run.json"].get("finished", True):
         raise StitchError(

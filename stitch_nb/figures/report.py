@@ -7,7 +7,7 @@ __all__ = ['WATCHED', 'PUBLISHED', 'SCROLL', 'SUMMARY', 'FIRST', 'EXPLAINED', 'A
            'KEPT', 'NOT_COMPARED', 'STYLE_SHEET', 'POLICY', 'PAGE', 'SEVERAL', 'worst_frames', 'picture_html',
            'rows_html', 'summary_html', 'metrics_html', 'attributes_html', 'compared_frames', 'curves_html',
            'chart_html', 'flat', 'settings_html', 'published_html', 'unique_names', 'middle_pictures', 'several_html',
-           'strip_html', 'report_html']
+           'strip_html', 'changed_files', 'report_html']
 
 # %% ../../nbs/figures/60_report.ipynb #77de68da
 from pathlib import Path
@@ -35,6 +35,7 @@ from stitch_nb.figures.figure9 import (
     table_html,
     title_of,
 )
+from ..run.store import read_sealed, wrong_files
 
 # %% ../../nbs/figures/60_report.ipynb #17ba0791
 def worst_frames(
@@ -328,6 +329,8 @@ PAGE = """<!DOCTYPE html>
 {{ several }}
 {% for part in parts %}
 <h2>{{ part.name }}</h2>
+{% if part.changed %}<p><b>Not as the run wrote it: {{ part.changed }}.</b> The numbers below may
+be wrong; the same command writes them anew.</p>{% endif %}
 {{ part.summary }}
 {{ part.strip }}
 <h3>Numbers</h3>
@@ -415,6 +418,16 @@ def strip_html(run: Finished) -> str:
     return picture_html(read_picture(run.out / "strip.png"), alt, 1080)
 
 # %% ../../nbs/figures/60_report.ipynb #31c59328
+def changed_files(run: Finished) -> list:  # of names
+    "Which of the files that a report reads are not as the run sealed them."
+    record = read_sealed(run.out / "run.json")
+    if record is None:
+        return ["run.json"] if run.record else []
+    sealed = record.get("outputs") if isinstance(record.get("outputs"), dict) else {}
+    names = [n for n in ("metrics.json", "frames.json") if (run.out / n).exists()]
+    return [n for n in names if wrong_files(run.out / n, sealed.get(n))]
+
+
 def report_html(
     runs: list,  # of `Finished`
     title: str = "",  # of the page; '' makes one
@@ -426,6 +439,7 @@ def report_html(
     parts = [
         dict(
             name=title_of(name),
+            changed=", ".join(changed_files(run)),
             summary=summary_html(run),
             strip=strip_html(run) if alone else "",
             numbers=metrics_html(run),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ..align import crop_frame
 from ..core import save_arrays, to_image
 from ..engine.device import frames_at_once
+from ..faces import as_it_lies
 from ..masks import resize_mask
 from stitch_nb.metrics import (
     attribute_change,
@@ -123,7 +124,7 @@ def sampled(
 
 def nearest_landmarks(backend, frame, near):
     "Landmarks (68,2) of the face nearest to `near`; NaN if none is found."
-    found = backend(frame)
+    found = as_it_lies(backend, near)(frame)
     if not found:
         return np.full((68, 2), np.nan)
     return min(

@@ -6,8 +6,8 @@
 __all__ = ['DIGITS', 'STAGE_NAME', 'OUTPUTS', 'as_json', 'write_json', 'seal_of', 'write_sealed', 'read_sealed', 'clip_key',
            'network_key', 'digest_of', 'is_plain', 'is_folder', 'wrong_files', 'remove', 'hidden_folder', 'try_lock',
            'wait_lock', 'hold', 'spending', 'Stage', 'from_first', 'run_stage', 'touch', 'sweep_parts', 'write_rows',
-           'in_use', 'living_since', 'stages_in', 'is_held', 'tidy', 'sweep', 'check_inside', 'shelf_name', 'make_way',
-           'place', 'finished']
+           'in_use', 'living_since', 'stages_in', 'is_held', 'tidy', 'sweep', 'room_for_stages', 'check_inside',
+           'shelf_name', 'make_way', 'place', 'finished']
 
 # %% ../../nbs/run/20_store.ipynb #c2d3000a
 import json
@@ -94,7 +94,9 @@ def clip_key(
 ) -> str:  # 16 hex digits; the same for a copy under another name
     "What the clip contains, and which part of it is meant."
     files = [clip.path / name for name in clip.files] if clip.path.is_dir() else [clip.path]
-    return hash_of(files, clip.start, len(clip), clip.fps)
+    key = hash_of(files, clip.start, len(clip), clip.fps)
+    clip.check_unchanged()
+    return key
 
 
 def network_key(
@@ -471,7 +473,9 @@ def tidy(
 def sweep(
     folder: Path,  # of stages
 ) -> None:
-    "Delete half-written files that nobody is writing any more."
+    "Delete half-written files that nobody is writing any more, and the marks of dead runs."
+    if is_folder(Path(folder) / ".run"):
+        living_since(folder)
     for path in Path(folder).glob(".*.part*") if Path(folder).is_dir() else ():
         if named := STAGE_NAME.match(path.name):
             with try_lock(folder, named[1]) as ours:
@@ -479,6 +483,15 @@ def sweep(
                     remove(path)
 
 # %% ../../nbs/run/20_store.ipynb #c2d3000f
+def room_for_stages(
+    T: int,  # frames
+    R: int,  # pixels of the crop's side
+    weights: int,  # bytes of the generator
+) -> int:  # bytes
+    "What a run's stages take at least: crops, masks, two pictures a stitched frame, the networks."
+    return T * R * R * (3 + 1 + 6) + 2 * weights
+
+
 OUTPUTS = ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "frames.json", "run.json")
 
 

@@ -376,10 +376,13 @@ def read_lock() -> dict:  # file name to {sha256, size, source, published, date}
     "What the cache remembers about the files that arrived; nothing, if it was never used."
     path = cache_folder() / "lock.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not all(isinstance(v, dict) for v in known.values()):
+            raise ValueError("it is no record of files")
+        return known
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StitchError(
             f"{path} cannot be read ({error}): delete it; files without a published hash "
             f"are then trusted anew"
@@ -527,6 +530,7 @@ def convert(
     part = file.role if file.kind == "e4e" else None
     with wheel_of(file) if file.package else nullcontext(source) as source:
         convert_file(source, target, kind=file.kind, licence=file.licence, part=part)
+    write_lock(target.name, dict(sha256=sha256_of(target)))
     return target
 
 
@@ -534,6 +538,8 @@ def convert(
 def wheel_of(file: OfficialFile):  # gives a Path
     "The wheel in the cache, or a stand-in with what is read of the installed package."
     if original_path(file).is_file():
+        for name, *_ in file.members:
+            package_member(file, name)  # a member that was changed is refused
         yield original_path(file)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -566,13 +572,15 @@ def check_converted(path: Path) -> None:
     "Compare a converted file with the hash in its JSON."
     note, official = path.with_suffix(".json"), path.name.removesuffix(".safetensors")
     try:
-        expected = json.loads(note.read_text(encoding="utf-8")).get("sha256")
-    except (OSError, ValueError):
+        record = json.loads(note.read_text(encoding="utf-8"))
+        expected = record["sha256"] if isinstance(record["sha256"], str) else None
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
         raise StitchError(
             f"{note.name} is missing or damaged: stitch_weights remove {official}, "
             f"then download again"
         ) from None
-    if expected and sha256_of(path) != expected:
+    found = sha256_of(path)
+    if found != expected or read_lock().get(path.name, {}).get("sha256", found) != found:
         raise StitchError(
             f"{path.name} is damaged (SHA-256 differs): stitch_weights remove {official}, "
             f"then download again"

@@ -973,7 +973,7 @@ def _record(out):  # -> the JSON beside a converted file, if both are whole
     beside = Path(out).with_suffix(".json")
     try:
         record = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return (
         record

@@ -1,0 +1,268 @@
+"What is not as it was written or pinned is refused or said: wheels, converted files, records, command lines."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+from stitch_nb.core import StitchError
+from stitch_nb.figures.figure9 import read_run
+from stitch_nb.figures.report import changed_files
+from stitch_nb.run.store import OUTPUTS, digest_of, hidden_folder, sweep, write_json, write_sealed
+from stitch_nb.script import named_files
+from stitch_nb.weights import catalogue
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, 'cache_folder', lambda: tmp_path)
+    return tmp_path
+
+
+def test_a_wheel_with_a_changed_member_is_refused(cache, monkeypatch):
+    file = SimpleNamespace(name='x.whl', package='x==1', members=(('a.bin', '0' * 64, 4),))
+    monkeypatch.setattr(catalogue, 'original_path', lambda f: cache / 'x.whl')
+    with zipfile.ZipFile(cache / 'x.whl', 'w') as wheel:
+        wheel.writestr('a.bin', b'evil')
+    with pytest.raises(StitchError, match='is pinned'), catalogue.wheel_of(file):
+        pass
+
+
+@pytest.mark.parametrize('text', ['{}', '[]', '[' * 9999, '{"sha256": 4}', 'null', '{"sha'])
+def test_a_strange_record_beside_a_converted_file(cache, text):
+    (cache / 'x.safetensors').write_bytes(b'1')
+    (cache / 'x.json').write_text(text)
+    with pytest.raises(StitchError, match='missing or damaged|is damaged'):
+        catalogue.check_converted(cache / 'x.safetensors')
+
+
+def test_a_converted_file_whose_record_was_rewritten_with_it(cache):
+    path = cache / 'x.safetensors'
+    path.write_bytes(b'right')
+    (cache / 'x.json').write_text(json.dumps(dict(sha256=catalogue.sha256_of(path))))
+    catalogue.write_lock(path.name, dict(sha256=catalogue.sha256_of(path)))
+    catalogue.check_converted(path)
+    path.write_bytes(b'wrong')
+    (cache / 'x.json').write_text(json.dumps(dict(sha256=catalogue.sha256_of(path))))
+    with pytest.raises(StitchError, match='is damaged'):
+        catalogue.check_converted(path)
+
+
+# ---------------------------------------------------------------- the report
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in OUTPUTS[:3]:
+        (tmp_path / name).write_bytes(b'1')
+    for name in OUTPUTS[3:5]:
+        write_json(tmp_path / name, dict(frames=3) if name == 'metrics.json' else {})
+    outputs = {n: digest_of(tmp_path / n) for n in OUTPUTS[:-1]}
+    write_sealed(tmp_path / 'run.json', dict(finished=True, key='a', outputs=outputs))
+    return tmp_path
+
+
+def test_changed_numbers_are_said(run):
+    assert changed_files(read_run(run)) == []
+    write_json(run / 'metrics.json', dict(frames=3, psnr=dict(pti=dict(mean=99.9))))
+    assert changed_files(read_run(run)) == ['metrics.json']
+    record = json.loads((run / 'run.json').read_text())
+    (run / 'run.json').write_text(json.dumps(record | dict(key='another')))
+    assert changed_files(read_run(run)) == ['run.json']
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('{"frames": 1' + '0' * 400 + '}', 'digits'),
+        ('{"x": ' + '[' * 900 + ']' * 900 + '}', 'nested'),
+        (r'{"frames": 3, "x": "\ud800"}', 'no Unicode'),
+    ],
+)
+def test_records_that_no_run_writes(run, text, said):
+    (run / 'metrics.json').write_text(text)
+    with pytest.raises(StitchError, match=said):
+        read_run(run)
+
+
+# ---------------------------------------------------------------- how a command ends
+
+
+def test_a_file_that_looks_like_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '-clip.mp4').touch()
+    assert named_files(['-clip.mp4', '--edit', 'smile=2']) == ['./-clip.mp4', '--edit', 'smile=2']
+
+
+PROGRAM = '''
+import sys, time
+from stitch_nb.script import call_parse
+
+@call_parse
+def wait(how: str):
+    "Wait, or fail."
+    if how == 'alloc':
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
+    if how == 'pipe':
+        raise BrokenPipeError
+    print('ready', flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print('tidied', flush=True)
+'''
+
+
+@pytest.fixture
+def program(tmp_path):
+    (tmp_path / 'p.py').write_text(PROGRAM)
+    return [sys.executable, str(tmp_path / 'p.py')]
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_term_ends_a_command_as_ctrl_c_does(program):
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*program, 'wait'], **pipes) as process:
+        assert process.stdout.readline() == 'ready\n'
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, 'tidied\n', 'wait: stopped\n')
+
+
+@pytest.mark.parametrize('how, status, lines', [('alloc', 2, 1), ('pipe', 0, 0)])
+def test_no_traceback(program, how, status, lines):
+    done = subprocess.run([*program, how], capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and len(done.stderr.splitlines()) == lines
+    assert lines == 0 or 'out of memory' in done.stderr
+
+
+def test_marks_of_dead_runs_are_swept(tmp_path):
+    mark = hidden_folder(tmp_path) / 'use-0123456789ab.json'
+    mark.write_text('{}')
+    mark.with_suffix('.lock').touch()
+    sweep(tmp_path)
+    assert not mark.exists() and not mark.with_suffix('.lock').exists()
+
+
+# ---------------------------------------------------------------- the program that encodes
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a script as a program')
+@pytest.mark.parametrize('body, said', [('exit 3', 'status 3'), ('exec sleep 9', 'no answer')])
+def test_an_encoder_that_does_not_run_is_named(tmp_path, body, said):
+    from stitch_nb.video import _does_not_run
+
+    (tmp_path / 'ffmpeg').write_text(f'#!/bin/sh\n{body}\n')
+    (tmp_path / 'ffmpeg').chmod(0o755)
+    start = time.time()
+    assert said in _does_not_run(str(tmp_path / 'ffmpeg'), 1.0) and time.time() - start < 8
+    assert 'No such file' in _does_not_run(str(tmp_path / 'none'), 1.0)
+
+
+# ---------------------------------------------------------------- networks from strangers
+
+
+@pytest.mark.parametrize(
+    'cls, args',
+    [
+        ([], '{}'),
+        (4, '{}'),
+        ('Generator', '[]'),
+        ('Generator', 'null'),
+        ('Generator', '{"resolution": 1099511627776}'),
+        ('Generator', '{"resolution": NaN}'),
+        ('Generator', '{"resolution": "big"}'),
+        ('Generator', '{"resolution": -1}'),
+        ('Generator', '{"surprise": 1}'),
+        ('Encoder', '{"blocks": {}}'),
+    ],
+)
+def test_strange_arguments_of_a_network(cls, args):
+    from stitch_nb.models import build_network
+
+    with pytest.raises(StitchError):
+        build_network({'class': cls, 'args': json.loads(args)}, {}, 'x.safetensors')
+
+
+@pytest.mark.parametrize('text', ['{', '[1', '[' * 100000, 'nan'])
+def test_strange_metadata_of_a_file(tmp_path, text):
+    import torch
+    from safetensors.torch import save_file
+    from stitch_nb.models import convert_weights
+
+    save_file({'w': torch.zeros(1)}, tmp_path / 'x.safetensors', {'class': '"Generator"', 'args': text})
+    with pytest.raises(StitchError):
+        convert_weights(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(resolution='big'),
+        dict(resolution=-1),
+        dict(resolution=None),
+        dict(meta=dict(scale=float('nan'))),
+        dict(name=4),
+        dict(networks=dict(generator=dict(file=4, sha256='', args={}) | {'class': 'Generator'})),
+    ],
+)
+def test_strange_records_of_a_bundle(tmp_path, change):
+    from stitch_nb.models import read_record
+
+    right = dict(name='x', resolution=64, networks={}, meta=dict(scale=1.05))
+    (tmp_path / 'bundle.json').write_text(json.dumps(right))
+    read_record(tmp_path)
+    (tmp_path / 'bundle.json').write_text(json.dumps(right | change))
+    with pytest.raises(StitchError, match='not a bundle'):
+        read_record(tmp_path)
+
+
+# ---------------------------------------------------------------- the app
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
+    "Whatever host a page of another site claims; TERM leaves no server behind."
+    import socket
+    import urllib.error
+    import urllib.request
+
+    import nbformat
+    import psutil
+
+    pytest.importorskip('voila')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1 + 1')])
+    nbformat.write(page, tmp_path / 'a.ipynb')
+    program = (
+        'import signal, sys\n'
+        'from pathlib import Path\n'
+        'from stitch_nb.commands.apps import serve, voila_command\n'
+        'def stop(*_): raise KeyboardInterrupt\n'
+        'signal.signal(signal.SIGTERM, stop)\n'
+        f'serve(voila_command(Path({str(tmp_path / "a.ipynb")!r}), {port}), {port}, False)\n'
+    )
+    quiet = dict(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with subprocess.Popen([sys.executable, '-c', program], **quiet) as app:
+        assert '?token=' in app.stdout.readline()
+        address, host = f'http://127.0.0.1:{port}/', {'Host': 'evil.example'}
+        asked = urllib.request.Request(address, headers=host)
+        answer, end = None, time.time() + 120
+        while answer is None and time.time() < end:
+            try:
+                answer = urllib.request.urlopen(asked, timeout=60).geturl()
+            except urllib.error.HTTPError as error:
+                answer = error.code
+            except OSError:
+                time.sleep(0.3)
+        servers = psutil.Process(app.pid).children(recursive=True)
+        app.terminate()
+    assert answer in (401, 403) or 'login' in str(answer)
+    assert servers and not any(s.is_running() and s.status() != 'zombie' for s in servers)
