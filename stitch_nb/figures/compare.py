@@ -7,8 +7,9 @@ __all__ = ['CHEEKS', 'CALM', 'SLICE', 'ROWS_OF_FILMS', 'MEANT', 'MEDIA', 'COMPAR
            'read_alike', 'head_axes', 'ellipse_mask', 'hull_of', 'far_mask', 'window_of', 'fine_detail', 'detail_width',
            'skin_colour', 'dense_flow', 'carried_back', 'two_way_flow', 'change_flicker', 'seam_step', 'mean_change',
            'apart', 'jitter', 'follows', 'Gathered', 'mean_of', 'known_number', 'quotient', 'source_numbers',
-           'film_numbers', 'face_square_of', 'Watch', 'Row', 'read_meant', 'number_in', 'best_of', 'said_of',
-           'comparison_table', 'slice_picture', 'compared_html', 'curves_png']
+           'film_numbers', 'to_square', 'eye_row', 'face_square_of', 'Watch', 'Row', 'read_meant', 'number_in',
+           'best_of', 'said_of', 'comparison_table', 'slice_picture', 'compared_html', 'curves_png', 'kept_record',
+           'merge_records']
 
 # %% ../../nbs/figures/70_compare.ipynb #806f608c
 import base64
@@ -173,20 +174,20 @@ def fine_detail(
     image: np.ndarray,  # (H,W,3) uint8
     mask: np.ndarray,  # (H,W) bool
     sigma: float,  # pixels, what counts as fine
-) -> float:  # grey levels; NaN for an empty mask
-    "Root mean square of what a blur takes away."
+) -> float:  # grey levels squared; NaN for an empty mask
+    "Energy of what a blur takes away, a mean over pixels."
     if not mask.any():
         return np.nan
     luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     rest = luma - cv2.GaussianBlur(luma, (0, 0), sigma)
-    return float(np.sqrt(np.square(rest[mask]).mean(dtype=np.float64)))
+    return float(np.square(rest[mask]).mean(dtype=np.float64))
 
 
 def detail_width(
     landmarks: np.ndarray,  # (68,2) pixels
 ) -> float:  # pixels
-    "The blur that separates fine from coarse, 0.008 of the face's size."
-    return max(0.8, 0.008 * float(patch_box(landmarks)[1]))
+    "The blur that separates fine from coarse, 0.007 of the face's size."
+    return max(0.8, 0.007 * float(patch_box(landmarks)[1]))
 
 # %% ../../nbs/figures/70_compare.ipynb #f17f6929
 CHEEKS = (36, 3, 48, 31), (45, 13, 54, 35)  # landmarks whose middle is the disc's, left and right
@@ -439,6 +440,26 @@ def film_numbers(
 SLICE = 192  # pixels of a slice, and of the square that it is cut from
 
 
+def to_square(
+    landmarks: np.ndarray,  # (68,2) pixels
+    side: int = SLICE,  # pixels of the square
+    reach: float = 0.8,  # half its side, in face sizes
+) -> np.ndarray:  # (2,3) from frame to square
+    "Where the face's square takes a pixel."
+    centre, size = patch_box(np.asarray(landmarks, np.float64))
+    k, roll = side / (2 * reach * float(size)), head_axes(landmarks)[2]
+    turn = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), roll, k)
+    turn[:, 2] += side / 2 - centre
+    return turn
+
+
+def eye_row(
+    landmarks: np.ndarray,  # (68,2) pixels
+) -> float:  # pixels from the square's upper edge
+    "The row of the face's square on which the eyes lie."
+    return (to_square(landmarks) @ [*np.asarray(landmarks)[36:48].mean(0), 1])[1]
+
+
 def face_square_of(
     frame: np.ndarray,  # (H,W,3) uint8
     landmarks: np.ndarray,  # (68,2) pixels
@@ -446,10 +467,8 @@ def face_square_of(
     reach: float = 0.8,  # half the side, in face sizes
 ) -> np.ndarray:  # (side,side,3) uint8
     "The face, level and of one size."
-    centre, size = patch_box(np.asarray(landmarks, np.float64))
-    k, roll = side / (2 * reach * float(size)), head_axes(landmarks)[2]
-    turn = cv2.getRotationMatrix2D((float(centre[0]), float(centre[1])), roll, k)
-    turn[:, 2] += side / 2 - centre
+    turn = to_square(landmarks, side, reach)
+    k = np.hypot(*turn[0, :2])
     return cv2.warpAffine(frame, turn, (side, side), flags=cv2.INTER_AREA if k < 1 else cv2.INTER_LINEAR)
 
 
@@ -517,9 +536,9 @@ class Watch:
                 left=left,
                 size=size,
             )
+        eyes, middle = round(float(eye_row(points))), SLICE // 2
         for name, picture in {"source": frame, **films}.items():
             square, (rows, columns) = face_square_of(picture, points), self.slices[name]
-            eyes, middle = int(0.36 * SLICE), SLICE // 2
             rows.append(square[eyes - 1 : eyes + 2].mean(0).astype(np.uint8))
             columns.append(square[:, middle - 1 : middle + 2].mean(1).astype(np.uint8))
         self.last = window, {"source": frame, **films}, place
@@ -573,7 +592,7 @@ ROWS_OF_FILMS = dict(
     mouth_open=Row("lips apart", "", "{:+.3f}", "moved, in distances of the eyes: inner edge"),
     eyes_open=Row("lids apart", "", "{:+.3f}", "moved, in distances of the eyes"),
     colour_moved=Row("skin's colour", "less", "{:.1f}", "distance in CIELAB a and b; the eye sees 2. In brackets: L, a, b"),
-    sharpness=Row("sharpness", "near 100", "{:.0f}", "fine detail of the face, the source's is 100"),
+    sharpness=Row("sharpness", "near 100", "{:.0f}", "energy of the face's fine detail, the source's is 100"),
     flicker=Row("flicker of the change", "less", "{:.2f}", "what is left of it along the source's motion, of its size"),
     tl=Row("TL", "less", "{:.2f}", "distance of embeddings one frame apart, of the source's"),
     tg=Row("TG", "less", "{:.2f}", "the same ten frames apart"),
@@ -764,3 +783,32 @@ def curves_png(
     out = io.BytesIO()
     page.savefig(out, format="png", dpi=96, metadata=dict(Software=None))
     return out.getvalue()
+
+# %% ../../nbs/figures/70_compare.ipynb #9b0f2a89
+def kept_record(
+    record: dict,  # of `compare.json`
+) -> dict:  # new, without the values of single frames
+    "What is worth keeping."
+    bare = lambda part: {k: v for k, v in part.items() if k != "curves"}
+    films = {k: bare(v) for k, v in record["films"].items()}
+    return record | dict(source=bare(record["source"]), films=films)
+
+
+def merge_records(
+    records,  # of `compare.json`, any number
+) -> list:  # of records, one for each source and part, in the order of their first
+    "Films of one source in one table; a name that is there already gets a number behind it."
+    found = {}
+    for record in records:
+        source, judges = record["source"], record["judges"]
+        key = source["name"], *record["part"], *sorted(judges.items()), record.get("edit", "")
+        if key not in found:
+            found[key] = record | dict(films={}, notes=[])
+        films = found[key]["films"]
+        for name, film in record["films"].items():
+            n, free = 2, name
+            while free in films and films[free] != film:
+                free, n = f"{name} ({n})", n + 1
+            films[free] = film
+        found[key]["notes"] += [n for n in record["notes"] if n not in found[key]["notes"]]
+    return list(found.values())
