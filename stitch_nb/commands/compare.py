@@ -54,6 +54,8 @@ def square_part(
     "A square of a frame."
     x, y = (int(round(v - half)) for v in centre)
     n = max(2, int(round(2 * half)))
+    if min(x, y) >= 0 and x + n <= frame.shape[1] and y + n <= frame.shape[0]:
+        return np.ascontiguousarray(frame[y : y + n, x : x + n]), np.array([x, y])
     rows, columns = reflect_index(y, y + n, frame.shape[0]), reflect_index(x, x + n, frame.shape[1])
     return np.ascontiguousarray(frame[rows[:, None], columns]), np.array([x, y])
 
@@ -282,7 +284,7 @@ class Comparison:
         self.clip, self.clips, notes = read_alike(clip, clips)
         self.judges = Judges(judges) if isinstance(judges, str) else judges
         self.notes += notes + self.judges.notes
-        every = max(1, len(self.frames) // 50)
+        every = max(1, len(self.frames) // 25)
         self.watch = Watch(films, self.judges, every)
         self.moments = {}
 
@@ -311,13 +313,12 @@ class Comparison:
 
     def record(self) -> dict:  # JSON types
         "All numbers."
-        source, films = self.watch.numbers()
-        missed = source["missed"]
-        if missed == len(self.frames):
+        if not np.isfinite(self.watch.source.landmarks).any():
             raise StitchError(
-                f"{Path(self.clip.path).name}: no face in any of {missed} frames; check that a face "
-                "is in view and upright"
+                f"{Path(self.clip.path).name}: no face in any of {len(self.frames)} frames; check "
+                "that a face is in view and upright"
             )
+        source, films = self.watch.numbers()
         about = dict(name=Path(self.clip.path).name, frames=len(self.frames))
         about |= dict(width=self.clip.width, height=self.clip.height, fps=str(self.clip.fps))
         for name, film in films.items():
