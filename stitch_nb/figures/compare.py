@@ -797,14 +797,17 @@ def kept_record(
 
 def merge_records(
     records,  # of `compare.json`, any number
-) -> list:  # of records, one for each source and part, in the order of their first
-    "Films of one source in one table; a name that is there already gets a number behind it."
+) -> list:  # of records with a title, one for each title, source and part, in their order
+    """Films of one source in one table; a name that is there already gets a number behind it.
+
+    A record without a title joins the first table of its source, part and judges."""
     found = {}
     for record in records:
-        source, judges = record["source"], record["judges"]
-        key = source["name"], *record["part"], *sorted(judges.items()), record.get("edit", "")
-        if key not in found:
-            found[key] = record | dict(films={}, notes=[])
+        key = record["source"]["name"], *record["part"], *sorted(record["judges"].items())
+        like = [k for k in found if k[1:] == key and record.get("title", k[0]) == k[0]]
+        key = like[0] if like else (record.get("title", record["source"]["name"]), *key)
+        if not like:
+            found[key] = record | dict(title=key[0], films={}, notes=[])
         films = found[key]["films"]
         for name, film in record["films"].items():
             n, free = 2, name
