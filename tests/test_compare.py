@@ -23,7 +23,7 @@ def frames():
 
 
 class Known:
-    "Knows the points of every frame of the sample, also after an edit; the embedding is a thumbnail."
+    "Knows the points of every frame, also after an edit; the embedding is a thumbnail."
 
     said, notes = dict(points="the truth"), []
 
@@ -51,7 +51,7 @@ class Known:
 
 @pytest.fixture(scope="module")
 def compare(frames, tmp_path_factory):
-    "`compare(a=array)`: the record of films beside the sample's first frames; lossless, so that nothing else changes."
+    "`compare(a=array)`: the record of lossless films beside the first frames of the sample."
     room = tmp_path_factory.mktemp("films")
     source = write_video(frames, room / "source.mp4", 25, lossless=True)
 
@@ -188,7 +188,8 @@ def test_an_untagged_source_and_its_films_are_read_by_one_matrix(frames, ffmpeg,
     write_video(frames, tmp_path / "a.mp4", 25, crf=10)
     for name, matrix in dict(none=2, sd=6, hd=1).items():
         ffmpeg(
-            "-i", tmp_path / "a.mp4", "-c", "copy", "-bsf:v", tag.format(matrix), tmp_path / f"{name}.mp4"
+            *("-i", tmp_path / "a.mp4", "-c", "copy", "-bsf:v", tag.format(matrix)),
+            tmp_path / f"{name}.mp4",
         )
     assert read_clip(tmp_path / "none.mp4").colour[1] == "unknown"
     run = lambda source, *films: compare_films(
@@ -234,9 +235,7 @@ def test_judges_find_the_face(kind, tmp_path):
         pytest.importorskip("dlib")
         pytest.importorskip("face_recognition_models")
     film = sample("talk")
-    record = compare_films(
-        film, dict(same=film), tmp_path, slice(0, 3), judges=kind, video=False
-    )
+    record = compare_films(film, dict(same=film), tmp_path, slice(0, 3), judges=kind, video=False)
     same = record["films"]["same"]
     assert record["source"]["missed"] == 0 and same["identity"] == 0 and same["trembling"] == 0
     assert ("dlib" in record["judges"]["identity"]) == (kind == "dlib")

@@ -89,7 +89,9 @@ class DlibFinder:
             return last
         if box is None:
             found = self.faces(frame) if self.first else []
-            boxes = [box_about(d.landmarks) for d in found] or [b[:4] for b in self.faces.boxes(frame)]
+            boxes = [box_about(d.landmarks) for d in found] or [
+                b[:4] for b in self.faces.boxes(frame)
+            ]
             if not boxes:
                 return None
             box = np.array(max(boxes, key=lambda b: b[2] - b[0]), np.float64)
@@ -120,7 +122,10 @@ class NetFinder:
         if not missing_files("mobile"):
             wheel = next(f for f in bundle_files("mobile") if f.role == "landmarks")
             nets = load_networks(partial(package_member, wheel), ("detector", "landmarks"))
-            self.faces, self.mesh = MediaPipeFaces(nets["detector"], nets["landmarks"]), nets["landmarks"]
+            self.faces, self.mesh = (
+                MediaPipeFaces(nets["detector"], nets["landmarks"]),
+                nets["landmarks"],
+            )
             self.name = "MediaPipe"
         else:
             people = people_bundle()
@@ -187,7 +192,7 @@ class Judges:
 
     def __init__(
         self,
-        kind: str = "auto",  # dlib, package (the networks of this package), auto: dlib if it is there
+        kind: str = "auto",  # dlib, package (our own networks), auto (dlib if it is there)
     ):
         if kind not in ("auto", "dlib", "package"):
             raise StitchError(f"judges {kind!r} are not known; choose auto, dlib or package")
@@ -205,7 +210,9 @@ class Judges:
         if self.finder is None:
             self.finder, self.vector = NetFinder(), bundle_person
         own = "the bundle people"
-        self.said = dict(points=self.finder.name, identity="dlib" if self.vector is dlib_person else own)
+        self.said = dict(
+            points=self.finder.name, identity="dlib" if self.vector is dlib_person else own
+        )
         self.place, self.points = self.finder.place, self.finder.points
         self.years = lambda frame, points: np.nan
         try:
@@ -238,7 +245,9 @@ def what_is_kept(
     film,  # `Clip`
 ) -> str:  # '72 of 72 frames, 25/s, sound'
     "Frames, rate and sound."
-    rate = f"{float(film.fps):g}/s" + ("" if film.fps == source.fps else f" of {float(source.fps):g}")
+    rate = f"{float(film.fps):g}/s" + (
+        "" if film.fps == source.fps else f" of {float(source.fps):g}"
+    )
     sound = {(True, True): "sound", (True, False): "sound lost", (False, True): "sound added"}
     sound = sound.get((source.has_audio, film.has_audio), "no sound in the source")
     return f"{len(film)} of {len(source)} frames, {rate}, {sound}"

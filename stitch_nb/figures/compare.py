@@ -153,7 +153,9 @@ def far_mask(
     "What no crop aligned as FFHQ's reaches."
     (x, y), size = patch_box(np.asarray(landmarks, np.float64))
     page, r = np.ones(shape[:2], bool), reach * float(size)
-    page[max(0, round(y - r)) : max(0, round(y + r)), max(0, round(x - r)) : max(0, round(x + r))] = 0
+    page[
+        max(0, round(y - r)) : max(0, round(y + r)), max(0, round(x - r)) : max(0, round(x + r))
+    ] = 0
     return page
 
 
@@ -348,7 +350,9 @@ class Gathered:
         vectors = np.array([gap if v is None else v for v in self.vectors], np.float64)
         points, years = np.array(self.landmarks, np.float64), np.array(self.years, np.float64)
         named = {k: np.array(v, np.float64) for k, v in self.values.items()}
-        return dict(landmarks=points, vectors=vectors, years=years, colour=np.array(self.colour), **named)
+        return dict(
+            landmarks=points, vectors=vectors, years=years, colour=np.array(self.colour), **named
+        )
 
 
 def mean_of(values) -> float | None:  # None: there is none
@@ -398,9 +402,14 @@ def film_numbers(
     a, b = source.arrays(), film.arrays()
     one, two = face_measures(a["landmarks"]), face_measures(b["landmarks"])
     identity = np.linalg.norm(b["vectors"] - a["vectors"], axis=1)
-    colour = np.array([[np.nan if v is None else v for v in map(mean_of, (b["colour"] - a["colour"]).T)]])[0]
+    colour = np.array(
+        [[np.nan if v is None else v for v in map(mean_of, (b["colour"] - a["colour"]).T)]]
+    )[0]
     both = np.isfinite(a["vectors"]).all(1) & np.isfinite(b["vectors"]).all(1)
-    cosine = [f(b["vectors"][both], a["vectors"][both]) if both.sum() > 1 else None for f in (tl_id, tg_id)]
+    cosine = [
+        f(b["vectors"][both], a["vectors"][both]) if both.sum() > 1 else None
+        for f in (tl_id, tg_id)
+    ]
     left, size = mean_of(b["left"]), mean_of(b["size"])
     tremble = jitter(b["landmarks"]) - jitter(a["landmarks"])
     years = b["years"] - a["years"]
@@ -470,7 +479,9 @@ def face_square_of(
     "The face, level and of one size."
     turn = to_square(landmarks, side, reach)
     k = np.hypot(*turn[0, :2])
-    return cv2.warpAffine(frame, turn, (side, side), flags=cv2.INTER_AREA if k < 1 else cv2.INTER_LINEAR)
+    return cv2.warpAffine(
+        frame, turn, (side, side), flags=cv2.INTER_AREA if k < 1 else cv2.INTER_LINEAR
+    )
 
 
 class Watch:
@@ -505,7 +516,9 @@ class Watch:
         "Look at one moment."
         place = self.judges.place(frame, self.last and self.last[2])
         points, found = self.seen(frame, place)
-        looks = {k: self.seen(film, place if points is not None else None) for k, film in films.items()}
+        looks = {
+            k: self.seen(film, place if points is not None else None) for k, film in films.items()
+        }
         empty = dict(detail=np.nan, seam=np.nan, outside=np.nan, left=np.nan, size=np.nan)
         if points is None:
             self.source.add(None, detail=np.nan)
@@ -550,7 +563,10 @@ class Watch:
             return None
         window, before = self.last[0], self.last[1]["source"]
         k = min(1.0, most / max(before[window].shape[:2]))
-        a, b = (cv2.resize(x[window], None, fx=k, fy=k, interpolation=cv2.INTER_AREA) for x in (before, frame))
+        a, b = (
+            cv2.resize(x[window], None, fx=k, fy=k, interpolation=cv2.INTER_AREA)
+            for x in (before, frame)
+        )
         flow, sure = two_way_flow(a, b)
         where = ellipse_mask(points, frame.shape)[window].astype(np.uint8)
         where = cv2.resize(where, sure.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
@@ -564,7 +580,9 @@ class Watch:
         pairs = (self.last[1][name], self.last[1]["source"]), (film, frame)
         before, now = (
             cv2.resize(
-                a[window].astype(np.float32) - b[window], where.shape[::-1], interpolation=cv2.INTER_AREA
+                a[window].astype(np.float32) - b[window],
+                where.shape[::-1],
+                interpolation=cv2.INTER_AREA,
             )
             for a, b in pairs
         )
@@ -587,21 +605,56 @@ class Row:
 
 
 ROWS_OF_FILMS = dict(
-    identity=Row("identity moved", "less", "{:.2f}", "distance of embeddings to the source's frame, by the judge named above"),
-    years=Row("years", "", "{:.0f}", "age by the judge named above, source to film, means over the frames"),
-    mouth_width=Row("mouth's width", "", "{:+.3f}", "moved, in distances of the eyes: a smile widens it"),
+    identity=Row(
+        "identity moved",
+        "less",
+        "{:.2f}",
+        "distance of embeddings to the source's frame, by the judge named above",
+    ),
+    years=Row(
+        "years", "", "{:.0f}", "age by the judge named above, source to film, means over the frames"
+    ),
+    mouth_width=Row(
+        "mouth's width", "", "{:+.3f}", "moved, in distances of the eyes: a smile widens it"
+    ),
     mouth_open=Row("lips apart", "", "{:+.3f}", "moved, in distances of the eyes: inner edge"),
     eyes_open=Row("lids apart", "", "{:+.3f}", "moved, in distances of the eyes"),
-    colour_moved=Row("skin's colour", "less", "{:.1f}", "distance in CIELAB a and b; the eye sees 2. In brackets: L, a, b"),
-    sharpness=Row("sharpness", "near 100", "{:.0f}", "energy of the face's fine detail, the source's is 100"),
-    flicker=Row("flicker of the change", "less", "{:.2f}", "what is left of it along the source's motion, of its size"),
+    colour_moved=Row(
+        "skin's colour",
+        "less",
+        "{:.1f}",
+        "distance in CIELAB a and b; the eye sees 2. In brackets: L, a, b",
+    ),
+    sharpness=Row(
+        "sharpness", "near 100", "{:.0f}", "energy of the face's fine detail, the source's is 100"
+    ),
+    flicker=Row(
+        "flicker of the change",
+        "less",
+        "{:.2f}",
+        "what is left of it along the source's motion, of its size",
+    ),
     tl=Row("TL", "less", "{:.2f}", "distance of embeddings one frame apart, of the source's"),
     tg=Row("TG", "less", "{:.2f}", "the same ten frames apart"),
-    trembling=Row("trembling", "less", "{:+.2f}", "second differences of landmarks beyond the source's, % of the distance between the eyes"),
-    seam=Row("seam", "less", "{:.1f}", "steepest step of the change on a ring round the head, grey levels"),
+    trembling=Row(
+        "trembling",
+        "less",
+        "{:+.2f}",
+        "second differences of landmarks beyond the source's, % of the distance between the eyes",
+    ),
+    seam=Row(
+        "seam",
+        "less",
+        "{:.1f}",
+        "steepest step of the change on a ring round the head, grey levels",
+    ),
     outside=Row("outside", "less", "{:.2f}", "mean difference far from the face, grey levels"),
-    lips=Row("lips follow", "more", "{:.2f}", "correlation of their opening with the source's over time"),
-    lids=Row("lids follow", "more", "{:.2f}", "correlation of their opening with the source's over time"),
+    lips=Row(
+        "lips follow", "more", "{:.2f}", "correlation of their opening with the source's over time"
+    ),
+    lids=Row(
+        "lids follow", "more", "{:.2f}", "correlation of their opening with the source's over time"
+    ),
 )
 MEANT = dict(age="years", smile="mouth_width", mouth_open="mouth_open", eyes_open="eyes_open")
 
@@ -685,7 +738,11 @@ def comparison_table(
             text, beside = said_of(key, film, record["source"])
             cells.append(Td(text, bold=name in best, beside=beside))
         rows.append(cells)
-    kept = [[f["kept"] or "–" for f in films.values()]] if all("kept" in f for f in films.values()) else []
+    kept = (
+        [[f["kept"] or "–" for f in films.values()]]
+        if all("kept" in f for f in films.values())
+        else []
+    )
     rows += [["frames and sound", *row] for row in kept]
     return table_of(["", *films], rows, caption)
 
@@ -756,7 +813,9 @@ def compared_html(
             slices=picture_html(slices, f"slices over time of the source and of {names}"),
             chart=picture_html(chart, "curves over the frames") if chart else "",
             video=base64.b64encode(video).decode() if video else "",
-            proportions=comparison_table(record, tuple(MEASURES), "Moved, in distances of the eyes, means"),
+            proportions=comparison_table(
+                record, tuple(MEASURES), "Moved, in distances of the eyes, means"
+            ),
         )
     )
 
@@ -767,7 +826,12 @@ def curves_png(
     "Lips, lids, identity and flicker over the frames."
     from matplotlib.figure import Figure
 
-    shown = dict(mouth_open="lips apart", eyes_open="lids apart", identity="identity moved", flicker="flicker")
+    shown = dict(
+        mouth_open="lips apart",
+        eyes_open="lids apart",
+        identity="identity moved",
+        flicker="flicker",
+    )
     page = Figure(figsize=(10, 4.6), layout="constrained")
     axes = page.subplots(2, 2, sharex=True).ravel()
     colours = [c for k, c in OKABE_ITO.items() if k not in ("black", "yellow")]
@@ -778,7 +842,12 @@ def curves_png(
         if own:
             ax.plot(as_line(own), color="black", lw=2.4, alpha=0.35, label="source")
         for i, (name, film) in enumerate(record["films"].items()):
-            ax.plot(as_line(film["curves"][key]), color=colours[i % len(colours)], lw=1.1, label=name.replace("$", r"\$"))
+            ax.plot(
+                as_line(film["curves"][key]),
+                color=colours[i % len(colours)],
+                lw=1.1,
+                label=name.replace("$", r"\$"),
+            )
         ax.tick_params(labelsize=8)
     axes[0].legend(fontsize=8)
     out = io.BytesIO()
