@@ -4,7 +4,8 @@ python tools/readme.py                 writes it
 python tools/readme.py --check         fails where the two differ
 python tools/readme.py --picture RUN   takes the pictures at the top from a run folder first: its
                                         strip; source and edit side by side, moving; its numbers
-                                        (nbs/people/history/demo.json). Then execute nbs/index.ipynb, which shows them, and write again
+                                        (nbs/history/demo.json). Then execute nbs/index.ipynb and
+                                        nbs/results.ipynb, which show them, and write again
 python tools/readme.py --animation RUN only the moving one
 """
 
@@ -154,7 +155,7 @@ def take_animation(run: Path, limit: int = 900_000) -> None:
 
 
 def take_numbers(run: Path) -> None:
-    "What a run measured, for the tables of the index page: nbs/people/history/demo*.json."
+    "What a run measured, for the tables of the index page: nbs/history/demo*.json."
     told, measured = (json.loads((run / name).read_text()) for name in ("run.json", "metrics.json"))
     kept = dict(
         edits=told["edits"],
@@ -166,7 +167,7 @@ def take_numbers(run: Path) -> None:
         threads=told["machine"]["threads"],
         metrics=measured,
     )
-    target = ROOT / "nbs" / "people" / "history" / f"{name_of(run)}.json"
+    target = ROOT / "nbs" / "history" / f"{name_of(run)}.json"
     target.write_text(json.dumps(kept, indent=1) + "\n")
 
 
