@@ -8,12 +8,12 @@ import pytest
 
 from stitch_nb.commands.reproduce import (
     chosen,
-    look_up,
+    number_at,
     page_html,
     read_claims,
     reproduce,
     stitch_reproduce,
-    summary,
+    summary_line,
     unclaimed,
 )
 from stitch_nb.core import StitchError
@@ -68,8 +68,8 @@ def test_published_values_are_the_recorded_ones():
         near = 0.51 * 10 ** -(len(digits[1]) if digits else 0)
         if c.text.endswith("as the judges measured it"):
             continue  # another run, recorded in judges.json
-        if abs(c.scale * look_up(record, c.key) - c.value) > near:
-            wrong.append(f"{c.text}: {c.said}, recorded {c.scale * look_up(record, c.key):g}")
+        if abs(c.scale * number_at(record, c.key) - c.value) > near:
+            wrong.append(f"{c.text}: {c.said}, recorded {c.scale * number_at(record, c.key):g}")
     assert len(records) >= 6 and not wrong
 
 
@@ -84,7 +84,7 @@ def test_a_cheap_claim_is_measured(weighed):
     assert len(own) >= 4 and {v.verdict for v in own} == {"holds"}
     others = {v.verdict for v in weighed if v.claim.measure != "package"}
     assert others == {"not measured"}
-    assert f"{len(own)} of {len(own)} measured claims hold" in summary(weighed)
+    assert f"{len(own)} of {len(own)} measured claims hold" in summary_line(weighed)
 
 
 def falsified(tmp_path) -> Path:
