@@ -34,6 +34,12 @@ def settings():
 
 
 @cache
+def tree_of(path: Path):
+    "A module, parsed once for all tests."
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def cells_of(path: Path) -> list:
     "A notebook's cells; each notebook is read once for all tests."
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -43,7 +49,7 @@ def test_nothing_is_written_twice():
     "No two stages define one name; no two functions of some length have one body."
     names, bodies = defaultdict(list), defaultdict(list)
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in tree.body:
             if (
                 isinstance(node, (ast.FunctionDef, ast.ClassDef))
@@ -125,7 +131,7 @@ def test_requirements_cover_the_imports(settings):
     every = plain.union(*(clean(settings[k]) for k in settings if k.endswith("_requirements")))
     lacking = []
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 continue
