@@ -4,8 +4,7 @@ python tools/readme.py                 writes it
 python tools/readme.py --check         fails where the two differ
 python tools/readme.py --picture RUN   takes the pictures at the top from a run folder first: its
                                         strip; source and edit side by side, moving; its numbers
-                                        (nbs/history/demo.json). Then execute nbs/index.ipynb and
-                                        nbs/results.ipynb, which show them, and write again
+                                        (nbs/history/demo.json). Then execute nbs/index.ipynb, which shows them, and write again
 python tools/readme.py --animation RUN only the moving one
 """
 
