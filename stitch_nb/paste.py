@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['frame_window', 'check_mask', 'gaussian_kernel', 'feather_mask', 'paste_mask', 'crop_levels', 'composite', 'paste',
-           'paste_reference']
+           'paste_reference', 'carry_detail']
 
 # %% ../nbs/75_paste.ipynb #77de68da
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -186,3 +187,38 @@ def paste_reference(
     return np.array(
         Image.alpha_composite(Image.fromarray(frame).convert('RGBA'), warped).convert('RGB')
     )
+
+# %% ../nbs/75_paste.ipynb #929c160b
+def carry_detail(
+    source: np.ndarray,  # (R,R,3) uint8, the source's crop
+    recon: np.ndarray,  # (R,R,3) uint8, what the tuned generator makes of it
+    drawn: np.ndarray,  # (R,R,3) uint8, the edited picture
+    tau: float = 12.0,  # grey levels of difference in structure at which detail is given up
+) -> np.ndarray:  # (R,R,3) uint8, new
+    "The fine detail that the reconstruction lacks, moved along with the edit and added to it."
+    R = len(source)
+    if not source.shape == recon.shape == drawn.shape == (R, R, 3):
+        raise StitchError(
+            f'source, recon and drawn have shapes {source.shape}, {recon.shape} and {drawn.shape}: '
+            'all three must be (R, R, 3)'
+        )
+
+    def blur(x, pixels):  # pixels of a crop of 512
+        return cv2.GaussianBlur(x, (0, 0), pixels * R / 512)
+
+    grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (drawn, recon)]
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+    flow = blur(flow, 6)
+    y, x = np.mgrid[:R, :R].astype(np.float32)
+
+    def move(picture):
+        where = x + flow[..., 0], y + flow[..., 1]
+        return cv2.remap(picture, *where, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+
+    source, recon, drawn = (p.astype(np.float32) for p in (source, recon, drawn))
+    left_out = source - recon
+    structure = lambda p: blur(p, 1.5) - blur(p, 16)
+    differs = blur(np.abs(structure(move(recon)) - structure(drawn)).mean(2), 4)
+    weight = np.exp(-((differs / tau) ** 2))[..., None]
+    out = drawn + weight * move(left_out - blur(left_out, 8))
+    return np.clip(np.rint(out), 0, 255).astype(np.uint8)

@@ -122,6 +122,6 @@ def test_every_page_is_found():
     assert {
         "70_stitch.ipynb",
         "figures/90_figure_3.ipynb",
-        "people/10_renderer.ipynb",
+        "nets/10_small.ipynb",
         "walkthrough.ipynb",
     } <= pages

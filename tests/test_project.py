@@ -51,11 +51,9 @@ def test_nothing_is_written_twice():
     for path in SOURCES:
         tree = tree_of(path)
         for node in tree.body:
-            if (
-                isinstance(node, (ast.FunctionDef, ast.ClassDef))
-                and not node.name.startswith("_")
-                and "people" not in path.parts
-            ):
+            if isinstance(
+                node, (ast.FunctionDef, ast.ClassDef)
+            ) and not node.name.startswith("_"):
                 names[node.name].append(path.stem)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
@@ -117,13 +115,12 @@ NAMES = {
     "c2pa": "c2pa-python",
     "dlib": "dlib-bin",
     "IPython": "ipython",
-    "warp": "warp-lang",
 }
 BROUGHT = {"ipython": "ipywidgets", "traitlets": "ipywidgets"}  # comes with what is required
 
 
 def test_requirements_cover_the_imports(settings):
-    "Whatever the package imports is in settings.ini; what it imports at the top of a module outside of people/ is in the plain requirements."
+    "Whatever the package imports is in settings.ini; what it imports at the top of a module is in the plain requirements."
     clean = lambda text: {
         re.split(r"[<>=!~]", r)[0].lower().replace("_", "-") for r in text.split()
     }
@@ -153,7 +150,7 @@ def test_requirements_cover_the_imports(settings):
                 ):
                     continue
                 name = BROUGHT.get(name, name)
-                needed = plain if node in tree.body and "people" not in path.parts else every
+                needed = plain if node in tree.body else every
                 if name not in needed:
                     lacking.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not lacking
@@ -181,7 +178,7 @@ def test_notebook(path):
     "Small, without warnings and error outputs, and without what differs between two machines."
     limit = (
         600_000
-        if {"figures", "people"} & set(path.parts)
+        if "figures" in path.parts
         or path.stem in ("walkthrough", "index", "40_mobile")  # pages of pictures
         else 280_000  # 200 KB, and the stage on a photograph
     )

@@ -12,7 +12,7 @@ yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FORMS = sorted(p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.stem != "config")
-CARDS = "nbs/people/MODEL_CARD.md", "stitch_nb/bundles/mobile/MODEL_CARD.md"
+CARDS = "worlds/nbs/MODEL_CARD.md", "stitch_nb/bundles/mobile/MODEL_CARD.md"
 
 
 def read(*parts) -> str:

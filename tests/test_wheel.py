@@ -66,7 +66,8 @@ def test_contents(wheel):
         "stitch_demo = stitch_nb.commands.edit:stitch_demo" in scripts
         and "stitch_edit = stitch_nb.commands.edit:stitch_edit" in scripts
     )
-    assert not [n for n in names if n.startswith(("tests/", "nbs/", "tools/"))]
+    foreign = "tests/", "nbs/", "tools/", "worlds/", "stitch_worlds/", "stitch_nb/people/"
+    assert not [n for n in names if n.startswith(foreign)]
 
 
 def test_runs_in_an_empty_directory(wheel, tmp_path):

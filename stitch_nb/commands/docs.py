@@ -155,7 +155,7 @@ def _row(key, parameter, told) -> str:
 
 # %% ../../nbs/commands/70_docs.ipynb #b616887b
 def reference(
-    name: str,  # 'stitch', 'people.clips', ...: a module of the package
+    name: str,  # 'stitch', 'run.store', ...: a module of the package
 ) -> str:  # Markdown
     "The API of a module as its docments tell it."
     module = importlib.import_module(f"stitch_nb.{name}")
@@ -254,7 +254,6 @@ def menu(
         "Networks": of(lambda p: p.startswith("nets/")),
         "Weights": of(lambda p: p.startswith("weights/")),
         "Commands": of(lambda p: p.startswith("commands/")),
-        "How the bundle is made": of(lambda p: p.startswith("people/")),
         "Reference": [{m: f"api/{m}.md"} for m in modules],
     }
     return top + [{k: v} for k, v in parts.items() if v]

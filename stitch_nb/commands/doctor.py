@@ -315,7 +315,6 @@ PACKAGES = {  # name to how it is got
     "dlib-bin": "pip install 'stitch_nb[dlib]'",
     "jupyterlab": "pip install 'stitch_nb[lab]'",
     "ipywidgets": "pip install ipywidgets",
-    "anny": "pip install 'stitch_nb[people]' (only to render new people)",
 }
 FINDERS = ("bundle", "mediapipe", "face_alignment", "dlib")  # of faces, as `--landmarks` has them
 
