@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 
 # %% ../nbs/00_core.ipynb #ac3478d6
 class StitchError(ValueError):
-    "Something that a user can put right; one line: the offending value, then the remedy."
+    "An error that a user can correct; one line: the offending value, then the remedy."
 
 
 class StitchLookupError(StitchError, LookupError):
@@ -30,7 +30,7 @@ def to_tensor(
     image,  # (..., H, W, 3) uint8 in 0..255, array or tensor
     device=None,  # where the result lives; None: on the CPU for an array, in place for a tensor
 ) -> torch.Tensor:  # (..., 3, H, W) float32 in [-1, 1], never aliases `image`
-    "A picture, or a stack of them, as networks take it."
+    "One or several pictures as a network's input."
     if not isinstance(image, torch.Tensor):
         image = torch.from_numpy(np.array(image))
     if image.dtype != torch.uint8 or image.ndim < 3 or image.shape[-1] != 3:
@@ -45,7 +45,7 @@ def to_tensor(
 def to_image(
     x,  # (..., 3, H, W) float, [-1, 1]; values outside are clipped
 ) -> np.ndarray:  # (..., H, W, 3) uint8 in 0..255, rounded half to even
-    "What a network drew, as a picture."
+    "A network's picture as bytes."
     x = torch.as_tensor(x).detach()
     if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 3:
         raise StitchError(
@@ -63,7 +63,7 @@ def check_shape(
     name: str = 'x',  # how the message calls `x`
     **dims,  # names that are bound already, e.g. R=128
 ) -> dict:  # name -> size, `dims` included
-    "Check a shape against its description; the sizes of the named axes come back."
+    "Check a shape against its description; return the sizes of the named axes."
     shape, axes, bound = tuple(x.shape), spec.split(), dict(dims)
     if axes[:1] == ['...']:
         axes, tail = axes[1:], shape[max(0, len(shape) - len(axes) + 1) :]
@@ -118,7 +118,7 @@ def seeded(
     seed: int,  # any integer
     device='cpu',  # the generator draws on this device
 ) -> torch.Generator:  # a fresh generator; the global state is untouched
-    "A generator of random numbers of its own."
+    "A new generator of random numbers."
     return torch.Generator(device).manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #12c6fc06
@@ -126,7 +126,7 @@ def clone_network(
     net: torch.nn.Module,
     trainable: bool = True,  # whether the copy's parameters require gradients
 ) -> torch.nn.Module:  # a deep copy on the same device, in the same mode; never aliases `net`
-    "A network that can be tuned without touching the one that it comes from."
+    "A copy of a network that can be tuned without changing the original."
     twin = copy.deepcopy(net)
     for p in twin.parameters():
         p.requires_grad_(trainable)
@@ -135,7 +135,7 @@ def clone_network(
 
 # %% ../nbs/00_core.ipynb #f6e1126c
 def _file_message(e: OSError, part: Path, path: Path) -> str:
-    "What went wrong with which file: the one that is written, or another that was needed for it."
+    "The message for a failed write: the written file, or another file that was missing."
     said = e.strerror or str(e) or type(e).__name__
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
@@ -202,7 +202,7 @@ def load_arrays(
 
 # %% ../nbs/00_core.ipynb #22d200f8
 def _tensors_digest(tensors: dict, notes: dict) -> str:
-    "Of everything in a file of tensors."
+    "SHA-256 of all tensors and notes of a file."
     h = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
     for name, x in sorted(tensors.items()):
         x = x.detach().cpu().contiguous()
@@ -257,7 +257,7 @@ def load_meta(
 
 # %% ../nbs/00_core.ipynb #f1f836cb
 def _file_digest(path: Path) -> bytes:
-    "Of a file its content, of a folder the names and contents of its files."
+    "The content of a file, or the names and contents of a folder's files."
     if path.is_dir():
         inside = sorted(p for p in path.rglob('*') if p.is_file())
         return hashlib.sha256(
@@ -343,7 +343,7 @@ Progress = Callable[
 def sample(
     name: str,  # file name in data_samples; '.mp4' may be left out
 ) -> Path:  # an existing file
-    "A file that comes with the project."
+    "A file of data_samples."
     import stitch_nb
 
     package = Path(stitch_nb.__file__).resolve().parent

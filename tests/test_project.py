@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from configparser import ConfigParser
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -32,33 +33,23 @@ def settings():
     return config["DEFAULT"]
 
 
-def code_of(path: Path):
-    "The Python of a file, or of a notebook's cells, parsed; cells with magics are left out."
-    if path.suffix == ".py":
-        return [ast.parse(path.read_text(encoding="utf-8"))]
-    cells = [
-        "".join(c["source"])
-        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if c["cell_type"] == "code"
-    ]
-    return [ast.parse(c) for c in cells if not re.search(r"^[%!]", c, re.M)]
+@cache
+def tree_of(path: Path):
+    "A module, parsed once for all tests."
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_no_star_imports():
-    assert not [
-        f"{p.name}: {ast.unparse(n)}"
-        for p in SOURCES
-        for t in code_of(p)
-        for n in ast.walk(t)
-        if isinstance(n, ast.ImportFrom) and n.names[0].name == "*"
-    ]
+@cache
+def cells_of(path: Path) -> list:
+    "A notebook's cells; each notebook is read once for all tests."
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
 def test_nothing_is_written_twice():
     "No two stages define one name; no two functions of some length have one body."
     names, bodies = defaultdict(list), defaultdict(list)
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in tree.body:
             if isinstance(
                 node, (ast.FunctionDef, ast.ClassDef)
@@ -137,7 +128,7 @@ def test_requirements_cover_the_imports(settings):
     every = plain.union(*(clean(settings[k]) for k in settings if k.endswith("_requirements")))
     lacking = []
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 continue
@@ -173,10 +164,13 @@ def test_readme_is_the_index():
         sys.path.remove(str(ROOT / "tools"))
 
 
-def test_readme_has_the_two_commands():
-    said = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "pip install -e . && stitch_demo" in said
-    assert "pip install -e '.[dev]' && nbdev_test && pytest tests" in said
+def test_readme_has_the_two_commands(settings):
+    "Each on a line of its own, after the clone line and Python's version."
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    first = lines.index("pip install -e . && stitch_demo")
+    assert lines[first + 1] == "pip install -e '.[dev]' && nbdev_test && pytest tests"
+    before = "\n".join(lines[:first])
+    assert "git clone " in before and f"Python {settings['min_python']}" in before
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
@@ -189,8 +183,7 @@ def test_notebook(path):
         else 280_000  # 200 KB, and the stage on a photograph
     )
     assert path.stat().st_size < limit
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    for cell in notebook["cells"]:
+    for cell in cells_of(path):
         left = re.search(r"@[A-Z][A-Z0-9_]*@|\b(TODO|FIXME|XXX)\b", "".join(cell["source"]))
         assert not left, f"{left[0]!r} stands where a measured value should"
         for output in cell.get("outputs", []):
@@ -206,7 +199,7 @@ def test_notebook(path):
 def test_links_between_notebooks_lead_somewhere():
     broken = []
     for path in NOTEBOOKS:
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for cell in cells_of(path):
             if cell["cell_type"] != "markdown":
                 continue
             for target in re.findall(
@@ -223,7 +216,7 @@ def commands_said():
     texts += [
         "".join(c["source"])
         for path in NOTEBOOKS
-        for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for c in cells_of(path)
         if c["cell_type"] == "markdown"
     ]
     lines = {
@@ -261,5 +254,6 @@ def test_commands_were_found():
             "stitch_weights",
             "stitch_app",
             "stitch_docs",
+            "stitch_reproduce",
         )
     )

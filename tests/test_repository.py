@@ -156,7 +156,9 @@ def test_contributing_explains_every_flag(settings):
         assert f"| `{flag}` |" in said, flag
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", *CARDS])
+@pytest.mark.parametrize(
+    "name", ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "data_samples/CARD.md", *CARDS]
+)
 def test_links_and_files_that_are_named(name):
     "Relative links lead somewhere; so do the test files and tools that a command names."
     text, place = read(name), (ROOT / name).parent
@@ -176,3 +178,54 @@ def test_badges_are_true(settings):
         "".join(c["source"]) for c in json.loads(read("nbs", "index.ipynb"))["cells"]
     ) + read("README.md")
     assert not re.search(r"shields\.io|badge\.svg|badge/", said)
+
+
+def test_lock_is_of_the_settings(settings):
+    "Made for these requirements, each pinned with hashes, and no address in it."
+    text = read("requirements.lock")
+    wanted = settings["requirements"].split()
+    head = [line[2:] for line in text.splitlines() if line.startswith("# ")]
+    assert head[2:] == wanted, "run python tools/lock.py"
+    blocks = re.findall(r"^(\S+)==[^\n]*((?:\n    --hash=sha256:[0-9a-f]{64}[^\n]*)+)", text, re.M)
+    assert names(settings["requirements"]) <= {name for name, _ in blocks}
+    assert len(blocks) == len(re.findall(r"^[a-z]", text, re.M))
+    assert "://" not in text
+
+
+def test_placeholders_stand_in_one_file():
+    "What only a published repository has: in codemeta.json, which says so."
+    made = json.loads(read("codemeta.json"))
+    held = [k for k, v in made.items() if isinstance(v, str) and v.startswith("PLACEHOLDER")]
+    assert set(held) == {"identifier", "codeRepository", "issueTracker", "datePublished"}
+    assert "PLACEHOLDER" in made["description"]
+    others = [p for p in own_pages() if p.name != "CONTRIBUTING.md"]
+    assert not [p.name for p in others if "PLACEHOLDER" in p.read_text(encoding="utf-8")]
+
+
+def test_metadata_agrees(settings):
+    made, cited = json.loads(read("codemeta.json")), yaml.safe_load(read("CITATION.cff"))
+    assert made["version"] == settings["version"] == cited["version"]
+    assert made["programmingLanguage"]["version"] == f">={settings['min_python']}"
+    assert made["referencePublication"]["url"] == cited["preferred-citation"]["url"]
+
+
+def test_container_runs_the_two_commands():
+    image, box = read("Dockerfile"), json.loads(read(".devcontainer", "devcontainer.json"))
+    assert "-e . && " in image and "-e '.[dev]'" in image and '"stitch_demo"' in image
+    assert "nbdev_test && pytest tests" in image
+    assert (ROOT / ".devcontainer" / box["build"]["dockerfile"]).is_file()
+
+
+def test_samples_have_a_card():
+    "Every sample is in the card, by its own name or that of its clip."
+    said = yaml.safe_load(
+        re.match(r"---\n(.*?)\n---\n# ", read("data_samples", "CARD.md"), re.S)[1]
+    )
+    assert said["license_name"] and said["pretty_name"] and len(said["tags"]) >= 3
+    card = read("data_samples", "CARD.md")
+    clips = {p.name.split(".")[0].split("_")[0] for p in (ROOT / "data_samples").glob("*.mp4")}
+    assert len(clips) >= 8 and not [c for c in clips if f"`{c}`" not in card]
+
+
+def test_readme_is_short():
+    assert len(read("README.md").splitlines()) <= 100
