@@ -14,19 +14,20 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 from ..script import Param, call_parse
 
-from ..core import StitchError, bar, sample
+from ..core import StitchError, sample
 from ..credentials import as_credentials
 from ..device import join_ranks, ranks
 from ..models import default_models, load_models
 from ..pipeline import Run, edit_clip
 from ..run.settings import RunConfig
 from ..probe import MAX_PIXELS
+from ..run.progress import plan_of, run_bar
 from ..run.store import from_first
 from ..video import parse_frames, read_clip
 from ..weights.catalogue import cache_folder, convert, file_state, is_offline
@@ -314,12 +315,12 @@ def stitch_edit(
 # %% ../../nbs/commands/10_edit.ipynb #668cdf51
 def tell(line: str):
     "Say, before the work begins, what will be different."
-    print(f"note: {line}", flush=True)
+    tqdm.write(f"note: {line}", file=sys.stdout)
 
 
 def tell_preview(path):
     "The line that goes with a first look."
-    print(f"first look, one frame before tuning: {path}", flush=True)
+    tqdm.write(f"first look, one frame before tuning: {path}", file=sys.stdout)
 
 
 def preview_for(models):
@@ -332,9 +333,9 @@ def edit_and_report(clip, truth, edit, out, models, device, asked, fetch=None):
     "One run, by this process or by all that torchrun started; the first of them reports."
     here = join_ranks(device)
     bundle = load_models(choose_models(models, fetch), device)
-    config, shown = settings_of(bundle, **asked), partial(bar, disable=here.rank > 0)
-    how = dict(progress=shown, truth=truth, say=tell, preview=preview_for(bundle))
-    run = edit_clip(clip, edit, out, bundle, config, **how)
+    config, how = settings_of(bundle, **asked), dict(say=tell, preview=preview_for(bundle))
+    with run_bar(plan_of(bundle, config, len(clip)), disable=here.rank > 0) as shown:
+        run = edit_clip(clip, edit, out, bundle, config, shown, truth=truth, **how)
     if here.rank == 0:
         print(report(run))
 
@@ -380,15 +381,9 @@ def stitch_demo(
         photographs = bundle.meta.get("recipe") == "mobile"
         clip = clip or ("portrait" if photographs else "talk")
         truth = TRUE_EDITS.get((clip, *edit))
-        run = edit_clip(
-            read_clip(sample(clip), frames=part),
-            edit,
-            out,
-            bundle,
-            config,
-            progress=bar,
-            truth=read_clip(sample(truth), frames=part) if truth else None,
-            say=tell,
-            preview=preview_for(bundle),
-        )
+        source = read_clip(sample(clip), frames=part)
+        true = read_clip(sample(truth), frames=part) if truth else None
+        how = dict(truth=true, say=tell, preview=preview_for(bundle))
+        with run_bar(plan_of(bundle, config, len(source))) as shown:
+            run = edit_clip(source, edit, out, bundle, config, shown, **how)
         print(report(run))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'planes', 'unwavelet', 'Affine', 'UpLayer', 'ConvLayer', 'ToImage', 'SmallImage', 'MobileMapping',
-           'MobileSynthesis', 'MobileGenerator']
+           'MobileSynthesis', 'MobileGenerator', 'fit_small_image']
 
 # %% ../../nbs/nets/40_mobile.ipynb #e2e7acde
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import StitchError, check_shape
+from ..core import StitchError, check_shape, seeded
 from ..generator import Mapping, compute_dtype
 
 # %% ../../nbs/nets/40_mobile.ipynb #2c337dc1
@@ -402,7 +402,8 @@ class MobileGenerator(nn.Module):
         own |= {last + name: tensor for name, tensor in (head or {}).items()}
         lack = [name for name in G.state_dict() if name not in own]
         if lack:
-            raise StitchError(f'{resolution} px need {lack[0]}, which {self.resolution} px lack')
+            what = 'a head for that size' if head is None else lack[0]
+            raise StitchError(f'{resolution} px cannot be drawn without {what}: give it')
         G.load_state_dict({name: own[name] for name in G.state_dict()})
         return G.to(self.w_avg.device).eval().requires_grad_(False)
 
@@ -412,3 +413,30 @@ class MobileGenerator(nn.Module):
 
     def forward(self, z, truncation=1.0, noise='const', generator=None):
         return self.synthesis(self.mapping(z, truncation), noise, generator)
+
+# %% ../../nbs/nets/40_mobile.ipynb #b7d20002
+@torch.no_grad()
+def fit_small_image(
+    G: MobileGenerator,
+    w_plus: torch.Tensor,  # (N,L,D) whose pictures are fitted to
+    pixels: int = 1500,  # of each picture
+    seed: int = 0,  # which ones
+) -> dict:  # weight (3,C,3,3), bias (3,): `head` of `MobileGenerator.at`
+    "Least squares from the features before the last block to the picture of their own size."
+    S, rng, gram, right = G.synthesis, seeded(seed), 0, 0
+    r, last = S.resolutions[-2:]
+    k = S.first_layer(last)
+    for w in w_plus.split(1):
+        styles = G.styles(w)
+        (x,) = G.draw_blocks(styles, last=last)
+        drawn = G.draw_blocks(styles, first=last, state=(x,))[-1]
+        wanted = F.avg_pool2d(drawn, drawn.shape[-1] // r)[0].flatten(1)
+        i = torch.randperm(r * r, generator=rng)[:pixels].to(x.device)
+        x = F.pad(x * styles[k][:, S.layers[k].order, None, None], (1, 1, 1, 1))[0]
+        around = [x[:, i // r + a, i % r + b] for a in range(3) for b in range(3)]
+        A = torch.cat([torch.stack(around, 1).flatten(0, 1), x.new_ones(1, len(i))])
+        gram, right = gram + (A @ A.T).double(), right + (A @ wanted[:, i].T).double()
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    found = torch.linalg.solve(gram + ridge, right).T.float()
+    return dict(weight=found[:, :-1].reshape(3, -1, 3, 3).contiguous(), bias=found[:, -1].clone())
+
