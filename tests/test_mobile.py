@@ -66,7 +66,7 @@ def test_pictures_of_an_independent_runtime(fetched):
 
 
 def test_256_pixels_are_the_mean_of_512(fetched):
-    "The shipped head: 30 dB and more on samples that it was not fitted to."
+    "The shipped head: 25 dB and more on samples that it was not fitted to."
     import stitch_nb
 
     folder = Path(stitch_nb.__file__).parent / "bundles" / "mobile"
@@ -76,7 +76,7 @@ def test_256_pixels_are_the_mean_of_512(fetched):
     with torch.no_grad():
         wanted = torch.nn.functional.avg_pool2d(fetched.synthesis(w), 2)
         error = (small.synthesis(w).clamp(-1, 1) - wanted.clamp(-1, 1)).square().mean((1, 2, 3))
-    assert (10 * torch.log10(4 / error)).min() > 30
+    assert (10 * torch.log10(4 / error)).min() > 25
     assert small.num_ws == 23 and small.resolution == 256
 
 
@@ -98,7 +98,7 @@ def test_a_run_draws_as_large_as_the_face(monkeypatch, tmp_path):
     quick = dict(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1), measure="none")
     config = RunConfig(mask="hull", pivot=PivotConfig(steps=1), **quick)
     drawn = {}
-    for H in (10, 24, 48):  # the disc's diameter is .56 of it
+    for H in (16, 26, 64):  # the crop is about as large
         lines = []
         clip = read_clip(tiny.face_clip(tmp_path / f"{H}.mp4", T=1, W=64, H=H))
         run = edit_clip(clip, "smile=1", tmp_path / str(H), models, config, say=lines.append)

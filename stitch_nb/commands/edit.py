@@ -206,7 +206,8 @@ def _photographs_or_people(fetch, say) -> str:
         why = f"mobile, for photographs, is not fetched ({sources(files)}; --yes fetches it)"
         remedy = f"for {TERMS}"
     except (StitchError, OSError) as error:
-        why = f"mobile, for photographs, could not be fetched ({' '.join(str(error).split())[:240]})"
+        said = " ".join(str(error).split())[:240]
+        why = f"mobile, for photographs, could not be fetched ({said})"
         remedy = "stitch_weights download mobile tries again"
     say(f"{why}, so the networks are people; {remedy}")
     return "people"
@@ -279,11 +280,11 @@ def stitch_edit(
     no_mark: bool = False,  # do not say in the videos' metadata that they were edited
     credentials: str = "",  # sign the videos: PEM file of your certificates, your own first
     credentials_key: str = "",  # PEM file of the private key that signs
-    pti_steps: int = None,  # passes in tuning the generator (default: 16, official weights 80)
-    pti_lr: float = None,  # learning rate of tuning (default: 0.006, official weights 3e-05)
-    stitch_steps: int = None,  # updates per frame (default: 60, official weights 100)
-    norm: str = None,  # of the stitching loss: l1, l2 (default: l1, official weights l2)
-    lambda_m: float = None,  # weight of the content (default: 0.1, official weights 0.01)
+    pti_steps: int = None,  # passes in tuning the generator (default: 16, mobile 8, official 80)
+    pti_lr: float = None,  # learning rate of tuning (default: 0.006, mobile 0.0008, official 3e-05)
+    stitch_steps: int = None,  # updates per frame (default: 60, mobile 7, official 100)
+    norm: str = None,  # of the stitching loss: l1, l2 (default: l1, mobile l1, official l2)
+    lambda_m: float = None,  # weight of the content (default: 0.1, mobile 0.3, official 0.01)
     mask: str = DEFAULT.mask,  # parser (labels of the crop), hull (of the landmarks), auto
     dilation: int = None,  # width of the border, pixels of the crop; default: R*50/1024
     feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
@@ -369,7 +370,7 @@ def stitch_demo(
     stitch_steps: int = None,  # updates per frame in stitching; default: the bundle's
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
     device: str = "cpu",  # auto, cpu, cuda, mps
-    models: str = None,  # networks, as for stitch_edit; default: mobile, which is fetched if need be
+    models: str = None,  # networks, as for stitch_edit; default: mobile, fetched if need be
 ):
     "Edit the sample clip."
     with told("stitch_demo", out):

@@ -27,7 +27,8 @@ def guessed_update(
     R = models.resolution
     if models.device.type != "cpu":
         return 0.02
-    return UPDATE[R] if models.meta.get("recipe") == "mobile" and R in UPDATE else 9 * (R / 1024) ** 2
+    mobile = models.meta.get("recipe") == "mobile" and R in UPDATE
+    return UPDATE[R] if mobile else 9 * (R / 1024) ** 2
 
 
 def plan_of(
