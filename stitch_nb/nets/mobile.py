@@ -399,7 +399,8 @@ class MobileGenerator(nn.Module):
         "The same network, drawn at another size."
         G, own = MobileGenerator(**self.config | dict(resolution=resolution)), self.state_dict()
         last = f'synthesis.layers.{len(G.synthesis.layers) - 1}.'
-        own |= {last + name: tensor for name, tensor in (head or {}).items()}
+        if isinstance(G.synthesis.layers[-1], SmallImage):
+            own |= {last + name: tensor for name, tensor in (head or {}).items()}
         lack = [name for name in G.state_dict() if name not in own]
         if lack:
             what = 'a head for that size' if head is None else lack[0]
