@@ -185,14 +185,14 @@ def choose_models(
     models: str | None,  # as typed; None or '': the default
     fetch: bool | None = None,  # what is missing: True fetches it, None asks, False does neither
     rendered: bool = False,  # the clip is a sample without photographs
-    say=lambda line: tell(line),  # told why it is not the photographs
+    say=None,  # told in one line why it is not the photographs; None: `tell`
 ) -> str:  # a name for `load_models`
     "The bundle that a command uses; the first of several processes decides."
     if models or os.environ.get("STITCH_MODELS"):
         return models or default_models()
     if rendered:
         return "people"
-    return from_first(_photographs_or_people(fetch, say) if ranks().rank == 0 else None)
+    return from_first(_photographs_or_people(fetch, say or tell) if ranks().rank == 0 else None)
 
 
 def _photographs_or_people(fetch, say) -> str:

@@ -142,7 +142,7 @@ def run_bar(
     disable: bool = False,
 ):  # gives progress(stage name), as `edit_clip` takes it
     "One bar for a whole run."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     eta, shown = Eta(plan), [-1.0]
     look = dict(bar_format="{percentage:3.0f}%|{bar:20}| {desc}", dynamic_ncols=True)
