@@ -200,17 +200,19 @@ class ToImage(nn.Module):
 class SmallImage(nn.Module):
     "The picture of half the size, out of the features that the last block would begin with."
 
+    STEP = 1 / 32  # what a weight is worth: a step of Adam moves it as it moves `ToImage`'s
+
     def __init__(self, channels: int, w_dim: int):
         super().__init__()
         self.affine = Affine(w_dim, channels)  # of the `UpLayer` that would follow
         self.register_buffer('gain', torch.tensor(1.0))
         self.register_buffer('order', planes(channels), persistent=False)
-        self.weight = nn.Parameter(torch.randn(3, channels, 3, 3) / math.sqrt(9 * channels))
+        self.weight = nn.Parameter(torch.randn(3, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, x, style):  # (N,C,H,W) by `planes`, (N,C) -> (N,3,H,W)
         x = x * style[:, self.order].to(x.dtype)[:, :, None, None]
-        y = F.conv2d(x, self.weight.to(x.dtype), padding=1)
+        y = F.conv2d(x, (self.weight * self.STEP).to(x.dtype), padding=1)
         return y.to(self.bias.dtype) + self.bias[:, None, None]
 
 
@@ -439,5 +441,6 @@ def fit_small_image(
         gram, right = gram + (A @ A.T).double(), right + (A @ wanted[:, i].T).double()
     ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     found = torch.linalg.solve(gram + ridge, right).T.float()
-    return dict(weight=found[:, :-1].reshape(3, -1, 3, 3).contiguous(), bias=found[:, -1].clone())
+    weight = found[:, :-1].reshape(3, -1, 3, 3) / SmallImage.STEP
+    return dict(weight=weight.contiguous(), bias=found[:, -1].clone())
 
