@@ -6,13 +6,14 @@
 __all__ = ['CLASSES', 'ROLES', 'SCALE', 'LARGEST', 'NEEDED', 'SUFFIXES', 'network_class', 'compact', 'network_config',
            'save_network', 'save_bundle', 'Bundle', 'bundle_folders', 'installed_bundles', 'checked_tensors',
            'in_bytes', 'widened', 'build_network', 'fitted_directions', 'fetched_networks', 'read_record',
-           'load_folder', 'official_perceptual', 'official_meta', 'load_official', 'converted_own', 'read_own',
-           'own_files', 'own_parts', 'load_own', 'find_bundle', 'load_models', 'bundle_folder', 'convert_weights',
-           'fit_direction']
+           'load_folder', 'resized', 'official_perceptual', 'official_meta', 'load_official', 'converted_own',
+           'read_own', 'own_files', 'own_parts', 'load_own', 'find_bundle', 'default_models', 'load_models',
+           'bundle_folder', 'convert_weights', 'fit_direction']
 
 # %% ../nbs/88_models.ipynb #77de68da
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -183,6 +184,7 @@ class Bundle:
     meta: dict = field(default_factory=dict)  # 'scale' of the crop, provenance
     device: torch.device = torch.device("cpu")
     hash: str = ""  # 16 hex digits over bundle.json, and so over every file
+    head: dict | None = None  # what the smallest size of a generator of several ends in
 
     @property
     def scale(self) -> float:
@@ -308,7 +310,6 @@ def fitted_directions(
 # %% ../nbs/88_models.ipynb #178be1f4
 def fetched_networks(
     bundle: str,  # name in the catalogue, e.g. 'mobile'
-    resolution: int | None,  # R of the generator; None: its own
     device: torch.device,
 ) -> dict:  # role to network, on `device`
     "The networks of a bundle that are not ours to ship, out of the cache of fetched files."
@@ -319,14 +320,11 @@ def fetched_networks(
             f"stitch_weights download {bundle}"
         )
     files = {f.role: f for f in bundle_files(bundle)}
-    found = load_converted(convert(files["generator"]))
-    if resolution is not None:
-        found = replace(found, config=found.config | dict(resolution=resolution))
     mediapipe = import_module("stitch_nb.nets.mediapipe")
     nets = mediapipe.load_networks(partial(package_member, files["landmarks"]))
     labels = load_folder(installed_bundles()["people"], torch.device("cpu")).parser
     parser = mediapipe.HeadParser(nets.pop("selfie"), labels)
-    nets |= dict(generator=build(found), parser=parser.eval().requires_grad_(False))
+    nets |= dict(generator=build(load_converted(convert(files["generator"]))), parser=parser.eval().requires_grad_(False))
     return {role: net.to(device) for role, net in nets.items()}
 
 # %% ../nbs/88_models.ipynb #7625139b
@@ -365,7 +363,7 @@ def load_folder(
         for role, entry in entries.items()
     }
     if "fetched" in record:
-        nets |= fetched_networks(record["fetched"], resolution, device)
+        nets |= fetched_networks(record["fetched"], device)
     if "generator" not in nets:
         raise StitchError(
             f"{folder} has no generator: it is no bundle that a clip can be edited with"
@@ -384,15 +382,35 @@ def load_folder(
         if "directions" in record
         else {}
     )
-    return Bundle(
+    found = Bundle(
         record["name"],
-        resolution or record["resolution"],
+        record["resolution"],
         **nets,
         directions=directions,
         meta=record.get("meta", {}),
         device=device,
-        hash=hash_of(text, resolution) if resolution else hash_of(text),
+        hash=hash_of(text),
     )
+    if "head" in record:
+        found = replace(found, head=checked_tensors(folder, record["head"]))
+    return found if resolution is None else resized(found, resolution)
+
+
+def resized(
+    models: Bundle,  # one that draws several sizes: `sizes` in its meta
+    resolution: int,  # pixels, one of them
+) -> Bundle:  # shares all networks but the generator; of a size that is no longer chosen
+    "The same bundle, its crops and pictures of another size."
+    kept, sizes = dict(models.meta), models.meta.get("sizes", (models.resolution,))
+    kept.pop("sizes", None)
+    if resolution not in sizes:
+        known = ", ".join(map(str, sizes))
+        raise StitchError(f"{models.name} draws {known} pixels, not {resolution}: name one of these")
+    if resolution != models.resolution:
+        G = models.generator.at(resolution, models.head)
+        models = replace(models, generator=G, resolution=resolution)
+    return replace(models, meta=kept, hash=hash_of(models.hash, resolution))
+
 
 # %% ../nbs/88_models.ipynb #472b07b9
 NEEDED = (
@@ -598,12 +616,14 @@ def load_own(
         return Bundle(name, generator.resolution, **nets, **places)
     size = generator.num_ws, generator.w_dim
     kept = {k: v for k, v in base.directions.items() if v.shape[-2:] == size}
+    meta = {k: v for k, v in base.meta.items() if k != "sizes" or "generator" not in nets}
     return replace(
         base,
         name=f"{base.name}+{name}",
         resolution=generator.resolution,
         **nets,
         directions=kept | directions,
+        meta=meta,
         hash=hash_of(base.hash, marks),
     )
 
@@ -629,15 +649,20 @@ def find_bundle(
     )
 
 # %% ../nbs/88_models.ipynb #c3688af9
+def default_models() -> str:  # a name for `load_models`
+    "What STITCH_MODELS names; else `mobile`, the photographs, if fetched; else `people`."
+    return os.environ.get("STITCH_MODELS") or ("people" if missing_files("mobile") else "mobile")
+
+
 def load_models(
     name_or_path: str | Path | None = None,  # name, file, folder, or several joined by +
     device: str | torch.device = 'cpu',  # 'auto', 'cpu', 'cuda', 'mps'
 ) -> Bundle:  # float32, frozen, in evaluation mode, on `device`
-    "Every network of a bundle; None: what STITCH_MODELS names, else `people`."
-    text = str(name_or_path or os.environ.get("STITCH_MODELS") or "people")
+    "Every network of a bundle; None: `default_models`."
+    text = str(name_or_path or default_models())
     device = pick_device(device)
     words = [text] if Path(text).expanduser().exists() else text.split("+")
-    sizes = {w: int(w.removeprefix("mobile-")) for w in words if w in ("mobile-512", "mobile-1024")}
+    sizes = {w: int(w.removeprefix("mobile-")) for w in words if re.fullmatch(r"mobile-\d+", w)}
     places, base = [find_bundle("mobile" if w in sizes else w) for w in words], None
     whole = lambda p: isinstance(p, str) or (p / "bundle.json").is_file()
     for place in [p for p in places if whole(p)]:

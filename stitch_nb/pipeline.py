@@ -39,6 +39,7 @@ from stitch_nb.run.measure import (
     strip_size,
     summary,
 )
+from .run.size import as_large_as_the_face
 from .run.settings import ARMS, RunConfig, arms_for, as_edits, check_arms
 
 # %% ../nbs/80_pipeline.ipynb #dbc47653
@@ -160,7 +161,7 @@ def edit_clip(
     clip: Clip | str | Path,  # the video
     edits,  # 'smile=2', an `Edit`, or several
     out: str | Path,  # run folder, made if absent
-    models: Bundle | str | None = None,  # a bundle or its name; None: STITCH_MODELS, else 'people'
+    models: Bundle | str | None = None,  # a bundle or its name; None: `default_models`
     config: RunConfig | None = None,  # None: what suits the bundle, `RunConfig.for_models`
     progress=None,  # progress(stage name): context manager giving tick(done, total, text)
     stages: str | Path | None = None,  # where stages are kept, to share them; None: out/stages
@@ -186,6 +187,7 @@ def edit_clip(
     for line in (*clip.notes, *less) if first and say else ():
         say(line)
     with run_folder(out, folder, " ".join(map(str, edits)), first):
+        models = as_large_as_the_face(clip, models, config, folder, progress, say if first else None)
         how = clip, models, config, edits, folder, progress
         look = partial(write_preview, out, preview, *how) if preview else None
         done, quads, backend, distance = run_stages(*how, look, objectives)  # steps 1 to 5
@@ -481,7 +483,7 @@ def ablate(
     clip: Clip | str | Path,  # the video
     edits,  # as in `edit_clip`
     out: str | Path,  # folder: a run folder for each arm, and the stages they share
-    models: Bundle | str | None = None,  # a bundle or its name; None: STITCH_MODELS, else 'people'
+    models: Bundle | str | None = None,  # a bundle or its name; None: `default_models`
     config: RunConfig | None = None,  # the full method's settings; None: what suits the bundle
     arms=None,  # which, of `ARMS`; None: those that suit the settings, `arms_for`
     progress=None,  # as in `edit_clip`

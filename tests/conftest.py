@@ -4,6 +4,7 @@ import os, subprocess
 import imageio_ffmpeg, pytest, torch
 from golden_numbers import Golden, golden_file, load_manifest
 
+os.environ['STITCH_MODELS'] = 'people'  # tests that need photographs name them
 torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
 
 

@@ -18,14 +18,15 @@ from stitch_nb import pipeline
 from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError, to_image
 from stitch_nb.edit import steps_along
-from stitch_nb.encode import SharedConfig, share_pivots
+from stitch_nb.encode import PivotConfig, SharedConfig, share_pivots
 from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
-from stitch_nb.models import in_bytes, load_models, widened
+from stitch_nb.models import checked_tensors, in_bytes, load_models, resized, widened
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig, tune_generator
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.engine.frames import Lane
+from stitch_nb.run.size import size_for
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
 from stitch_nb.weights import catalogue, download, formats
@@ -63,6 +64,58 @@ def test_pictures_of_an_independent_runtime(fetched):
     corner = torch.from_numpy(gold["corner"][:1])
     assert (large[:, :, 480:512, 480:512] - corner).abs().max() < 1e-4
     assert (torch.nn.functional.avg_pool2d(large, 2) - small).abs().max() < 1e-4
+
+
+def test_256_pixels_are_the_mean_of_512(fetched):
+    "The shipped head: 25 dB and more on samples that it was not fitted to."
+    import stitch_nb
+
+    folder = Path(stitch_nb.__file__).parent / "bundles" / "mobile"
+    record = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    small = fetched.at(256, checked_tensors(folder, record["head"]))
+    w = fetched.mapping(torch.randn(3, 512, generator=torch.Generator().manual_seed(77)), 0.7)
+    with torch.no_grad():
+        wanted = torch.nn.functional.avg_pool2d(fetched.synthesis(w), 2)
+        error = (small.synthesis(w).clamp(-1, 1) - wanted.clamp(-1, 1)).square().mean((1, 2, 3))
+    assert (10 * torch.log10(4 / error)).min() > 25
+    assert small.num_ws == 23 and small.resolution == 256
+
+
+def test_a_run_draws_as_large_as_the_face(monkeypatch, tmp_path):
+    "The size follows the crop in the frame; one line tells it; a size that was named stays."
+    tiny.use_disc(monkeypatch)
+    torch.manual_seed(0)
+    G = MobileGenerator(32, z_dim=16, w_dim=16, channels=(16, 16, 16, 8), mapping_layers=2)
+    G = G.eval().requires_grad_(False)
+    models = replace(
+        load_models(tiny.tiny_bundle(tmp_path / "bundle")),
+        name="wavelets",
+        generator=G,
+        encoder=None,
+        directions=dict(smile=torch.randn(G.num_ws, 16)),
+        meta=dict(scale=1.0, sizes=[16, 32, 64]),
+        head=dict(weight=torch.randn(3, 16, 3, 3), bias=torch.zeros(3)),
+    )
+    quick = dict(pti=PTIConfig(passes=1), stitch=StitchConfig(steps=1), measure="none")
+    config = RunConfig(mask="hull", pivot=PivotConfig(steps=1), **quick)
+    drawn = {}
+    for H in (16, 26, 64):  # the crop is about as large
+        lines = []
+        clip = read_clip(tiny.face_clip(tmp_path / f"{H}.mp4", T=1, W=64, H=H))
+        run = edit_clip(clip, "smile=1", tmp_path / str(H), models, config, say=lines.append)
+        drawn[H] = run.record["bundle"]["resolution"]
+        crop = np.load(run.stages["crops"].path, mmap_mode="r")
+        assert crop.shape[1] == drawn[H]
+        side = np.linalg.norm(run.quads[0, 3] - run.quads[0, 0])
+        assert drawn[H] == size_for(side, (16, 32, 64))
+        (line,) = [line for line in lines if "drawn at" in line]
+        assert f"{side:.0f} pixels" in line and f"drawn at {drawn[H]}" in line
+    assert sorted(set(drawn.values())) == sorted(drawn.values())  # nearer is larger
+    named = resized(models, 64)
+    run = edit_clip(clip, "smile=1", tmp_path / "named", named, config, say=lines.append)
+    assert run.record["bundle"]["resolution"] == 64 and named.hash != models.hash
+    with pytest.raises(StitchError, match="draws 16, 32, 64 pixels, not 48"):
+        resized(models, 48)
 
 
 def test_the_average_face(fetched):
@@ -227,9 +280,10 @@ def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
 
 
 def test_who_is_told_of_a_first_look(capsys):
-    "Photographs; the small bundle is done before one could look."
-    assert preview_for(SimpleNamespace(resolution=128)) is None
-    preview_for(SimpleNamespace(resolution=512))(Path("run/preview.png"))
+    "Photographs of any size; the small bundle is done before one could look."
+    assert preview_for(SimpleNamespace(resolution=128, meta={})) is None
+    assert preview_for(SimpleNamespace(resolution=256, meta=dict(recipe="mobile")))
+    preview_for(SimpleNamespace(resolution=512, meta={}))(Path("run/preview.png"))
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "run/preview.png" in said and "before tuning" in said
 @pytest.fixture(scope="module")

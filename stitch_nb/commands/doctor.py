@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RATIO', 'PACKAGES', 'FINDERS', 'probe', 'ask_python', 'ask_torch', 'ask_memory', 'ask_disk', 'ask_ffmpeg',
            'ask_people', 'ask_bundle', 'ask_package', 'mediapipe_networks', 'ask_landmarks', 'time_updates',
-           'clip_seconds', 'ask_speed', 'diagnose', 'advice', 'say_time', 'page', 'doctor_parser', 'stitch_doctor']
+           'clip_seconds', 'ask_speed', 'diagnose', 'advice', 'say_time', 'page', 'doctor_parser', 'ask_clip',
+           'clip_line', 'stitch_doctor']
 
 # %% ../../nbs/commands/50_doctor.ipynb #77de68da
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .edit import choose_models, told
 from ..core import StitchError, seeded
 from ..engine.device import frames_at_once, pick_device
 from stitch_nb.weights.catalogue import (
@@ -486,6 +488,8 @@ def doctor_parser():
         description="What this machine can do: tools, networks, landmarks, "
         "and how long a clip will take.",
     )
+    parser.add_argument("clip", nargs="?", help="a video: only say how long its edit will take")
+    parser.add_argument("--models", help="networks, as in stitch_edit, for the clip's estimate")
     parser.add_argument(
         "--frames",
         type=int,
@@ -502,9 +506,41 @@ def doctor_parser():
     )
     return parser
 
+# %% ../../nbs/commands/50_doctor.ipynb #c11b0002
+def ask_clip(
+    video: str,  # a video, or a folder of frames
+    models: str | None = None,  # None: what `stitch_edit` takes, without fetching
+    device: str = "auto",
+) -> dict:  # seconds, frames, pixels of the crop, bundle
+    "How long an edit of this clip takes."
+    from stitch_nb.models import load_models
+    from stitch_nb.run.progress import seconds_of
+    from stitch_nb.run.settings import RunConfig
+    from stitch_nb.run.size import as_large_as_the_face
+    from stitch_nb.video import read_clip
+
+    clip, bundle = read_clip(video), load_models(choose_models(models, False), device)
+    config = RunConfig.for_models(bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = as_large_as_the_face(clip.trim(0, 5), bundle, config, Path(folder))
+    seconds = seconds_of(bundle, config, len(clip))
+    found = dict(seconds=round(seconds, 1), frames=len(clip), pixels=bundle.resolution)
+    return found | dict(bundle=bundle.name, device=str(bundle.device))
+
+
+def clip_line(a: dict) -> str:
+    "The answer of `ask_clip` in words."
+    where = f"{a['bundle']} at {a['pixels']} px on {a['device']}"
+    return f"{a['frames']} frames, one edit: about {say_time(a['seconds'])} ({where})"
+
 # %% ../../nbs/commands/50_doctor.ipynb #17f5e343
 def stitch_doctor(argv: list | None = None):
     "What this machine can do, on one page."
     o = doctor_parser().parse_args(argv)
+    if o.clip:
+        with told("stitch_doctor", cache_folder()):
+            answer = ask_clip(o.clip, o.models, o.device)
+        print(json.dumps(answer, indent=1) if o.json else clip_line(answer))
+        return
     found = diagnose(max(o.frames, 1), o.device, not o.quick, o.full)
     print(json.dumps(found, indent=1) if o.json else page(found))

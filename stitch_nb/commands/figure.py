@@ -14,11 +14,11 @@ from ..core import StitchError, atomic_path, bar
 from ..video import parse_frames
 from ..models import load_models
 from ..run.settings import RunConfig, check_arms
-from ..figures.state import default_clip, open_clip, zoom_names
+from ..figures.state import default_clip, open_clip, sample_clips, zoom_names
 from ..figures.figure3 import write_figure_3
 from ..figures.figure9 import read_run, write_figure_9
 from ..figures.report import report_html
-from .edit import settings_of, told
+from .edit import REAL, choose_models, settings_of, told
 
 # %% ../../nbs/commands/30_figure.ipynb #6174c92e
 def as_rows(text: str):
@@ -63,7 +63,7 @@ def stitch_figure(
     zoom: str = "hair,neck",  # regions enlarged below each frame: hair, neck, mouth; or off
     arms: str = "",  # of figure 9, e.g. no_pti,full; default: those that suit the networks
     video: str = "",  # part of the clip shown as video, A:B in frames; default: all; no: no video
-    models: str = None,  # networks, as in stitch_edit (default: STITCH_MODELS, else people)
+    models: str = None,  # networks, as in stitch_edit, which fetches; here nothing is fetched
     pti_steps: int = None,  # passes over the clip in tuning the generator
     stitch_steps: int = None,  # updates per frame in stitching
     norm: str = None,  # of the stitching loss: l1 (paper), l2 (the authors' code)
@@ -90,7 +90,8 @@ def stitch_figure(
             shown["video"] = None if video == "no" else parse_frames(video)
         part = parse_frames(frames) if frames else slice(None)
         opened = open_clip(clip) if clip else None
-        bundle = load_models(models, device)
+        rendered = clip in sample_clips() and clip not in REAL
+        bundle = load_models(choose_models(models, False, rendered), device)
         if opened is None:
             clip = default_clip(bundle)
             opened, folder = open_clip(clip), out or f"stitch_figure_{clip}"

@@ -498,6 +498,10 @@ class Figure3App(FigureApp):
                 slider.value = t
             self.part.max = T
             self.part.value = (0, min(T, 24))
+            R = state.models.resolution
+            if self.dilation.max != R // 4:  # the bundle draws this clip's face at another size
+                self.dilation.max = R // 4
+                self.dilation.value = self.config.dilation or round(R * 50 / 1024)
 
     def _settings(self, state):
         stitch = replace(self.config.stitch, norm=self.norm.value, lambda_m=self.lambda_m.value)

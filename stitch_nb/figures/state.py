@@ -41,6 +41,7 @@ from ..models import Bundle, load_models
 from ..nets.mobile import MobileGenerator
 from ..weights.catalogue import cache_folder
 from ..run.settings import RunConfig, as_edits
+from ..run.size import as_large_as_the_face
 from ..run.store import network_key, run_stage, tidy, write_rows
 
 # %% ../../nbs/figures/20_state.ipynb #18052d34
@@ -206,7 +207,8 @@ def default_clip(
     models: Bundle,
 ) -> str:  # the name of a sample
     "The clip that shows a bundle best: the portrait for photographs, else the puppet that talks."
-    wanted = "portrait" if models.resolution > 256 else "talk"
+    real = models.meta.get("faces") == "real" or models.resolution > 256
+    wanted = "portrait" if real else "talk"
     return wanted if wanted in sample_clips() else "talk"
 
 
@@ -263,6 +265,7 @@ def prepare(
 # %% ../../nbs/figures/20_state.ipynb #ab79d8e6
 def _prepared(clip, models, config, folder, progress) -> ClipState:
     "Everything before the tuning."
+    models = as_large_as_the_face(clip, models, config, folder, progress)
     perceptual, _ = choose_perceptual(models, config.perceptual)
     faces, _ = faces_stage(clip, models, config, folder, progress)
     crops, quads = crops_stage(clip, models, config, faces, folder, progress)
