@@ -38,7 +38,7 @@ from ..metrics import identity_vectors
 from ..models import installed_bundles, load_folder
 from ..nets.mediapipe import load_networks
 from ..nets.small import patch_box
-from ..people.judges import dlib_vectors, face_chips, find_boxes, find_points, read_ages
+from ..judges import dlib_vectors, face_chips, find_boxes, find_points, read_ages
 from ..script import Param, call_parse
 from ..show import strip
 from ..video import parse_frames, read_clip, write_video
