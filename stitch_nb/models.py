@@ -6,7 +6,7 @@
 __all__ = ['CLASSES', 'ROLES', 'SCALE', 'LARGEST', 'NEEDED', 'SUFFIXES', 'network_class', 'compact', 'network_config',
            'save_network', 'save_bundle', 'Bundle', 'bundle_folders', 'installed_bundles', 'checked_tensors',
            'in_bytes', 'widened', 'build_network', 'fitted_directions', 'fetched_networks', 'read_record',
-           'load_folder', 'resized', 'official_perceptual', 'official_meta', 'load_official', 'converted_own',
+           'load_folder', 'at_resolution', 'official_perceptual', 'official_meta', 'load_official', 'converted_own',
            'read_own', 'own_files', 'own_parts', 'load_own', 'find_bundle', 'default_models', 'load_models',
            'bundle_folder', 'convert_weights', 'fit_direction']
 
@@ -393,10 +393,10 @@ def load_folder(
     )
     if "head" in record:
         found = replace(found, head=checked_tensors(folder, record["head"]))
-    return found if resolution is None else resized(found, resolution)
+    return found if resolution is None else at_resolution(found, resolution)
 
 
-def resized(
+def at_resolution(
     models: Bundle,  # one that draws several sizes: `sizes` in its meta
     resolution: int,  # pixels, one of them
 ) -> Bundle:  # shares all networks but the generator; of a size that is no longer chosen

@@ -312,6 +312,7 @@ def run_record(clip, edits, models, config, key, done, distance, objectives=None
         edits=[str(e) for e in edits],
         source=source,
         bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
+        directions_of_others=models.meta.get("directions_of_others", {}),
         landmarks=done["faces"].note["landmarks"],
         perceptual=distance,
         settings=asdict(config) | dict(credentials=signer),

@@ -20,7 +20,7 @@ from stitch_nb.core import StitchError, to_image
 from stitch_nb.edit import steps_along
 from stitch_nb.encode import PivotConfig, SharedConfig, share_pivots
 from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
-from stitch_nb.models import checked_tensors, in_bytes, load_models, resized, widened
+from stitch_nb.models import at_resolution, checked_tensors, in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig, tune_generator
@@ -111,11 +111,11 @@ def test_a_run_draws_as_large_as_the_face(monkeypatch, tmp_path):
         (line,) = [line for line in lines if "drawn at" in line]
         assert f"{side:.0f} pixels" in line and f"drawn at {drawn[H]}" in line
     assert sorted(set(drawn.values())) == sorted(drawn.values())  # nearer is larger
-    named = resized(models, 64)
+    named = at_resolution(models, 64)
     run = edit_clip(clip, "smile=1", tmp_path / "named", named, config, say=lines.append)
     assert run.record["bundle"]["resolution"] == 64 and named.hash != models.hash
     with pytest.raises(StitchError, match="draws 16, 32, 64 pixels, not 48"):
-        resized(models, 48)
+        at_resolution(models, 48)
 
 
 def test_the_average_face(fetched):

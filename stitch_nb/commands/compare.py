@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['square_part', 'box_about', 'DlibFinder', 'NetFinder', 'people_bundle', 'dlib_person', 'bundle_person', 'age_of',
            'Judges', 'films_of', 'what_is_kept', 'chosen_frames', 'Comparison', 'write_comparison', 'compare_films',
-           'table_text', 'stitch_compare']
+           'record_text', 'stitch_compare']
 
 # %% ../../nbs/commands/80_compare.ipynb #7bbd2f26
 import json
@@ -405,7 +405,7 @@ def compare_films(
     return write_comparison(work, out, video, progress)
 
 
-def table_text(record: dict) -> str:
+def record_text(record: dict) -> str:
     "The table for a terminal; a star marks the best of a row."
     meant, names = read_meant(record["edit"]), list(record["films"])
     lines = [["", *names]]
@@ -437,6 +437,6 @@ def stitch_compare(
         work = Comparison(source, films, part, edit, judges)
         with bar("comparing") as progress:
             record = write_comparison(work, out, video, progress)
-        print(table_text(record))
+        print(record_text(record))
         print("judges: " + ", ".join(f"{k} by {v}" for k, v in record["judges"].items()))
         print("\n".join([*record["notes"], str(Path(out) / "compare.html")]))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'TERMS', 'REAL', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside',
            'said_of_frames', 'report', 'as_person', 'sources', 'fetch_photographs', 'wants_photographs',
-           'choose_models', 'settings_of', 'stitch_edit', 'tell', 'tell_preview', 'preview_for', 'edit_and_report',
-           'stitch_demo']
+           'choose_models', 'as_yes_or_no', 'settings_of', 'stitch_edit', 'tell', 'tell_preview', 'preview_for',
+           'with_directions', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -22,6 +22,7 @@ from ..script import Param, call_parse
 
 from ..core import StitchError, sample
 from ..credentials import as_credentials
+from ..edit import read_direction
 from ..engine.device import join_ranks, ranks
 from ..models import default_models, load_models
 from ..pipeline import Run, edit_clip
@@ -213,6 +214,16 @@ def _photographs_or_people(fetch, say) -> str:
     return "people"
 
 # %% ../../nbs/commands/10_edit.ipynb #679efa3b
+def as_yes_or_no(name: str, text) -> dict:  # {name: bool}, or {name: 'auto'}
+    "An option that the recipe decides if nothing else is said."
+    known = dict(auto="auto", yes=True, no=False)
+    if isinstance(text, bool) or text is None:
+        return {name: "auto" if text is None else text}
+    if str(text).lower() not in known:
+        raise StitchError(f"{name} is {text!r}: use yes, no or auto")
+    return {name: known[str(text).lower()]}
+
+
 def settings_of(
     models,  # a Bundle; None: only check the values
     pti_steps=None,
@@ -227,6 +238,7 @@ def settings_of(
     **others,  # fields of `RunConfig`
 ) -> RunConfig:
     "What was asked for; what was not is as the bundle's recipe has it."
+    others |= as_yes_or_no("keep_detail", others.get("keep_detail", "auto"))
     base = DEFAULT if models is None else RunConfig.for_models(models)
 
     def given(**values):
@@ -288,7 +300,14 @@ def stitch_edit(
     mask: str = DEFAULT.mask,  # parser (labels of the crop), hull (of the landmarks), auto
     dilation: int = None,  # width of the border, pixels of the crop; default: R*50/1024
     feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
-    keep_detail: bool = DEFAULT.keep_detail,  # paste the change only: finer than the crop
+    keep_detail: Param(
+        "the source's fine detail returns where the edit leaves it: yes, no; auto: as the recipe",
+        str,
+    ) = "auto",
+    direction: Param(
+        "a direction out of a file, NAME.npy, used as --edit NAME=2; may be given several times",
+        action="append",
+    ) = None,
     pivots: str = DEFAULT.pivots,  # where latents come from: encoder, shared, optimise, auto
     perceptual: str = DEFAULT.perceptual,  # distance used in tuning: lpips, bundle, auto
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
@@ -312,7 +331,8 @@ def stitch_edit(
         part = parse_frames(frames) if frames else None
         how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
         clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
-        edit_and_report(clip, true, edit or [], out, models, device, asked, yes or None)
+        others = direction or []
+        edit_and_report(clip, true, edit or [], out, models, device, asked, yes or None, others)
 
 # %% ../../nbs/commands/10_edit.ipynb #668cdf51
 def tell(line: str):
@@ -331,10 +351,24 @@ def preview_for(models):
     return tell_preview if slow and ranks().rank == 0 else None
 
 
-def edit_and_report(clip, truth, edit, out, models, device, asked, fetch=None):
+def with_directions(
+    models,  # a Bundle
+    files,  # paths of directions
+):  # the bundle, with these directions too, named as their files
+    "A bundle and directions that others made."
+    directions, told = dict(models.directions), {}
+    for path in files:
+        G = models.generator
+        name, direction, record = read_direction(path, G.num_ws, G.w_dim)
+        directions[name], told[name] = direction.to(models.device), record
+    meta = models.meta | dict(directions_of_others=told) if told else models.meta
+    return replace(models, directions=directions, meta=meta)
+
+
+def edit_and_report(clip, truth, edit, out, models, device, asked, fetch=None, directions=()):
     "One run, by this process or by all that torchrun started; the first of them reports."
     here = join_ranks(device)
-    bundle = load_models(choose_models(models, fetch), device)
+    bundle = with_directions(load_models(choose_models(models, fetch), device), directions)
     config, how = settings_of(bundle, **asked), dict(say=tell, preview=preview_for(bundle))
     with run_bar(plan_of(bundle, config, len(clip)), disable=here.rank > 0) as shown:
         run = edit_clip(clip, edit, out, bundle, config, shown, truth=truth, **how)

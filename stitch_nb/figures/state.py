@@ -35,7 +35,7 @@ from ..perceptual import choose_perceptual
 from ..edit import Edit, apply_edit
 from ..masks import StitchMasks, boundary, resize_mask
 from ..stitch import StitchConfig, stitch_frame
-from ..paste import paste, paste_mask
+from ..paste import carry_detail, paste, paste_mask
 from ..metrics import face_measures, gap, psnr
 from ..models import Bundle, load_models
 from ..nets.mobile import MobileGenerator
@@ -581,6 +581,8 @@ def cell_of(
         outline = torch.ones_like(masks.full) if square else masks.full
         crop, real = crop_of(state, settings, column, t, quality), np.array(state.crops[k])
         kept = real if state.config.keep_detail and not square else None
+        if kept is not None and state.config.tune:
+            crop = carry_detail(real, crop_of(state, settings, "pti", t, quality), crop)
         picture = paste(frame, crop, quad, None if square else outline, feather, residual=kept)
         alpha = paste_mask(quad, outline, *frame.shape[:2], feather)
         wrong = np.abs(crop.astype(np.float32) - real).mean(-1)

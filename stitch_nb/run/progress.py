@@ -14,7 +14,7 @@ import torch
 
 from ..core import seeded
 from ..engine.device import autocast, tuning_dtype
-from ..stitch import COMMON_BATCH
+from ..engine.frames import COMMON_BATCH
 
 # %% ../../nbs/run/25_progress.ipynb #9e7a0005
 UPDATE = {256: 0.3, 512: 1.0, 1024: 1.6}  # of MobileStyleGAN, seconds: a first guess

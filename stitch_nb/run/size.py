@@ -9,7 +9,7 @@ __all__ = ['SLACK', 'crop_side', 'size_for', 'as_large_as_the_face']
 import numpy as np
 
 from ..align import quads_from_landmarks
-from ..models import Bundle, resized
+from ..models import Bundle, at_resolution
 from .settings import RunConfig
 from .stages import faces_stage, load_track
 
@@ -53,4 +53,4 @@ def as_large_as_the_face(
     if say:
         others = " or ".join(f"{models.name}-{r}" for r in sizes if r != R)
         say(f"the face fills {side:.0f} pixels, so it is drawn at {R} (else: --models {others})")
-    return resized(models, R)
+    return at_resolution(models, R)

@@ -31,7 +31,7 @@ from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import find_faces, landmark_backend
 from ..masks import face_mask, hull_mask, segment, stitch_masks
-from ..paste import composite, paste_mask
+from ..paste import carry_detail, composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
 from ..engine.tuner import objective_key, latest
 from ..pti import plain_pti, pti_objective, tune_generator
@@ -49,7 +49,7 @@ from ..engine.frames import CommonStart, claimed_blocks, worker_count
 from ..stitch import common_start, plain_stitch, stitch_frames, stitch_objective
 
 # %% ../../nbs/run/30_stages.ipynb #72764187
-VERSIONS = dict(faces=3, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
+VERSIONS = dict(faces=4, crops=1, masks=1, pivots=1, generator=2, scores=1, start=3, stitched=1)
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30014
 def faces_stage(clip, models, config, folder, progress):
@@ -534,6 +534,8 @@ def pasted_frames(
     pictures = np.load(done["crops"].path, mmap_mode="r")
     masks = np.load(done["masks"].path, mmap_mode="r")
     heads, folder, k = FrameMasks(masks, models.resolution, config), done["stitched"].path, -1
+    tuned = done.get("generator") if config.keep_detail else None
+    recons = tuned and draw(load_generator(tuned, models), load_pivots(done["pivots"], models))
     for t, (frame, used) in enumerate(zip(clip.frames(), load_track(done["faces"])[1])):
         if not used:
             yield Pasted(t, None, frame, frame, None, None, None, None)
@@ -541,9 +543,14 @@ def pasted_frames(
         k += 1
         kept, full = load_arrays(frame_file(folder, k)), heads[k].full
         alpha = paste_mask(quads[k], full, *frame.shape[:2], config.feather)
-        residual = np.array(pictures[k]) if config.keep_detail else None
-        result, blended = (
-            composite(frame, kept[name], quads[k], alpha, residual=residual) if wanted else None
-            for name, wanted in (("stitched", True), ("edit", blend and blend(k)))
-        )
+        source = np.array(pictures[k]) if config.keep_detail else None
+        recon = next(recons) if recons else None
+
+        def put_back(drawn):
+            if recon is not None:
+                drawn = carry_detail(source, recon, drawn)
+            return composite(frame, drawn, quads[k], alpha, residual=source)
+
+        result = put_back(kept["stitched"])
+        blended = put_back(kept["edit"]) if blend and blend(k) else None
         yield Pasted(t, k, frame, result, blended, full, quads[k], alpha)

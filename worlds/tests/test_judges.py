@@ -13,7 +13,19 @@ import torch
 
 from stitch_nb.align import crop_frame, quads_from_landmarks
 from stitch_nb.core import StitchError, sample
+from stitch_nb.judges import (
+    dlib_vectors,
+    face_chips,
+    face_vectors,
+    find_boxes,
+    find_points,
+    found_share,
+    read_ages,
+    usual_chips,
+    vector_distance,
+)
 from stitch_nb.models import load_models
+from stitch_nb import judges as films
 from stitch_worlds import judges
 from stitch_worlds.comparison import groups_of, save_pages, table_markdown
 from stitch_worlds.judges import (
@@ -24,13 +36,7 @@ from stitch_worlds.judges import (
     aligned_again,
     all_rows,
     as_row,
-    dlib_vectors,
-    face_chips,
-    face_vectors,
     fid,
-    find_boxes,
-    find_points,
-    found_share,
     frechet,
     halves,
     keep_row,
@@ -39,12 +45,9 @@ from stitch_worlds.judges import (
     moments,
     movement,
     off_target,
-    read_ages,
     read_table,
     row_key,
     shape_readings,
-    usual_chips,
-    vector_distance,
 )
 from stitch_worlds.shards import Shards, write_toy_shards
 from stitch_nb.video import read_clip
@@ -163,7 +166,7 @@ def test_the_torch_network_is_dlibs(crops):
     dlib = pytest.importorskip('dlib')
     pictures, _ = crops
     chips = face_chips(pictures, find_points(pictures, find_boxes(pictures)))
-    file = judges.dlib_model_file().with_name('dlib_face_recognition_resnet_model_v1.dat')
+    file = films.dlib_model_file().with_name('dlib_face_recognition_resnet_model_v1.dat')
     theirs = np.array(
         dlib.face_recognition_model_v1(str(file)).compute_face_descriptor(list(chips[:2]))
     )
@@ -192,8 +195,8 @@ def test_rulers_do_not_see_place_size_or_roll():
 
 def test_a_missing_judge_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, 'dlib', None)
-    judges._detector.cache_clear()
-    with pytest.raises(StitchError, match=r"pip install 'stitch_nb\[judges\]'"):
+    films._detector.cache_clear()
+    with pytest.raises(StitchError, match=r"pip install -e '.\[judges\]'"):
         find_boxes(np.zeros((1, 64, 64, 3), np.uint8))
 
 
