@@ -25,7 +25,7 @@ from pickled import (
     write_stats,
     write_tf,
 )  # noqa: F401
-from test_project import NOTEBOOKS, ROOT, SOURCES, code_of
+from test_project import NOTEBOOKS, ROOT, SOURCES, cells_of, tree_of
 
 from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import StitchError
@@ -57,14 +57,20 @@ ALLOWED = {  # the call as it is written -> files; every other call that loads i
     "torch.load": {"perceptual.py"},  # weights_only=True, checked below
     "torch.hub.load_state_dict_from_url": {"perceptual.py"},
     "import_module": {"models.py", "judges.py", "identity.py"},  # names of a table in the same file
-    "training.load": {"train_generator.py"},  # its own class: safetensors and JSON
-    "self.load": {"pti.py"},  # a method that copies tensors into tensors
-    "lane.load": {"stitch.py"},  # the same
+    "lane.load": {"frames.py"},  # the same
     "im.load": {"video.py"},  # Pillow decodes an open picture
 }
 HARMLESS = re.compile(
     r"^(np|numpy)\.load$|^json\.loads?$|^re\.compile$|^read_pickle$|^tomllib\.loads?$"
 )  # np.load: no pickles unless asked, checked below
+
+
+def code_of(path):
+    "The Python of a file, or of a notebook's cells, parsed; cells with magics are left out."
+    if path.suffix == ".py":
+        return [tree_of(path)]
+    cells = ["".join(c["source"]) for c in cells_of(path) if c["cell_type"] == "code"]
+    return [ast.parse(c) for c in cells if not re.search(r"^[%!]", c, re.M)]
 
 
 def dotted(node):
