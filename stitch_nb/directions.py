@@ -265,7 +265,7 @@ def latent_covariance(
     seed: int = 0,
 ) -> torch.Tensor:  # (D,D) float64, on the CPU
     "Cov(w): how W varies."
-    w = random_latents(G, n, 1.0, seeded(seed))[:, 0].double().cpu()
+    w = random_latents(G, n, 1.0, seeded(seed))[:, 0].cpu().double()
     w = w - w.mean(0)
     return w.T @ w / n
 
@@ -306,7 +306,7 @@ def fit_step(
     "From gradients to a direction: tempered by a power of Cov(w), without what is to stay."
     first, last = config.rows
     kept = found.mean(name)[first:last]
-    own = lambda k: found.mean(k)[first:last].sum(0).double().cpu()
+    own = lambda k: found.mean(k)[first:last].sum(0).cpu().double()
     metric = matrix_power(cov, config.power) if config.power else None
     held = torch.stack([own(k) for k in hold]) if hold else torch.zeros(0, kept.shape[1]).double()
     step = F.normalize(without(own(name), held, metric), dim=0).float().to(kept)

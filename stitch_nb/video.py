@@ -63,6 +63,7 @@ def _own_colour(clip, frame) -> tuple:  # range, matrix
     "The frame's own tags; those of the clip's first frame where it has none."
     mine = colour_of(frame)[:2]
     scale, matrix = (m if m != 'unknown' else c for m, c in zip(mine, clip.colour))
+    matrix = clip.matrix or matrix
     return 'pc' if frame.format.name.startswith('yuvj') else scale, matrix
 
 
@@ -322,6 +323,7 @@ class Clip:
     files: tuple = ()  # names, for a folder
     begin: Fraction = Fraction(0)  # seconds, when the first frame is shown on the file's clock
     sound: int = -1  # which stream is the sound
+    matrix: str = ''  # colour matrix that all frames are read by; '': as their tags say
     stored: tuple = ()  # width and height before it is turned, px
     turn: tuple = (False, False, False)  # transpose, flip rows, flip columns
     pts: np.ndarray | None = field(default=None, compare=False, repr=False)  # (K,) ticks

@@ -203,7 +203,7 @@ def test_a_row_ends_with_the_program_that_began_it(tmp_path):
         'from stitch_nb.commands import batch\n'
         'def slow(**_):\n'
         f'    open({str(tmp_path / "pid")!r}, "w").write(str(__import__("os").getpid()))\n'
-        '    time.sleep(60)\n'
+        '    time.sleep(600)\n'
         'batch.stitch_edit = slow\n'
         'batch.parse_row = lambda a: {}\n'
         'batch.edit_one([])\n'
@@ -219,7 +219,7 @@ def test_a_row_ends_with_the_program_that_began_it(tmp_path):
     first.kill()
     first.wait()
     child = int(pid.read_text())
-    assert until(lambda: not psutil.pid_exists(child) or is_zombie(child), 20)
+    assert until(lambda: not psutil.pid_exists(child) or is_zombie(child), 120)
 
 
 def is_zombie(pid):

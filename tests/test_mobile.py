@@ -215,7 +215,10 @@ def test_the_directions_are_shipped():
 
     found = load_tensors(folder / "directions.safetensors")
     assert set(record["directions"]["names"]) == set(found) >= {"smile", "age", "yaw", "eyes_open"}
-    assert found["age"].shape == (2, 23, 512)  # growing older, growing younger
+    table = record["directions"]["meta"]["table"]
+    assert all({"held", "power", "length", "agreement"} <= set(table[k]) for k in found)
+    lengths = {k: float(v.float().norm(dim=1).max()) for k, v in found.items()}
+    assert all(abs(lengths[k] - table[k]["length"]) < 0.02 for k in found)
     assert all(v.shape[-2:] == (23, 512) and v.isfinite().all() for v in found.values())
     assert (folder / "MODEL_CARD.md").is_file()
 

@@ -98,12 +98,12 @@ def read_alike(
             said = matrix if not tagged else source.colour[1]
             if own not in ("unknown", said):
                 notes.append(f"{name}: tagged {own}, read as {said} like the untagged source")
-            film = replace(film, colour=(film.colour[0], said, *film.colour[2:]))
+            film = replace(film, matrix=said)
         elif own != source.colour[1]:
             notes.append(f"{name}: read by its own matrix {own}, the source by {source.colour[1]}")
         found[name] = film
     if not tagged:
-        source = replace(source, colour=(source.colour[0], matrix, *source.colour[2:]))
+        source = replace(source, matrix=matrix)
     return source, found, notes
 
 # %% ../../nbs/figures/70_compare.ipynb #3d86aa59
