@@ -195,7 +195,7 @@ def package() -> dict:
     people = load_models("people")
     with safe_open(folder / "mobile" / "encoder.safetensors", "pt") as file:
         encoder = sum(file.get_tensor(k).numel() for k in file.keys())
-    files = [f for f in bundle_files("mobile") if f.role == "generator"]
+    files = bundle_files("mobile")
     return dict(
         people=dict(
             mb=sum(p.stat().st_size for p in (folder / "people").glob("*.safetensors")) / 1e6,
