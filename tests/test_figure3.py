@@ -7,7 +7,6 @@ import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -495,12 +494,12 @@ def test_no_folder_stays_behind(monkeypatch, tmp_path):
     "A stand-in notebook lies in a folder that goes when the server ends."
     seen = []
 
-    def server(command):
+    def server(command, port, browser):
         (page,) = [Path(word) for word in command if word.endswith(".ipynb")]
         seen.append((page, page.is_file()))
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(apps.subprocess, "run", server)
+    monkeypatch.setattr(apps, "serve", server)
     monkeypatch.setattr(apps.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as left:
