@@ -246,10 +246,12 @@ def menu(
     "The site's table of contents."
     of = lambda test: [{t: p} for p, t in titles.items() if test(p)]
     top = [{"Home": "index.ipynb"}] if "index.ipynb" in titles else []
-    top += [{t: p} for p, t in titles.items() if p == "walkthrough.ipynb"]
+    first = "walkthrough", "results", "beside_the_authors", "notation", "speed"
+    top += [{titles[p]: p} for p in (f"{name}.ipynb" for name in first) if p in titles]
     parts = {
         "Figures": of(lambda p: p.startswith("figures/")),
         "Stages": of(lambda p: "/" not in p and p[:2].isdigit()),
+        "Engine": of(lambda p: p.startswith("engine/")),
         "Running": of(lambda p: p.startswith("run/")),
         "Networks": of(lambda p: p.startswith("nets/")),
         "Weights": of(lambda p: p.startswith("weights/")),
