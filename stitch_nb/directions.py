@@ -380,7 +380,7 @@ def direction_from(
     "A calibrated direction of W+ along which a measure of the picture rises."
     G, hold = getattr(models, 'generator', models), dict(hold or {})
     if name in hold:
-        raise StitchError(f'{name!r} is to rise and to stay: give it another name, or do not hold it')
+        raise StitchError(f'{name!r} is to rise and to stay: give it another name')
     measures = {name: measure, **hold}
     found = gradients(G, measures, config, progress)
     cov = latent_covariance(G) if config.power else None
@@ -388,7 +388,8 @@ def direction_from(
     spread = {k: float(v.std()) for k, v in found.values.items()}
     unit = unit or spread[name]
     if not unit > 0:
-        raise StitchError(f'the measure is {found.values[name][0]:.4g} on every sample: it says nothing')
+        same = float(found.values[name][0])
+        raise StitchError(f'the measure is {same:.4g} on every sample: it says nothing')
     latents = random_latents(G, config.fresh, config.truncation, seeded(config.seed + 1))
     delta = calibrate(G, step, measure, unit, latents)
     said = response(G, delta, measures, (-2, -1, 0, 1, 2), latents)

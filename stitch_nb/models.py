@@ -324,7 +324,8 @@ def fetched_networks(
     nets = mediapipe.load_networks(partial(package_member, files["landmarks"]))
     labels = load_folder(installed_bundles()["people"], torch.device("cpu")).parser
     parser = mediapipe.HeadParser(nets.pop("selfie"), labels)
-    nets |= dict(generator=build(load_converted(convert(files["generator"]))), parser=parser.eval().requires_grad_(False))
+    generator = build(load_converted(convert(files["generator"])))
+    nets |= dict(generator=generator, parser=parser.eval().requires_grad_(False))
     return {role: net.to(device) for role, net in nets.items()}
 
 # %% ../nbs/88_models.ipynb #7625139b
@@ -405,7 +406,9 @@ def at_resolution(
     kept.pop("sizes", None)
     if resolution not in sizes:
         known = ", ".join(map(str, sizes))
-        raise StitchError(f"{models.name} draws {known} pixels, not {resolution}: name one of these")
+        raise StitchError(
+            f"{models.name} draws {known} pixels, not {resolution}: name one of these"
+        )
     if resolution != models.resolution:
         G = models.generator.at(resolution, models.head)
         models = replace(models, generator=G, resolution=resolution)

@@ -187,7 +187,8 @@ def edit_clip(
     for line in (*clip.notes, *less) if first and say else ():
         say(line)
     with run_folder(out, folder, " ".join(map(str, edits)), first):
-        models = as_large_as_the_face(clip, models, config, folder, progress, say if first else None)
+        tell = say if first else None
+        models = as_large_as_the_face(clip, models, config, folder, progress, tell)
         how = clip, models, config, edits, folder, progress
         look = partial(write_preview, out, preview, *how) if preview else None
         done, quads, backend, distance = run_stages(*how, look, objectives)  # steps 1 to 5

@@ -47,7 +47,8 @@ class Job:
 
     def command(self, device: str) -> list:
         "The arguments of `stitch_edit`."
-        said = [str(self.clip.absolute()), *(f'--edit={e}' for e in self.edits), f'--out={self.out}']
+        edits = (f'--edit={e}' for e in self.edits)
+        said = [str(self.clip.absolute()), *edits, f'--out={self.out}']
         flags = [(n, v) for n, v in self.options if v.lower() in ('true', 'yes')]
         rest = [(n, v) for n, v in self.options if (n, v) not in flags]
         said += [f'--{n}' for n, _ in flags]

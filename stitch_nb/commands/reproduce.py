@@ -162,7 +162,7 @@ def _cuda() -> bool:
 
 
 def _worlds() -> bool:
-    return bool(importlib.util.find_spec("stitch_worlds") and os.environ.get("STITCH_RENDERS"))
+    return bool(os.environ.get("STITCH_RENDERS"))
 
 
 NEEDS = {  # name to (is it here?, what is missing)

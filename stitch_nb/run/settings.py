@@ -58,7 +58,7 @@ class RunConfig:
     whole_image_border: bool = False  # everything outside of the mask is border
     edge: bool = True  # the rim of the crop is border where the mask reaches it (paper: no)
     feather: int = 1  # pixels of the crop at R over which the paste fades; 0: a hard edge (paper)
-    keep_detail: bool = False  # the source's fine detail returns where the edit leaves it (paper: no)
+    keep_detail: bool = False  # the source's fine detail returns where no edit is (paper: no)
     lossless: bool = False  # write RGB without loss, for measuring
     crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51
     mark: bool = True  # say in the videos' metadata that they were edited

@@ -266,8 +266,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_worlds', 'doc_host'
                                                                                                  'stitch_worlds/photo_parts.py'),
                                            'stitch_worlds.photo_parts.make_portrait': ( 'photo_parts.html#make_portrait',
                                                                                         'stitch_worlds/photo_parts.py'),
-                                           'stitch_worlds.photo_parts.mesh_attributes': ( 'photo_parts.html#mesh_attributes',
-                                                                                          'stitch_worlds/photo_parts.py'),
                                            'stitch_worlds.photo_parts.on_rows': ( 'photo_parts.html#on_rows',
                                                                                   'stitch_worlds/photo_parts.py'),
                                            'stitch_worlds.photo_parts.performance': ( 'photo_parts.html#performance',
