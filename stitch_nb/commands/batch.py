@@ -222,6 +222,8 @@ def edit_one(
         os.kill(os.getpid(), signal.SIGINT)
 
     if pipe is not None and not pipe.isatty():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a shell's &
         threading.Thread(target=watch, daemon=True).start()
     found = parse_row(arguments)
     plain(**{k: v for k, v in found.items() if k in inspect.signature(plain).parameters})
