@@ -219,7 +219,7 @@ def test_a_row_ends_with_the_program_that_began_it(tmp_path):
     first.kill()
     first.wait()
     child = int(pid.read_text())
-    assert until(lambda: not psutil.pid_exists(child) or is_zombie(child), 120)
+    assert until(lambda: not psutil.pid_exists(child) or is_zombie(child), 20)
 
 
 def is_zombie(pid):

@@ -216,7 +216,7 @@ def test_a_clip_that_changes_in_between(room, monkeypatch, tmp_path):
         return run
 
     monkeypatch.setattr(pipeline, "edit_clip", and_then)
-    with pytest.raises(StitchError, match="changed (while its arms were run|after it was read)"):
+    with pytest.raises(StitchError, match="changed after it was read"):
         pipeline.ablate(
             read_clip(path),
             "smile=1",
