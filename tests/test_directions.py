@@ -17,9 +17,13 @@ def people():
 
 
 def test_a_pickle_in_a_direction_is_not_run(tmp_path):
-    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    head = {"descr": "|O", "fortran_order": False, "shape": (1,)}
+    with (tmp_path / "evil.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
+        file.write(f"cbuiltins\nopen\n(V{tmp_path / 'ran'}\nVw\ntR.".encode())
     with pytest.raises(StitchError, match="evil.npy holds no direction"):
         read_direction(tmp_path / "evil.npy", 23, 512)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("shape", [(3, 512), (23, 511), (18, 256), (2, 18, 512), ()])
