@@ -1,82 +1,97 @@
 "The site: two notebooks as pages, the reference of one module, links that lead somewhere."
 
-import importlib.util
 import re
 import shutil
-from pathlib import Path
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path, PurePosixPath
 
 import nbformat
 import pytest
-from stitch_nb.commands import docs
-from stitch_nb.core import StitchError
 
-NBS = Path(__file__).resolve().parents[1] / "nbs"
+for package in "mkdocs", "mkdocs_jupyter", "material", "latex2mathml":
+    pytest.importorskip(package, reason=f"{package}: pip install 'stitch_nb[docs]'")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import website  # noqa: E402
+
 ADDRESS = "https://github.com/USER/REPO"
-PACKAGES = "mkdocs", "mkdocs_jupyter", "material", "latex2mathml"
+
+
+def build(folder: Path, address: str, text: list, code: list) -> subprocess.CompletedProcess:
+    "mkdocs on a checkout of two notebooks."
+    (folder / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs" / "70_stitch.ipynb", folder / "nbs")
+    cells = [nbformat.v4.new_markdown_cell(t) for t in text]
+    cells += [nbformat.v4.new_code_cell(c) for c in code]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "nbs" / "index.ipynb")
+    (folder / "settings.ini").write_text(f"[DEFAULT]\ngit_url = {address}\n")
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (folder / "mkdocs.yml").write_text(config.replace("tools/", f"{ROOT.as_posix()}/tools/"))
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", "site"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "Of 70_stitch and a page that links to it."
-    for package in PACKAGES:
-        if not importlib.util.find_spec(package):
-            pytest.skip(f"{package} is not installed: pip install 'stitch_nb[docs]'")
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "nbs").mkdir()
-    shutil.copy(NBS / "70_stitch.ipynb", folder / "nbs")
     text = [
         "# Home\n\nSee [stitching](70_stitch.ipynb), [the licence](../LICENSE), $e_i = G(w_i)$.",
         "| a | b |\n|---|---|\n| $x_i$ | [s](70_stitch.ipynb) |",
     ]
     code = ["#| hide\nsecret = 1", "#| export\ndef seen(): pass"]
-    cells = [nbformat.v4.new_markdown_cell(t) for t in text] + [
-        nbformat.v4.new_code_cell(c) for c in code
-    ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "nbs" / "index.ipynb")
-    (folder / "settings.ini").write_text(f"[DEFAULT]\ngit_url = {ADDRESS}\n")
-    made = docs.build_site(folder / "nbs", folder / "site", modules=["stitch"])
-    return folder / "site", made
+    done = build(folder, ADDRESS, text, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "site"
 
 
 def test_links_are_whole(site):
-    folder, made = site
-    assert made["broken"] == [] and made["pages"] >= 3
-    index = (folder / "index.html").read_text()
+    index = (site / "index.html").read_text()
     assert 'href="70_stitch.html"' in index and f'href="{ADDRESS}/blob/main/LICENSE"' in index
-    (folder / "70_stitch.html").rename(folder / "gone")
-    assert ("index.html", "70_stitch.html") in docs.broken_links(folder)
-    (folder / "gone").rename(folder / "70_stitch.html")
+    (site / "70_stitch.html").rename(site / "gone")
+    assert ("index.html", "70_stitch.html") in website.broken_links(site)
+    (site / "gone").rename(site / "70_stitch.html")
+    assert website.broken_links(site) == []
 
 
-def test_a_repository_without_address(tmp_path):
-    "No badge and no link to an address that nobody has: what was a link is a name."
-    (tmp_path / "nbs").mkdir()
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\ngit_url =\n")
-    page = tmp_path / "nbs" / "a.ipynb"
-    cells = [nbformat.v4.new_markdown_cell("# Home\n\nSee [the licence](../LICENSE).")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), page)
-    assert docs.repository(tmp_path / "nbs") == ""
-    text = "\n".join(c.source for c in docs.page_of(page, tmp_path / "nbs", set())[0].cells)
-    assert text == "# Home\n\nSee the licence (`LICENSE`)."
+def test_a_broken_link_fails_the_build(tmp_path):
+    done = build(tmp_path, "", ["# Home\n\n[there](70_stitch.ipynb#nowhere)"], [])
+    assert done.returncode != 0 and "index.html: 70_stitch.html#nowhere" in done.stderr
+
+
+def test_links_of_a_notebook():
+    "No link to an address that does not exist: what was a link is a name."
+    pages, page = {"70_stitch.ipynb", "nets/10_small.ipynb"}, PurePosixPath("nets/10_small.ipynb")
+    move = lambda text, address="": website.moved_links(text, page, pages, address)
+    assert move("[s](../70_stitch.ipynb#top)") == "[s](../70_stitch.html#top)"
+    assert move("See [l](../../LICENSE).") == "See l (`LICENSE`)."
+    assert move("[l](../../LICENSE)", ADDRESS) == f"[l]({ADDRESS}/blob/main/LICENSE)"
+    assert move("[p](https://arxiv.org)") == "[p](https://arxiv.org)"
+    assert not website.colab_badge("", page)
+    assert not website.colab_badge("https://example.org/U/R", page)
 
 
 def test_formulas_need_no_network(site):
-    folder, _ = site
-    index, page = ((folder / n).read_text() for n in ("index.html", "70_stitch.html"))
+    index, page = ((site / n).read_text() for n in ("index.html", "70_stitch.html"))
     assert index.count("<math") == 2 and page.count("<math") > 3
     words = re.sub(r"<(script|style|pre|code|annotation)\b.*?</\1>", "", page, flags=re.S)
     assert not re.search(r"\$[^$<>\n]*\\[a-z]+", words)  # nothing was left in LaTeX
+    assert "\\" not in website.with_formulas(r"$\arg\min_\theta L$")
+    for same in ("it costs 5$ or 6$", "`$HOME` or $HOME", r"$\foo x$"):
+        assert website.with_formulas(same) == same
 
 
 def test_cells_for_readers(site):
-    index = (site[0] / "index.html").read_text()
+    index = (site / "index.html").read_text()
     assert "seen" in index and "secret" not in index and "#| export" not in index
     assert "colab.research.google.com/github/USER/REPO/blob/main/nbs/index.ipynb" in index
 
 
 def test_nothing_is_fetched(site):
     "Scripts, styles, fonts and pictures are files of the site."
-    for page in site[0].rglob("*.html"):
+    for page in site.rglob("*.html"):
         if page.name == "404.html":
             continue
         found = re.findall(
@@ -86,42 +101,26 @@ def test_nothing_is_fetched(site):
 
 
 def test_reference(site):
-    page = (site[0] / "api" / "stitch.html").read_text()
-    assert 'id="stitch_frame"' in page and "lambda_m" in page
-    assert "edited latent" in page or "latent" in page
-    from inspect import signature
     from stitch_nb.stitch import stitch_frame
 
+    page = (site / "api" / "stitch.html").read_text()
+    assert 'id="stitch_frame"' in page and "edited latent" in page
     for name in signature(stitch_frame).parameters:
         assert f"<code>{name}</code>" in page
 
 
-def test_refuses(tmp_path):
-    for package in PACKAGES:
-        if not importlib.util.find_spec(package):
-            pytest.skip(f"{package} is not installed")
-    with pytest.raises(StitchError, match="holds no notebooks"):
-        docs.build_site(tmp_path, tmp_path / "site")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(StitchError, match="is not empty"):
-        docs.build_site(NBS, tmp_path / "mine", only=["index.ipynb"])
-    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
-
-
-def test_every_page_is_found():
-    "Whatever an index page links to is a page, and every module has one."
-    pages = {p.relative_to(NBS).as_posix() for p in docs.notebooks(NBS)}
-    text = "".join(
-        c.source
-        for c in nbformat.read(NBS / "index.ipynb", as_version=4).cells
-        if c.cell_type == "markdown"
-    )
-    for link in re.findall(r"\]\(((?!http)[\w/]+\.ipynb)", text):
-        assert link in pages, link
-    assert {
-        "70_stitch.ipynb",
-        "figures/90_figure_3.ipynb",
-        "nets/10_small.ipynb",
-        "walkthrough.ipynb",
-    } <= pages
+def test_every_page_is_in_the_menu():
+    "Whatever an index page links to is a page, and every notebook has its line in the menu."
+    nbs = ROOT / "nbs"
+    pages = {
+        p.relative_to(nbs).as_posix()
+        for p in nbs.rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in p.parts
+    }
+    entries = website.menu({p: p for p in pages}, [])
+    below = [v for entry in entries for v in entry.values()]
+    listed = [e for v in below for e in ([v] if isinstance(v, str) else v)]
+    names = {e if isinstance(e, str) else next(iter(e.values())) for e in listed}
+    assert names == pages
+    text = (nbs / "index.ipynb").read_text(encoding="utf-8")
+    assert all(link in pages for link in re.findall(r"\]\(((?!http)[\w/]+\.ipynb)", text))

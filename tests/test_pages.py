@@ -1,4 +1,4 @@
-"What tools/pages.py calls stale: other words, other numbers, other counts of pictures; not a rounding, not a flagged cell."
+"What tools/pages.py calls stale: other words, numbers or counts of pictures; no rounding."
 
 import json
 import subprocess

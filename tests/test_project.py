@@ -253,7 +253,6 @@ def test_commands_were_found():
             "stitch_report",
             "stitch_weights",
             "stitch_app",
-            "stitch_docs",
             "stitch_reproduce",
         )
     )

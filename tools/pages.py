@@ -1,11 +1,11 @@
 """Runs the pages as `nbdev_test` does, and compares what they print with what is committed.
 
 python tools/pages.py                  every page of the project in this folder
-python tools/pages.py nbs/70_stitch.ipynb nbs/run   these pages, the pages of these folders
+python tools/pages.py PAGE FOLDER      these pages, the pages of these folders
 python tools/pages.py --write PAGE     puts fresh outputs where the committed ones are stale
 
-A page is executed once, by nbdev's own `test_nb`: a cell that raises fails, as in `nbdev_test`. After each
-cell its text is compared: words exactly, numbers within a tolerance, pictures by their count. Cells
+A page is executed once, by nbdev's own `test_nb`: a cell that raises fails, as in `nbdev_test`.
+After each cell its text is compared: words exactly, numbers within a tolerance, pictures by their count. Cells
 that `nbdev_test` leaves out (`#| eval: false`, the flags of settings.ini, such as `mobile`) do not
 run, and their outputs are not looked at: whoever changes such a cell runs it (CONTRIBUTING.md).
 """
