@@ -187,7 +187,7 @@ def run_stages(
                 scores=scores_stage(models, some, crops, pivots, generator, perceptual, *kept)
             )
 
-        # 4. and 5. The edit e_i = G(w_i + delta_w; theta_p); stitching, per frame from theta_p: s_i.
+        # 4. and 5. The edit e_i = G(w_i + delta_w; theta_p); stitching, frame by frame: s_i.
         start = start_stage(clip, models, config, p.edits, p.stages, *kept, objectives["stitch"])
         if start is not None:
             p = p.after(start=start)
@@ -732,7 +732,8 @@ def draw_strip(clip, people, measurers) -> np.ndarray:
     rows, names = [], []
     for p, m in zip(people, measurers):
         models, chosen = p.models, m.chosen
-        w, G_pti = load_pivots(p.stages["pivots"], models), load_generator(p.stages.get("generator"), models)
+        w = load_pivots(p.stages["pivots"], models)
+        G_pti = load_generator(p.stages.get("generator"), models)
         drawn = draw(models.generator, w[chosen]), draw(G_pti, w[chosen])
         for k, inversion, pti in zip(chosen, *drawn):
             source, blended, stitched = m.pictures[k]

@@ -1,8 +1,10 @@
 "Several people in one run: each found, tuned and stitched alone, all pasted into one film."
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from stitch_nb.core import StitchError
 from stitch_nb.figures.figure9 import read_run
 from stitch_nb.figures.report import report_html
 from stitch_nb.models import load_models
-from stitch_nb.pipeline import edit_clip
+from stitch_nb.pipeline import edit_clip, working_room
 from stitch_nb.pti import PTIConfig
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
@@ -168,5 +170,18 @@ def test_the_command_line(models, tmp_path, capsys):
     assert "person 0 (left): PTI" in said and "person 1 (right): PTI" in said
     status, line, _ = tiny.outcome(stitch_edit, capsys, str(clip), **how | dict(edit=["smile=1@7"]))
     assert status == 2 and "person is 7: the clip shows 2 (0: left, 1: right, frames 0-5)" in line
-    status, line, _ = tiny.outcome(stitch_edit, capsys, str(clip), **how | dict(edit=["smile=1@me"]))
+    how["edit"] = ["smile=1@me"]
+    status, line, _ = tiny.outcome(stitch_edit, capsys, str(clip), **how)
     assert status == 2 and "names the person 'me'" in line
+
+
+def test_room_for_the_stages_is_asked_for_before_the_work(models, tmp_path, monkeypatch):
+    "A disk that holds the film and not the stages is refused in one line; kept stages need none."
+    clip, config = two_discs(tmp_path / "two.mp4"), replace(QUICK, lossless=False)
+    free = 2**20 + 2000  # the film takes 185 bytes and a MiB
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(StitchError, match="no room left in .* the result takes"):
+        edit_clip(clip, "smile=1@0", tmp_path / "run", models, config)
+    assert not (tmp_path / "run" / "stages").exists()
+    (tmp_path / "run" / "stages" / "generator-0").mkdir(parents=True)
+    assert working_room(read_clip(clip), models, tmp_path / "run" / "stages") == 0

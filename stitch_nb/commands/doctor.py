@@ -540,7 +540,8 @@ def clip_line(a: dict) -> str:
     if a["people"] < 2:
         return line
     most = say_time(a["seconds"] * a["people"])
-    return f"{line} of the largest face; {a['people']} people ({a['seen']}): all (@all) about {most}"
+    others = f"{a['people']} people in its first frames ({a['seen']})"
+    return f"{line} of the largest face; {others}: all of them, @all, about {most}"
 
 # %% ../../nbs/commands/50_doctor.ipynb #17f5e343
 def stitch_doctor(argv: list | None = None):

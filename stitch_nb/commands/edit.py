@@ -109,7 +109,8 @@ def report(run: Run):
     for who, m in (people or {"": run.metrics}).items():
         mark = f"@{who}" if who else ""
         said = said_of_person(m, record["stages"][f"faces{mark}"])
-        said[:1] = [f"person {who} ({record['people'][who]['place']}): {said[0]}"] if who else said[:1]
+        if who:
+            said[0] = f"person {who} ({record['people'][who]['place']}): {said[0]}"
         lines += said
     if record["stages"][f"faces{first}"].get("terms"):
         lines.append(record["stages"][f"faces{first}"]["terms"])
