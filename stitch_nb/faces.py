@@ -7,9 +7,10 @@ __all__ = ['LANDMARKS', 'ALIKE', 'THUMBNAIL', 'NOBODY', 'Detection', 'face_patch
            'DlibFaces', 'first_line', 'only_weights', 'FaceAlignmentFaces', 'MediaPipeFaces', 'square_starts',
            'centre_landmarks', 'CentreFaces', 'first_that_works', 'landmark_backend', 'face_signature', 'unlike',
            'strangers', 'frame_thumbnail', 'changed_blocks', 'shot_cuts', 'Track', 'are_alone', 'link_faces',
-           'takeovers', 'took_over', 'join_tracks', 'choose_person', 'find_cuts', 'fill_gaps', 'frame_ranges',
-           'say_ranges', 'around_face', 'same_scene', 'is_leaving', 'held_frames', 'FaceTrack', 'is_face_like',
-           'TurnedFaces', 'as_it_lies', 'turn_of_faces', 'check_certain', 'detect_all', 'find_faces']
+           'takeovers', 'took_over', 'join_tracks', 'people_in_view', 'find_cuts', 'fill_gaps', 'frame_ranges',
+           'say_ranges', 'around_face', 'same_scene', 'is_leaving', 'held_frames', 'FaceTrack', 'place_of',
+           'say_people', 'choose_person', 'is_face_like', 'TurnedFaces', 'as_it_lies', 'turn_of_faces', 'check_certain',
+           'check_track', 'detect_all', 'find_people', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
 import os
@@ -741,28 +742,14 @@ def join_tracks(
     ]
 
 # %% ../nbs/08_faces.ipynb #92cfceb3
-def choose_person(
+def people_in_view(
     people: list,  # of dicts frame -> Detection
-    person='largest',  # 'largest', or a number counted from the left, 0 first
-) -> tuple:  # the chosen dict, its number from the left, how many people there are
-    "Who is meant; a person in view less than a third as long as another does not count."
+    part: float = 0.3,  # who is in view for less, of the longest, does not count
+) -> list:  # of them, from left to right
+    "Who counts as a person of the clip, in the order in which persons are numbered."
     most = max(map(len, people))
-    seen = [p for p in people if len(p) >= 0.3 * most]
-    seen.sort(key=lambda p: np.mean([d.centre[0] for d in p.values()]))
-    if person == 'largest':
-        i = int(np.argmax([sum(d.size for d in p.values()) for p in seen]))
-    elif (
-        isinstance(person, (int, np.integer))
-        and not isinstance(person, bool)
-        and 0 <= person < len(seen)
-    ):
-        i = int(person)
-    else:
-        raise StitchError(
-            f"person is {person!r}: the clip shows {len(seen)}, so use 'largest' or a number "
-            f'from 0 to {len(seen) - 1}, left to right'
-        )
-    return seen[i], i, len(seen)
+    seen = [p for p in people if len(p) >= part * most]
+    return sorted(seen, key=lambda p: np.mean([d.centre[0] for d in p.values()]))
 
 # %% ../nbs/08_faces.ipynb #fb644351
 def find_cuts(
@@ -898,6 +885,9 @@ class FaceTrack:
     backend: str = ''  # who found the landmarks
     edited: np.ndarray = None  # (T,) bool, False where the frame stays as it is; None: edit all
     terms: str = ''  # what the detector's licence excludes
+    x: float = 0.5  # where the face is, mean over its frames, part of the frame's width
+    size: float = 0.0  # face sizes, source pixels, summed over the frames in which it was found
+    score: float = 1.0  # median of the detector's scores
 
     def __post_init__(self):
         if self.edited is None:
@@ -936,6 +926,43 @@ class FaceTrack:
         if self.cuts:
             said += f'; scene begins at {", ".join(map(str, self.cuts))}'
         return said
+
+# %% ../nbs/08_faces.ipynb #ce191931
+def place_of(
+    x: float,  # part of the frame's width
+) -> str:  # 'left', 'middle', 'right'
+    "Where somebody stands, in a word."
+    return 'left' if x < 0.42 else 'right' if x > 0.58 else 'middle'
+
+
+def say_people(
+    people,  # of FaceTrack
+    start: int = 0,  # frame of the video at which the clip begins
+) -> str:  # '0: left, 1: right, frames 0-47'
+    "Who is in a clip: number, place, frames."
+    shift = lambda track: [(a + start, b + start) for a, b in frame_ranges(track.edited)]
+    when = [f'frames {say_ranges(shift(track))}' for track in people]
+    who = [f'{track.person}: {place_of(track.x)}' for track in people]
+    if len(set(when)) == 1:
+        return f'{", ".join(who)}, {when[0]}'
+    return '; '.join(f'{name}, {frames}' for name, frames in zip(who, when))
+
+
+def choose_person(
+    people,  # of FaceTrack, from left to right
+    person='largest',  # 'largest', or a number counted from the left, 0 first
+    start: int = 0,  # frame of the video at which the clip begins
+) -> FaceTrack:  # one of them
+    "Who is meant; a number that no person has is refused with those that there are."
+    if person == 'largest':
+        return max(people, key=lambda track: track.size)
+    whole = isinstance(person, (int, np.integer)) and not isinstance(person, bool)
+    if not whole or not 0 <= person < len(people):
+        raise StitchError(
+            f'person is {person!r}: the clip shows {len(people)} ({say_people(people, start)}); '
+            "use 'largest' or a number of these"
+        )
+    return people[person]
 
 # %% ../nbs/08_faces.ipynb #b7eb6c68
 def is_face_like(
@@ -1008,17 +1035,33 @@ def turn_of_faces(
 
 
 def check_certain(
-    faces: dict,  # frame -> Detection of the person that is edited
+    track: FaceTrack,  # of the person that is edited
     backend,
 ):
     "Refuse a person whom the detector doubts in most frames."
     least = getattr(backend, 'least', -np.inf)
-    score = float(np.median([d.score for d in faces.values()]))
-    if score < least:
+    if track.score < least:
         raise StitchError(
-            f'the detector doubts what it found (score {score:.2f}, at least {least} is needed): '
+            f'the detector doubts what it found (score {track.score:.2f}, {least} is needed): '
             'the face has to be whole in the picture, lit, and some 60 pixels wide or more; '
             'try another --landmarks'
+        )
+
+
+def check_track(
+    track: FaceTrack,  # of the person that is edited
+    backend,
+    max_missing: float = 0.5,  # fraction of frames that may lack the face
+):
+    "Refuse a person whom the detector doubts, or who is away for too long."
+    check_certain(track, backend)
+    away, T = ~track.found, len(track.found)
+    if away.mean() > max_missing:
+        hint = NOBODY.get(track.backend, NOBODY[''])
+        raise StitchError(
+            f'the face is missing in {int(away.sum())} of {T} frames '
+            f'({say_ranges(frame_ranges(away))}), more than {max_missing:.0%}: '
+            f'cut the clip with --frames{hint}'
         )
 
 
@@ -1042,14 +1085,12 @@ def detect_all(
     return detections, thumbnails, shape
 
 # %% ../nbs/08_faces.ipynb #c8581f4a
-def find_faces(
+def find_people(
     clip,  # a Clip, or any iterable of frames (H,W,3) uint8
     backend,  # callable frame -> list of Detection, see `landmark_backend`
-    person='largest',  # 'largest', or a number counted from the left, 0 first
-    max_missing: float = 0.5,  # fraction of frames that may lack the face
     progress=None,  # callback (done, total, text)
-) -> FaceTrack:  # T frames
-    "Follow one person through the clip."
+) -> tuple:  # of FaceTrack, one for each person, from left to right; T frames each
+    "Follow everybody through the clip, in one pass over its frames."
     name = getattr(backend, 'name', '')
     detections, thumbnails, shape = detect_all(clip, backend, progress)
     T = len(detections)
@@ -1064,20 +1105,34 @@ def find_faces(
         raise StitchError(f'no face in any of the {T} frames{hint}')
     shots = () if name == 'none' else shot_cuts(thumbnails)
     everybody = join_tracks(link_faces(detections, cuts=shots))
-    faces, index, people = choose_person(everybody, person)
-    check_certain(faces, backend)
-    found = np.isin(np.arange(T), list(faces))
-    if (~found).mean() > max_missing:
-        raise StitchError(
-            f'the face is missing in {int((~found).sum())} of {T} frames '
-            f'({say_ranges(frame_ranges(~found))}), more than {max_missing:.0%}: '
-            f'cut the clip with --frames{hint}'
+    people, terms, tracks = people_in_view(everybody), getattr(backend, 'terms', ''), []
+    for i, faces in enumerate(people):
+        found = np.isin(np.arange(T), list(faces))
+        others = [p for p in everybody if p is not faces]
+        cuts = tuple(sorted({*shots, *find_cuts(faces), *takeovers(faces, others)}))
+        landmarks = fill_gaps(faces, T, cuts)
+        edited = found | held_frames(found, cuts, thumbnails, landmarks, shape)
+        seen = dict(
+            x=float(np.mean([d.centre[0] for d in faces.values()])) / shape[1],
+            size=float(sum(d.size for d in faces.values())),
+            score=float(np.median([d.score for d in faces.values()])),
         )
-    others = [p for p in everybody if p is not faces]
-    cuts = tuple(sorted({*shots, *find_cuts(faces), *takeovers(faces, others)}))
-    landmarks, terms = fill_gaps(faces, T, cuts), getattr(backend, 'terms', '')
-    edited = found | held_frames(found, cuts, thumbnails, landmarks, shape)
-    return FaceTrack(landmarks, found, cuts, people, index, name, edited, terms)
+        who = len(people), i, name, edited, terms
+        tracks.append(FaceTrack(landmarks, found, cuts, *who, **seen))
+    return tuple(tracks)
+
+
+def find_faces(
+    clip,  # a Clip, or any iterable of frames (H,W,3) uint8
+    backend,  # callable frame -> list of Detection, see `landmark_backend`
+    person='largest',  # 'largest', or a number counted from the left, 0 first
+    max_missing: float = 0.5,  # fraction of frames that may lack the face
+    progress=None,  # callback (done, total, text)
+) -> FaceTrack:  # T frames
+    "Follow one person through the clip."
+    track = choose_person(find_people(clip, backend, progress), person)
+    check_track(track, backend, max_missing)
+    return track
 
 
 NOBODY = {  # what to try when nobody is found, by backend

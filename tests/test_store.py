@@ -362,7 +362,7 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **
     parts = {n: SimpleNamespace(key=k, path=k) if k else None for n, k in known.items()}
     P, edits = models.perceptual, as_edits(list(edits), models)
     dict(
-        faces=lambda: stages.faces_stage(clip, models, config, None, None),
+        faces=lambda: stages.people_stage(clip, models, config, None, None),
         masks=lambda: stages.masks_stage(
             models, config, parts["faces"], parts["crops"], None, None, None
         ),

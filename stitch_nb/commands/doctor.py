@@ -511,27 +511,37 @@ def ask_clip(
     video: str,  # a video, or a folder of frames
     models: str | None = None,  # None: what `stitch_edit` takes, without fetching
     device: str = "auto",
-) -> dict:  # seconds, frames, pixels of the crop, bundle
+) -> dict:  # seconds, frames, pixels of the crop, bundle, people in the first frames
     "How long an edit of this clip takes."
     from stitch_nb.models import load_models
     from stitch_nb.run.progress import seconds_of
     from stitch_nb.run.settings import RunConfig
+    from stitch_nb.faces import say_people
     from stitch_nb.run.size import as_large_as_the_face
+    from stitch_nb.run.stages import load_people, people_stage
     from stitch_nb.video import read_clip
 
     clip, bundle = read_clip(video), load_models(choose_models(models, False), device)
     config = RunConfig.for_models(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = as_large_as_the_face(clip.trim(0, 5), bundle, config, Path(folder))
+        start = clip.trim(0, 5), bundle, config, Path(folder), None
+        people = load_people(people_stage(*start)[0])
+        bundle = as_large_as_the_face(*start)
     seconds = seconds_of(bundle, config, len(clip))
     found = dict(seconds=round(seconds, 1), frames=len(clip), pixels=bundle.resolution)
-    return found | dict(bundle=bundle.name, device=str(bundle.device))
+    found |= dict(bundle=bundle.name, device=str(bundle.device), people=len(people))
+    return found | dict(seen=say_people(people, clip.start))
 
 
 def clip_line(a: dict) -> str:
     "The answer of `ask_clip` in words."
     where = f"{a['bundle']} at {a['pixels']} px on {a['device']}"
-    return f"{a['frames']} frames, one edit: about {say_time(a['seconds'])} ({where})"
+    line = f"{a['frames']} frames, one edit: about {say_time(a['seconds'])} ({where})"
+    if a["people"] < 2:
+        return line
+    most = say_time(a["seconds"] * a["people"])
+    others = f"{a['people']} people in its first frames ({a['seen']})"
+    return f"{line} of the largest face; {others}: all of them, @all, about {most}"
 
 # %% ../../nbs/commands/50_doctor.ipynb #17f5e343
 def stitch_doctor(argv: list | None = None):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'TERMS', 'REAL', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside',
-           'said_of_frames', 'report', 'as_person', 'sources', 'fetch_photographs', 'wants_photographs',
-           'choose_models', 'as_yes_or_no', 'settings_of', 'stitch_edit', 'tell', 'tell_preview', 'preview_for',
-           'with_directions', 'edit_and_report', 'stitch_demo']
+           'said_of_frames', 'report', 'said_of_person', 'as_person', 'sources', 'fetch_photographs',
+           'wants_photographs', 'choose_models', 'as_yes_or_no', 'settings_of', 'stitch_edit', 'tell', 'tell_preview',
+           'preview_for', 'with_directions', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -99,13 +99,33 @@ def said_of_frames(numbers: list, what: str) -> str:
 # %% ../../nbs/commands/10_edit.ipynb #26cd0ae0
 def report(run: Run):
     "Where the files are, and the numbers that judge the run."
-    m, record = run.metrics, run.record
-    faces = record["stages"]["faces"]
+    record, people = run.record, run.metrics.get("people") or {}
+    first = run.people[0].mark
     lines = [
         f"landmarks by {record['landmarks']}, perceptual distance by {record['perceptual']}, "
-        f"pivots by {PIVOTS_BY[record['stages']['pivots']['pivots']]}, "
+        f"pivots by {PIVOTS_BY[record['stages'][f'pivots{first}']['pivots']]}, "
         f"bundle {record['bundle']['name']} at {record['bundle']['resolution']} px"
     ]
+    for who, m in (people or {"": run.metrics}).items():
+        mark = f"@{who}" if who else ""
+        said = said_of_person(m, record["stages"][f"faces{mark}"])
+        if who:
+            said[0] = f"person {who} ({record['people'][who]['place']}): {said[0]}"
+        lines += said
+    if record["stages"][f"faces{first}"].get("terms"):
+        lines.append(record["stages"][f"faces{first}"]["terms"])
+    lines += record.get("notes", [])
+    shown = ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "run.json")
+    lines += [f"{name:13} {run.out / name}" for name in shown]
+    return "\n".join(lines)
+
+
+def said_of_person(
+    m: dict,  # metrics.json, or its part about one person
+    faces: dict,  # run.json's note about this person's stage 'faces'
+) -> list:  # of lines
+    "The numbers of one person."
+    lines = []
     if "psnr" in m:
         pti = m["psnr"]["pti"]
         lines.append(f"PTI {pti['mean']:.1f} dB (worst frame {pti['worst']:.1f})")
@@ -126,12 +146,7 @@ def report(run: Run):
         lines.append(said_of_frames(faces["interpolated"], said))
     if faces.get("untouched"):
         lines.append(said_of_frames(faces["untouched"], "no face in {} frames, left as they are"))
-    if faces.get("terms"):
-        lines.append(faces["terms"])
-    lines += record.get("notes", [])
-    shown = ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "run.json")
-    lines += [f"{name:13} {run.out / name}" for name in shown]
-    return "\n".join(lines)
+    return lines or [f"edited in {m['edited_frames']} frames"]
 
 # %% ../../nbs/commands/10_edit.ipynb #dc88da7f
 def as_person(text):
@@ -267,8 +282,8 @@ SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
 def stitch_edit(
     video: str,  # the clip: mp4, mov, mkv, webm, or a folder of frames
     edit: Param(
-        "what to change, e.g. smile=2, age=-1, smile=0:0,24:2,48:0 (frame:strength); "
-        "may be given several times",
+        "what to change, e.g. smile=2, age=-1, smile=0:0,24:2,48:0 (frame:strength); of several "
+        "people smile=2@0, smile=2@all (counted from the left); may be given several times",
         action="append",
     ) = None,
     out: str = "",  # run folder; default: stitch_run_ and the clip's name
@@ -283,7 +298,7 @@ def stitch_edit(
         "none: the centre of the frame",
         str,
     ) = DEFAULT.landmarks,
-    person: str = DEFAULT.person,  # whose face: largest, or 0, 1, ... from the left
+    person: str = DEFAULT.person,  # whose face, without @: largest, or 0, 1, ... from the left
     frames: str = "",  # part of the clip, A:B in frames; default: all
     fps: Param(
         "frames a second of a folder, or of a clip whose own rate is wrong: 25, 30000/1001", str

@@ -17,6 +17,7 @@ from stitch_nb.weights.catalogue import (
     bundle_files,
     cache_folder,
     convert,
+    entries,
     file_state,
     missing_files,
     official_bundles,
@@ -28,7 +29,7 @@ from ..weights.download import download_bundle, import_files, remove_files, veri
 def weights_table(bundles=None) -> str:
     "Every bundle, its files and their state."
     lines = []
-    for bundle in bundles or official_bundles():
+    for bundle in bundles or entries():
         files, lack = bundle_files(bundle), missing_files(bundle)
         remedy = f"files are missing (stitch_weights download {bundle})"
         state = f"{len(lack)} of {len(files)} {remedy}" if lack else "complete"
@@ -82,8 +83,9 @@ def weights_download(o):
         print("nothing was fetched")
         return 1
     failed = download_bundle(o.bundle, o.offline or None, bar)
+    use = f"smile=2 --models {o.bundle}" if o.bundle in official_bundles() else f"{o.bundle}:age=3"
     print(
-        f"{o.bundle} is complete: stitch_edit CLIP --edit smile=2 --models {o.bundle}"
+        f"{o.bundle} is complete: stitch_edit CLIP --edit {use}"
         if not failed
         else (
             f"{len(failed)} of {len(lack)} files are still missing; the same command asks for "
@@ -140,10 +142,10 @@ def weights_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command("list", weights_list, "what there is, and what is here")
-    sub.add_argument("bundle", nargs="?", choices=official_bundles(), help="only this one")
+    sub.add_argument("bundle", nargs="?", choices=entries(), help="only this one")
     sub.add_argument("--urls", action="store_true", help="also the addresses")
     sub = command("download", weights_download, "fetch a bundle; goes on where it was interrupted")
-    sub.add_argument("bundle", choices=official_bundles())
+    sub.add_argument("bundle", choices=entries())
     sub.add_argument("--yes", action="store_true", help="accept the licences without being asked")
     sub.add_argument("--offline", action="store_true", help="convert what is here, fetch nothing")
     sub = command(

@@ -7,7 +7,7 @@ __all__ = ['WATCHED', 'PUBLISHED', 'SCROLL', 'SUMMARY', 'FIRST', 'EXPLAINED', 'A
            'KEPT', 'NOT_COMPARED', 'STYLE_SHEET', 'POLICY', 'PAGE', 'SEVERAL', 'worst_frames', 'picture_html',
            'rows_html', 'summary_html', 'metrics_html', 'attributes_html', 'compared_frames', 'curves_html',
            'chart_html', 'flat', 'settings_html', 'published_html', 'unique_names', 'middle_pictures', 'several_html',
-           'strip_html', 'changed_files', 'report_html']
+           'strip_html', 'changed_files', 'by_person', 'report_html']
 
 # %% ../../nbs/figures/60_report.ipynb #77de68da
 from pathlib import Path
@@ -26,6 +26,7 @@ from stitch_nb.figures.figure9 import (
     LEGEND,
     NUMBERS,
     check_claims,
+    check_metrics,
     claims_html,
     explain_true_edit,
     look_up,
@@ -428,20 +429,35 @@ def changed_files(run: Finished) -> list:  # of names
     return [n for n in names if wrong_files(run.out / n, sealed.get(n))]
 
 
+def by_person(run: Finished) -> list:  # of `Finished`; the run itself where it edits one person
+    "A run of several people as one for each: the curves, stages and edits that bear the number."
+    people, found = run.metrics.get("people"), []
+    for who, metrics in people.items() if isinstance(people, dict) else ():
+        check_metrics(run.out / "metrics.json", metrics)
+        mark, name = f"@{who}", f"{run.name}, person {who}"
+        own = lambda d: {k.removesuffix(mark): v for k, v in d.items() if mark in k or "@" not in k}
+        edits = [e.removesuffix(mark) for e in run.record.get("edits") or () if e.endswith(mark)]
+        record = run.record | dict(edits=edits, stages=own(run.record.get("stages") or {}))
+        found.append(Finished(name, run.out, metrics, record, own(run.frames)))
+    return found or [run]
+
+
 def report_html(
     runs: list,  # of `Finished`
     title: str = "",  # of the page; '' makes one
 ) -> str:  # a whole HTML document
     "The report."
+    one = len(runs) == 1
+    runs = [person for run in runs for person in by_person(run)]
     named, alone = unique_names(runs), len(runs) == 1
     edits = sorted({e for run in runs for e in run.record.get("edits") or []})
-    about = "Report on" if alone else f"{len(runs)} runs:"
+    about = "Report on" if one else f"{len(runs)} runs:"
     parts = [
         dict(
             name=title_of(name),
             changed=", ".join(changed_files(run)),
             summary=summary_html(run),
-            strip=strip_html(run) if alone else "",
+            strip=strip_html(run) if one and run is runs[0] else "",
             numbers=metrics_html(run),
             attributes=attributes_html(run),
             curves=curves_html(run) if alone else "",

@@ -291,13 +291,15 @@ class Measurer:
 
 # %% ../../nbs/run/40_measure.ipynb #c2d30048
 class FileMeasurer:
-    "Compares the delivered file with the source outside of the mask, on some frames."
+    "Compares the delivered file with the source outside of the masks, on some frames."
 
-    def __init__(self, models, config, done, quads):
-        masks = np.load(done["masks"].path, mmap_mode="r")
-        self.heads, self.quads = FrameMasks(masks, models.resolution, config), quads
-        self.edited = load_track(done["faces"])[1]
-        self.sample = sampled(len(self.edited), config.measure)
+    def __init__(self, parts, config):  # parts: of each person the bundle, the stages, the quads
+        self.people = []
+        for models, done, quads in parts:
+            masks = np.load(done["masks"].path, mmap_mode="r")
+            heads = FrameMasks(masks, models.resolution, config)
+            self.people.append((heads, quads, load_track(done["faces"])[1]))
+        self.sample = sampled(len(self.people[0][2]), config.measure)
         self.same = self.pixels = 0
         self.squares, self.frames = 0.0, 0
 
@@ -305,11 +307,12 @@ class FileMeasurer:
         "Take note of frame `t` of the clip."
         if t not in self.sample:
             return
-        outside = np.ones(source.shape[:2], bool)
-        if self.edited[t]:
-            k = int(self.edited[: t + 1].sum()) - 1
-            H, W = outside.shape
-            outside = paste_mask(self.quads[k], self.heads[k].full, H, W, 0) == 0
+        H, W = source.shape[:2]
+        outside = np.ones((H, W), bool)
+        for heads, quads, edited in self.people:
+            if edited[t]:
+                k = int(edited[: t + 1].sum()) - 1
+                outside &= paste_mask(quads[k], heads[k].full, H, W, 0) == 0
         error = np.subtract(delivered[outside], source[outside], dtype=np.int32)
         self.same += int((error == 0).all(-1).sum())
         self.squares += float(np.square(error).sum(dtype=np.float64))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NVIDIA', 'PRETRAINED', 'STIT', 'DIRECTIONS', 'MIRROR', 'FACES', 'MOBILE_LICENCE', 'MOBILE_MEMBERS',
-           'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'MOST', 'INFLATION', 'OfficialFile', 'direction_file',
-           'official_bundles', 'bundle_files', 'cache_folder', 'original_path', 'converted_path', 'is_offline',
-           'sha256_of', 'only_one', 'read_lock', 'write_lock', 'check_file', 'check_content', 'remember', 'say_bytes',
-           'package_member', 'is_installed', 'by_hand', 'convert', 'wheel_of', 'file_state', 'missing_files',
-           'check_converted']
+           'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'INCLUDES', 'MOST', 'INFLATION', 'OfficialFile',
+           'direction_file', 'entries', 'official_bundles', 'bundle_files', 'cache_folder', 'original_path',
+           'converted_path', 'is_offline', 'sha256_of', 'only_one', 'read_lock', 'write_lock', 'check_file',
+           'check_content', 'remember', 'say_bytes', 'package_member', 'is_installed', 'by_hand', 'convert', 'wheel_of',
+           'file_state', 'missing_files', 'check_converted', 'published_direction']
 
 # %% ../../nbs/weights/30_catalogue.ipynb #77de68da
 import hashlib
@@ -65,30 +65,30 @@ PRETRAINED = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/
 
 # %% ../../nbs/weights/30_catalogue.ipynb #be7143ef
 STIT = "rotemtzaban/STIT", "fac087f2b87f75ce85b1222cb5e0e4ea24474348", "editings/w_directions"
-DIRECTIONS = (
-    "smile",
-    "age",
-    "gender",
-    "yaw",
-    "pitch",
-    "roll",
-    "mouth_open",
-    "eyes_open",
-    "eye_distance",
-    "eye_eyebrow_distance",
-    "eye_ratio",
-    "lip_ratio",
-    "mouth_ratio",
-    "nose_mouth_distance",
-    "nose_ratio",
-    "nose_tip",
+DIRECTIONS = dict(  # attribute to the SHA-256 of its file at that commit, 73 856 bytes each
+    smile="703a67fe070ce1f3c5ad18fc0f5711093756ba1a7048e2e09b2cd6c933032b6e",
+    age="72095858d9f441494d46742639da43b17c282bbd48add6f5eca143073d725986",
+    gender="f1ac40508d9f5b7df499378f60766d93fe4e5f5461b63fff8ed14233e9b15a9e",
+    yaw="600bbadd2569a8382f444498bf995b3484b9151972601ddfacd80dfa4d5740cd",
+    pitch="28fd460a828f56f83c6c22ce4c5251664dab5d7d5da3ad840517c6df9d07c385",
+    roll="b4e0cc381482a79cd8901e0997cb1d4ffdf6c8e597306da32a040f290e0fed88",
+    mouth_open="b4852b360bbc70380f2151e5d7204a895ccf8d22d6a951dbb6f65264774dab39",
+    eyes_open="6115c94f42449aaa1f7064171f32bdc6d6c92aba4db7905fdbbd31a1483fde90",
+    eye_distance="c679f7405f8277ef791aa22fd8cb7c728bd0ac210fcd9664cf57c3138c9c4ef6",
+    eye_eyebrow_distance="a13002c0ad517fdcffe1688e3a3b44a1b8fab0a71769e609b6de43a20550edf0",
+    eye_ratio="77a7aa387c857eea20380a530626e48ba63de1ad33621c37319020a823be7446",
+    lip_ratio="a3ee87e7a175666437d722dbb191cd1b73fd5ce02955f058cbe280878bd529b0",
+    mouth_ratio="0a897cc731a213a3ec62869181a30d31d72a2761340c58d0f24e073a5a67be28",
+    nose_mouth_distance="a466d61d2123d64134616656d36ae5f50fa9bf345373f2e51d37fc41d1af30ca",
+    nose_ratio="8866c8cf02f7aad7a13c71c3f6b64f9414a58f43a2d4b8f52982c86b4c1dc2d3",
+    nose_tip="aba1e4487b43e8a1389b3c645b83fe032c439f32397c04e24d3dc9c0e63857b0",
 )
 MIRROR = "https://huggingface.co"
 FACES = ("ffhq", "metfaces")  # bundles of human faces
 
 
 def direction_file(attribute: str) -> OfficialFile:  # e.g. 'smile'
-    "The published (1,18,512) direction of one attribute, at a fixed commit."
+    "The published (18,512) direction of one attribute, at a fixed commit."
     repo, commit, folder = STIT
     urls = (
         f"https://raw.githubusercontent.com/{repo}/{commit}/{folder}/{attribute}.npy",
@@ -98,8 +98,10 @@ def direction_file(attribute: str) -> OfficialFile:  # e.g. 'smile'
         f"{attribute}.npy",
         "directions",
         urls,
-        "MIT (STIT repository)",
-        ("ffhq",),
+        "MIT (STIT repository, Rotem Tzaban and others)",
+        ("stit",),
+        DIRECTIONS[attribute],
+        73_856,
         kind="directions",
         page=f"https://github.com/{repo}",
     )
@@ -283,20 +285,30 @@ REGISTRY = {
 }
 
 # %% ../../nbs/weights/30_catalogue.ipynb #63461c65
-def official_bundles() -> tuple:  # names
-    "The bundles that the registry can put together."
+INCLUDES = dict(ffhq=("stit",))  # entries whose files a bundle needs too
+
+
+def entries() -> tuple:  # names
+    "What can be fetched under one name: the bundles, and the published directions by themselves."
     return tuple(dict.fromkeys(b for f in REGISTRY.values() for b in f.bundles))
 
 
+def official_bundles() -> tuple:  # names
+    "The bundles that the registry can put together."
+    made = {b for f in REGISTRY.values() if f.role == "generator" for b in f.bundles}
+    return tuple(name for name in entries() if name in made)
+
+
 def bundle_files(
-    bundle: str,  # one of `official_bundles()`
+    bundle: str,  # one of `entries()`
 ) -> list:  # of OfficialFile
-    "What a bundle consists of."
-    if bundle not in official_bundles():
+    "What a bundle, or another entry, consists of."
+    if bundle not in entries():
         raise StitchLookupError(
-            f"no official bundle is called {bundle!r}; there are: {', '.join(official_bundles())}"
+            f"no official bundle is called {bundle!r}; there are: {', '.join(entries())}"
         )
-    return [f for f in REGISTRY.values() if bundle in f.bundles]
+    wanted = {bundle, *INCLUDES.get(bundle, ())}
+    return [f for f in REGISTRY.values() if wanted & set(f.bundles)]
 
 # %% ../../nbs/weights/30_catalogue.ipynb #0ade7c2c
 def cache_folder() -> Path:
@@ -585,3 +597,23 @@ def check_converted(path: Path) -> None:
             f"{path.name} is damaged (SHA-256 differs): stitch_weights remove {official}, "
             f"then download again"
         )
+
+
+def published_direction(
+    attribute: str,  # one of `DIRECTIONS`
+) -> Path:  # the .npy in the cache, verified
+    "The file of a published direction; nothing is fetched here."
+    if attribute not in DIRECTIONS:
+        raise StitchLookupError(
+            f"no published direction is called {attribute!r}; there are: {', '.join(DIRECTIONS)}"
+        )
+    file = REGISTRY[f"{attribute}.npy"]
+    path = original_path(file)
+    if not path.is_file():
+        size = say_bytes(sum(f.size for f in bundle_files("stit")))
+        raise StitchError(
+            f"the published direction {attribute!r} is not here: stitch_weights download stit "
+            f"({size}, {file.licence}), or stitch_weights import FOLDER with {file.name}"
+        )
+    check_file(file, path)
+    return path
