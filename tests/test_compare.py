@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from stitch_nb.commands import compare as command
 from stitch_nb.commands.compare import compare_films, stitch_compare
 from stitch_nb.core import StitchError, load_arrays, sample
 from stitch_nb.figures.compare import best_of, comparison_table, read_meant
@@ -239,3 +240,20 @@ def test_judges_find_the_face(kind, tmp_path):
     same = record["films"]["same"]
     assert record["source"]["missed"] == 0 and same["identity"] == 0 and same["trembling"] == 0
     assert ("dlib" in record["judges"]["identity"]) == (kind == "dlib")
+
+
+def test_points_are_means_over_rectangles(monkeypatch):
+    "Whatever the predictor says, what is odd in the rectangle cancels."
+    asked = []
+
+    def predict(pictures, boxes, side):
+        middles = (np.asarray(boxes)[:, :2] + np.asarray(boxes)[:, 2:]) / 2
+        asked.extend(p.shape for p in pictures)
+        return np.repeat(middles[:, None], 68, 1)
+
+    monkeypatch.setattr(command, "find_points", predict)
+    finder = command.DlibFinder.__new__(command.DlibFinder)
+    place = np.array([60.0, 40, 160, 140])
+    points = finder.points(np.zeros((200, 240, 3), np.uint8), place)
+    assert points.shape == (68, 2) and np.abs(points - [110, 90]).max() < 1
+    assert asked == [(640, 640, 3)] * len(command.NEARBY) and len(asked) > 1

@@ -1,14 +1,21 @@
 "Directions out of files and out of measures."
 
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from stitch_nb.commands.edit import as_yes_or_no, settings_of, with_directions
-from stitch_nb.core import StitchError, seeded
+from stitch_nb.core import StitchError, sample, seeded
 from stitch_nb.directions import DirectionConfig, direction_from, random_latents
 from stitch_nb.edit import on_layers, read_direction
 from stitch_nb.models import load_models
+from stitch_nb.paste import carry_detail
+from stitch_nb.run.settings import RunConfig
+from stitch_nb.run.stages import crops_stage, faces_stage
+from stitch_nb.video import read_clip
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,34 @@ def test_keep_detail_follows_the_recipe_unless_said(people):
     assert settings_of(people, keep_detail="yes").keep_detail is True
     with pytest.raises(StitchError, match="use yes, no or auto"):
         as_yes_or_no("keep_detail", "maybe")
+
+
+def test_photographs_are_sampled_by_cubics(people, tmp_path):
+    "The recipe's crops keep more of the frame; those of the paper's sampling keep their key."
+    photo = RunConfig.for_models(replace(people, meta=dict(recipe="mobile")))
+    assert (photo.resample, RunConfig().resample) == ("bicubic", "bilinear")
+    with pytest.raises(StitchError, match="resample is 'nearest'; choose one of bilinear, bicubic"):
+        RunConfig(resample="nearest")
+    clip, keys, fine = read_clip(sample("talk"), "0:1"), [], []
+    for config in (RunConfig(), replace(RunConfig(), resample="bicubic")):
+        faces, _ = faces_stage(clip, people, config, tmp_path, None)
+        crops, _ = crops_stage(clip, people, config, faces, tmp_path, None)
+        (crop,) = np.load(crops.path).astype(np.float32)
+        keys.append(crops.key)
+        fine.append(float(np.square(crop - cv2.GaussianBlur(crop, (0, 0), 1.0)).mean()))
+    assert keys[0] != keys[1] and fine[1] > 1.2 * fine[0]
+
+
+def test_what_stays_soft_gets_the_contrast_of_the_source():
+    "With nothing left out there is nothing to carry: a soft drawing is raised, up to the gain."
+    rng = np.random.default_rng(0)
+    source = np.clip(np.rint(rng.normal(128, 30, (128, 128, 3))), 0, 255).astype(np.uint8)
+    drawn = (128 + (source.astype(float) - 128) / 4).astype(np.uint8)
+    plain, raised, full = (carry_detail(source, source, drawn, gain=g) for g in (1, 1.5, 8))
+    assert (plain == drawn).all()
+    assert 1.1 < raised.std() / drawn.std() < 1.5
+    assert raised.std() < full.std() < source.std()
+    assert (carry_detail(drawn, drawn, source, gain=8) == source).all()  # never lowered
 
 
 def test_a_measure_rises_and_what_is_held_stays(people):

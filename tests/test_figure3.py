@@ -355,6 +355,7 @@ CHANGES = dict(
     variant=dict(variant="code"),
     edge=dict(edge=False),
     feather=dict(feather=0),
+    resample=dict(resample="bicubic"),
 )
 
 

@@ -497,7 +497,8 @@ def crop_key(state, settings, column, t, quality="full") -> tuple:
 
 def cell_key(state, settings, column, t, quality="full") -> tuple:
     "Everything that a cell depends on: its crop, how it is pasted, where it is measured."
-    pasted = state.config.feather, state.config.keep_detail, *mask_settings(state, settings)
+    c = state.config
+    pasted = c.feather, c.resample, c.keep_detail, *mask_settings(state, settings)
     return ("cell", *crop_key(state, settings, column, t, quality), *pasted)
 
 
@@ -583,7 +584,8 @@ def cell_of(
         kept = real if state.config.keep_detail and not square else None
         if kept is not None and state.config.tune:
             crop = carry_detail(real, crop_of(state, settings, "pti", t, quality), crop)
-        picture = paste(frame, crop, quad, None if square else outline, feather, residual=kept)
+        how = feather, state.config.resample, kept
+        picture = paste(frame, crop, quad, None if square else outline, *how)
         alpha = paste_mask(quad, outline, *frame.shape[:2], feather)
         wrong = np.abs(crop.astype(np.float32) - real).mean(-1)
         border = wrong[np.asarray(masks.border) > 0.5].mean(dtype=np.float64)

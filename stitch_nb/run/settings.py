@@ -24,6 +24,7 @@ MOBILE = dict(  # chosen on a real clip, see the table below
     pti=PTIConfig(passes=8, least=150, batch=4, lr=8e-4, lambda_r=0.0),
     stitch=StitchConfig(steps=7, common=30, lr=4.5e-4, lambda_m=0.3),
     keep_detail=True,
+    resample="bicubic",
 )
 CHOICES = dict(  # field of `RunConfig` to what it may be
     landmarks=LANDMARKS,
@@ -31,6 +32,7 @@ CHOICES = dict(  # field of `RunConfig` to what it may be
     perceptual=("auto", "lpips", "bundle"),
     mask=("auto", "parser", "hull"),
     variant=("paper", "code"),
+    resample=("bilinear", "bicubic"),
     measure=("none", "fast", "full"),
     engine=("fast", "plain"),
 )
@@ -58,6 +60,7 @@ class RunConfig:
     whole_image_border: bool = False  # everything outside of the mask is border
     edge: bool = True  # the rim of the crop is border where the mask reaches it (paper: no)
     feather: int = 1  # pixels of the crop at R over which the paste fades; 0: a hard edge (paper)
+    resample: str = "bilinear"  # frame to crop and back; 'bicubic' is sharper (paper: bilinear)
     keep_detail: bool = False  # the source's fine detail returns where no edit is (paper: no)
     lossless: bool = False  # write RGB without loss, for measuring
     crf: int = 16  # quality of the h264 video otherwise, 0 (best) to 51

@@ -118,16 +118,18 @@ def load_track(
 
 def crops_stage(clip, models, config, faces, folder, progress):
     "Aligned crops (K,R,R,3) uint8 as .npy, one for each edited frame; the quads beside them."
+    mode = config.resample
     R, scale = models.resolution, models.scale if config.scale is None else config.scale
     landmarks, edited, segments = load_track(faces)
     quads = quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
-        rows = (crop_frame(frame, quad, R) for frame, quad in zip(frames, quads))
+        rows = (crop_frame(frame, quad, R, resample_mode=mode) for frame, quad in zip(frames, quads))
         write_rows(path, rows, len(quads), tick)
 
-    inputs = (faces.key, faces.note["person"], quads, R)
+    more = (mode,) if mode != "bilinear" else ()
+    inputs = (faces.key, faces.note["person"], quads, R, *more)
     stage = run_stage(folder, "crops", inputs, ".npy", make, progress, VERSIONS["crops"])
     return stage, quads
 
@@ -567,7 +569,7 @@ def pasted_frames(
         def put_back(drawn):
             if recon is not None:
                 drawn = carry_detail(source, recon, drawn)
-            return composite(frame, drawn, quads[k], alpha, residual=source)
+            return composite(frame, drawn, quads[k], alpha, config.resample, source)
 
         result = put_back(kept["stitched"])
         blended = put_back(kept["edit"]) if blend and blend(k) else None
