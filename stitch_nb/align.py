@@ -102,7 +102,7 @@ def smooth_quads(
 # %% ../nbs/10_align.ipynb #bc33ea4e
 def quads_from_landmarks(
     landmarks: np.ndarray,  # (T,68,2) float, source pixels
-    scale: float = 1.0,  # 1 is FFHQ's square; a bundle names its own
+    scale: float = 1.0,  # 1 is FFHQ's square; a bundle has its own, `models.scale`
     sigma_centre: float = 0.0,  # frames
     sigma_axes: float = 0.0,  # frames
     segments=None,  # ((start, stop), ...) frames to smooth apart (scene cuts)
@@ -118,7 +118,7 @@ def quads_from_landmarks(
 def check_quad(
     quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
 ) -> np.ndarray:  # (4,2) float64, a copy
-    "A quad fit to crop with: finite, not empty, a parallelogram."
+    "Check a quad: finite, with an area, a parallelogram."
     q = np.array(quad, np.float64)
     if q.shape != (4, 2):
         raise StitchError(f'quad has shape {q.shape}, expected (4, 2): corners ul, ll, lr, ur')
@@ -147,7 +147,7 @@ def crop_to_frame(
 def footprint(
     shrink: float,  # source pixels for each output pixel along one axis
 ) -> tuple:  # number of samples, width they are spread over in output pixels
-    "How many bilinear samples an output pixel averages, and how far apart."
+    "Number of bilinear samples that an output pixel averages, and their spread."
     if shrink <= 1:
         return 1, 0.0
     width = (1 - shrink**-2) ** 0.5
@@ -196,7 +196,7 @@ def reflect_index(
 def check_frame(
     frame: np.ndarray,  # (H,W,3) uint8
 ) -> np.ndarray:  # the same array
-    "A frame as every function here takes it."
+    "Check that a frame is (H,W,3) uint8."
     if (
         getattr(frame, 'dtype', None) != np.uint8
         or frame.ndim != 3
@@ -262,7 +262,7 @@ def crop_labels(
     quad: np.ndarray,  # (4,2) source pixels, corners ul,ll,lr,ur
     R: int,  # pixels of the crop's side
 ) -> np.ndarray:  # (R,R) uint8, new
-    "The same square out of a class map: the nearest class, reflected beyond the frame."
+    "Cut the same square out of a class map: nearest class, reflected beyond the frame."
     x, y = np.meshgrid(*[np.arange(R) + 0.5] * 2)
     at = np.floor(np.stack([x, y, np.ones_like(x)], -1) @ crop_to_frame(quad, R).T).astype(int)
     cols, rows = (

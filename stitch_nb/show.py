@@ -62,7 +62,7 @@ def resize_image(
     height: int,  # px; the width follows
     width: int | None = None,  # px; None keeps the proportions
 ) -> np.ndarray:  # (height,W,3) uint8
-    "Enlarge by repeating pixels, reduce by averaging them."
+    "Resize: whole factors repeat pixels, other sizes are interpolated (Lanczos)."
     h, w = image.shape[:2]
     width = width or max(1, round(w * height / h))
     if (height, width) == (h, w):
@@ -128,7 +128,7 @@ def _lay_out(tiles, titles, row_titles, gap: int) -> np.ndarray:
 def show(
     *images,  # pictures of any kind that `as_image` takes
     titles=None,  # one text per column
-    rows: int | None = None,  # how many rows they are laid out in
+    rows: int | None = None,  # number of rows
     size: int | None = None,  # height of each picture in px
     row_titles=None,  # one text per row
     quality: int = 88,  # of the JPEG
@@ -293,7 +293,7 @@ def inline_video(
     height: int = 160,  # px, even; the width follows
     crf: int = 28,  # quality: less is better and larger
 ):  # an object that a notebook displays as a player
-    "A small looping player inside the notebook."
+    "A small looping video player inside the notebook."
     from IPython.display import HTML
 
     if isinstance(frames, (str, bytes)) or hasattr(frames, '__fspath__'):
