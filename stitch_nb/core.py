@@ -8,7 +8,7 @@ __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_imag
            'load_meta', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
-import contextlib, copy, dataclasses, errno, hashlib, json, math, numbers, os, struct, uuid
+import contextlib, copy, dataclasses, errno, hashlib, json, math, numbers, os, struct, types, uuid
 from fractions import Fraction
 from pathlib import Path
 from typing import Callable
@@ -300,6 +300,20 @@ def _leaf_bytes(part) -> bytes:
     )
 
 # %% ../nbs/00_core.ipynb #972a67c4
+def _methods_of_others(kind: type) -> list:  # names and code
+    "The methods of a settings class that is defined outside of this package: they may differ."
+    if kind.__module__.split('.')[0] == 'stitch_nb':
+        return []
+    own = sorted((k, v) for k, v in vars(kind).items() if isinstance(v, types.FunctionType))
+    return [(name, _code_values(method.__code__)) for name, method in own]
+
+
+def _code_values(code) -> tuple:  # what a function computes; no line numbers, no addresses
+    parts = (c if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts)
+    values = [_code_values(c) if isinstance(c, types.CodeType) else c for c in parts]
+    return code.co_code.hex(), code.co_names, values
+
+
 def _feed(h, part):
     "Add one value to the hash, length first, so that no two structures give the same bytes."
     if isinstance(part, np.generic):
@@ -309,10 +323,8 @@ def _feed(h, part):
     if isinstance(part, slice):
         part = ('slice', part.start, part.stop, part.step)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        part = (
-            type(part).__name__,
-            {f.name: getattr(part, f.name) for f in dataclasses.fields(part)},
-        )
+        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        part = (type(part).__name__, fields, *_methods_of_others(type(part)))
     if isinstance(part, dict):
         part = ('dict', *sorted(part.items(), key=lambda kv: str(kv[0])))
     if isinstance(part, (set, frozenset)):

@@ -70,7 +70,7 @@ class PTIConfig:
             refuse(self, 'early_stop', 'use decibels, e.g. 34, or None')
 
     def for_frames(self, frames: int) -> 'PTIConfig':
-        "The same with as many passes as a clip of so many frames needs for `least` updates."
+        "This configuration, with passes enough for `least` updates on a clip of `frames` frames."
         needed = math.ceil(self.least / math.ceil(frames / self.batch))
         return replace(self, passes=max(self.passes, needed)) if self.passes else self
 
@@ -214,6 +214,7 @@ def plain_pti(
     objective=pti_objective,
 ) -> tuple:  # (G_pti, history): new, frozen; name to (updates,) float64
     "PTI as a loop in float32: the reference for `tune_generator`, which computes the same faster."
+    _check_clip(G, pivots, crops, perceptual, config)
     config, rng, history = config.for_frames(len(pivots)), seeded(config.seed), []
     G_pti, clip = clone_network(G), PTIBatch(G, perceptual if config.lambda_lpips else None)
     adam = torch.optim.Adam(G_pti.tunable().values(), lr=config.lr)

@@ -147,7 +147,7 @@ def stitch_objective(
 
 # %% ../nbs/70_stitch.ipynb #4d134bc0
 def _as_tensor(crop, R: int, name: str, device) -> torch.Tensor:
-    "A crop as (3,R,R) float32, from that or from (R,R,3) uint8, which travels as bytes."
+    "A crop as (3,R,R) float32; uint8 is sent to the device before it is converted."
     if isinstance(crop, torch.Tensor) and crop.is_floating_point():
         check_shape(crop, '3 R R', name=name, R=R)
         return crop.detach().to(device, torch.float32)
