@@ -331,7 +331,7 @@ def fetched_networks(
 # %% ../nbs/88_models.ipynb #7625139b
 def read_record(
     folder: Path,  # with a bundle.json
-) -> tuple:  # its text, and what it says
+) -> tuple:  # its text, and its parsed JSON
     "Read and check a bundle.json."
     path = folder / "bundle.json"
     text = path.read_text(encoding="utf-8", errors="replace")
