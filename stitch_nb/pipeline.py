@@ -355,9 +355,11 @@ def choose_people(
     stage, backend = people_stage(clip, models, config, folder, progress)
     tracks, wanted = load_people(stage), {}
     for who, some in edits.items():
-        for track in everyone(tracks, backend, config, say) if who == EVERYONE else (
-            choose_person(tracks, who, clip.start),
-        ):
+        if who == EVERYONE:
+            meant = everyone(tracks, backend, config, say)
+        else:
+            meant = [choose_person(tracks, who, clip.start)]
+        for track in meant:
             check_track(track, backend, config.max_missing)
             wanted[track.person] = wanted.get(track.person, ()) + some
     if say and len(tracks) > 1:
@@ -366,7 +368,7 @@ def choose_people(
     nearer = lambda k: tracks[k].size / tracks[k].found.sum()
     for k in sorted(wanted, key=nearer):
         own, mark = replace(config, person=k), f"@{k}" if several else ""
-        tell = say and several and (lambda line, k=k: say(f"person {k}: {line}")) or say
+        tell = (lambda line, k=k: say(f"person {k}: {line}")) if say and several else say
         sized = as_large_as_the_face(clip, models, own, folder, progress, tell)
         people.append(Person(k, tracks[k], wanted[k], sized, own, mark))
     return people, backend

@@ -100,7 +100,7 @@ def said_of_frames(numbers: list, what: str) -> str:
 def report(run: Run):
     "Where the files are, and the numbers that judge the run."
     record, people = run.record, run.metrics.get("people") or {}
-    first = run.people[0].mark
+    first = f"@{next(iter(people))}" if people else ""
     lines = [
         f"landmarks by {record['landmarks']}, perceptual distance by {record['perceptual']}, "
         f"pivots by {PIVOTS_BY[record['stages'][f'pivots{first}']['pivots']]}, "
