@@ -1,10 +1,13 @@
 "Where and how things are computed: devices that are there, float32 that is float32, a device without float64, threads, memory of the right card."
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +23,8 @@ from stitch_nb.core import StitchError
 from stitch_nb.faces import BundleFaces, MediaPipeFaces
 from stitch_nb.generator import Generator
 from stitch_nb.engine.clip import CropStore
-from stitch_nb.pti import PTIConfig, tune_generator
-from stitch_nb.stitch import StitchConfig, stitch_frames
+from stitch_nb.pti import PTIConfig, pti_objective, tune_generator
+from stitch_nb.stitch import StitchConfig, common_start, stitch_frames
 
 
 @pytest.fixture
@@ -288,3 +291,49 @@ def test_parked_weights_are_the_same_numbers():
     net.rough.data.add_(1)
     assert torch.equal(net.rough.detach(), before['rough'] + 1)
     assert torch.equal(net.count, before['count'])
+
+
+def test_workers_change_nothing_but_who_computes(G, clip, monkeypatch):
+    "Any number of threads gives the same sums, and the same bits whichever is faster."
+    from stitch_nb.engine import clip as engine
+
+    config = PTIConfig(passes=2, batch=4, dtype='float32')
+    seen, count, alive = [], iter((1, 3, 3)), threading.active_count()
+
+    def measured(network, batch, config):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        time.sleep(0.01 * (len(seen) % 3))
+        return pti_objective(network, batch, config)
+
+    with device.threads(4):
+        found = []
+        for n in count:
+            monkeypatch.setattr(engine, 'workers_for', lambda *_, n=n: n)
+            monkeypatch.setattr('stitch_nb.pti.useful_threads', lambda pixels: 4)
+            G_pti, _ = tune_generator(G, *clip, Pooled(), config, objective=measured)
+            found.append(torch.cat([p.flatten() for p in G_pti.parameters()]))
+            if n == 3:
+                assert {own for _, own in seen} == {1} and len({who for who, _ in seen}) > 1
+            seen.clear()
+        assert torch.get_num_threads() == 4 and threading.active_count() == alive
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_worker_that_fails_ends_the_update():
+    taken, workers = [], device.Workers(2)
+    pieces = [lambda: 1, lambda: 1 / 0, lambda: 3]
+    with contextlib.closing(workers), pytest.raises(ZeroDivisionError):
+        workers.run(pieces, taken.append)
+    assert taken == [1]
+
+
+def test_frames_of_a_common_start_share_the_work(G, clip, monkeypatch):
+    from stitch_nb.engine import frames as engine
+
+    how, found = StitchConfig(steps=2, common=4, dtype='float32'), []
+    for n in (1, 2):
+        monkeypatch.setattr(engine, 'workers_for', lambda *_, n=n: n)
+        start = common_start(G, *clip, [make_masks()] * len(clip[0]), config=how)
+        found.append(torch.cat([w.flatten() for w in start.weights]))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

@@ -6,6 +6,7 @@
 __all__ = ['take_crops', 'CropStore', 'TargetFeatures', 'LoadedBatch', 'ClipTuner', 'one_pass', 'decibels', 'tune_clip', 'frozen']
 
 # %% ../../nbs/engine/40_clip.ipynb #e6c10003
+import contextlib
 import math
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from stitch_nb.engine.device import (
     send,
     set_rate,
     share,
+    workers_for,
 )
 from stitch_nb.engine.tuner import (
     TermRecord,
@@ -164,14 +166,16 @@ class LoadedBatch:
         self.crops = tuner.store.buffer(size)
         self.features = tuner.features and tuner.features.buffers(size)
         at_once = frames_at_once(G_pti.resolution, max(size, 1), tuner.device, config.memory)
-        tasks = []
-        for a in range(0, size, at_once):
-            b = min(a + at_once, size)
+        workers = 1 if config.compile else workers_for(min(at_once, size), tuner.device)
+        step, tasks = max(1, min(at_once, size) // workers), []  # frames of a task
+        for a in range(0, size, step):
+            b = min(a + step, size)
             frames, part = partial(self.frames, slice(a, b)), slice(first + a, first + b)
             tasks.append(Task(G_pti, frames, n=b - a, of=of, part=part))
         if self.neighbour and here.rank == here.world - 1:
             tasks.append(Task(G_pti, self.around))
-        self.update = Update(tuner.objective, tasks, tuner.adam, config, frames=of, shared=True)
+        how = dict(frames=of, shared=True, workers=workers)
+        self.update = Update(tuner.objective, tasks, tuner.adam, config, **how)
 
     def frames(self, part: slice):
         "What the objective looks at: some frames."
@@ -215,6 +219,11 @@ class ClipTuner:
         if of not in self.sizes:
             self.sizes[of] = LoadedBatch(self, of)
         return self.sizes[of]
+
+    def close(self):
+        "End the threads of all updates."
+        for loaded in self.sizes.values():
+            loaded.update.close()
 
     def draw_z(self, rng: torch.Generator) -> torch.Tensor:  # (1,Z)
         "The random number of an update."
@@ -314,23 +323,25 @@ def tune_clip(
         history.get('psnr') and history['psnr'][-1] >= config.early_stop
     )
     tuner = None
-    while done < config.passes and not enough():
-        if tuner is None:
-            tuner = ClipTuner(objective, batch, G_pti, adam, pivots, crops, config, neighbour)
-        record, rates, each = one_pass(tuner, done, rng, progress, checkpoint)
-        for name, column in record.numbers().items():
-            history.setdefault(name, []).append(column.tolist())
-        history.setdefault('lr', []).append(rates)
-        if 'l2' in each:
-            history.setdefault('psnr', []).append(decibels(each['l2']))
-        done += 1
-        last = done == config.passes or enough()
-        if checkpoint is not None and (last or done % checkpoint_every == 0):
-            if not all(bool(p.isfinite().all()) for p in params):
-                where = f'in pass {done}, update {len(rates)}: a weight is not finite'
-                raise diverged('tuning', where, config, checkpoint)
-            meta = dict(identity=identity, passes=done)
-            save_progress(checkpoint, names, params, adam, rng, history, meta)
+    with contextlib.ExitStack() as until:
+        while done < config.passes and not enough():
+            if tuner is None:
+                how = batch, G_pti, adam, pivots, crops, config, neighbour
+                tuner = until.enter_context(contextlib.closing(ClipTuner(objective, *how)))
+            record, rates, each = one_pass(tuner, done, rng, progress, checkpoint)
+            for name, column in record.numbers().items():
+                history.setdefault(name, []).append(column.tolist())
+            history.setdefault('lr', []).append(rates)
+            if 'l2' in each:
+                history.setdefault('psnr', []).append(decibels(each['l2']))
+            done += 1
+            last = done == config.passes or enough()
+            if checkpoint is not None and (last or done % checkpoint_every == 0):
+                if not all(bool(p.isfinite().all()) for p in params):
+                    where = f'in pass {done}, update {len(rates)}: a weight is not finite'
+                    raise diverged('tuning', where, config, checkpoint)
+                meta = dict(identity=identity, passes=done)
+                save_progress(checkpoint, names, params, adam, rng, history, meta)
     empty = {k: [] for k in ('loss', *config.weights, 'lr', 'psnr')} if not history else {}
     return frozen(G_pti), {k: np.array(v, dtype=np.float64) for k, v in (history or empty).items()}
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'share_cores', 'pick_device', 'allow_tf32', 'float32_policy',
            'precision', 'autocast', 'tuning_dtype', 'free_memory', 'peak_memory', 'frames_at_once', 'useful_threads',
-           'threads', 'reuse_memory', 'park', 'keep_little', 'on_device', 'Replay', 'make_adam', 'set_rate',
-           'adam_tensors', 'forget', 'send', 'Ranks', 'ranks', 'join_ranks', 'add_over_ranks', 'names_over_ranks',
-           'share', 'with_fallback']
+           'threads', 'workers_for', 'Workers', 'reuse_memory', 'park', 'keep_little', 'on_device', 'Replay',
+           'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks', 'ranks', 'join_ranks', 'add_over_ranks',
+           'names_over_ranks', 'share', 'with_fallback']
 
 # %% ../../nbs/engine/20_device.ipynb #a8739b70
 import atexit
@@ -17,7 +17,9 @@ import ctypes
 import os
 import platform
 import tempfile
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +125,7 @@ DTYPES = ('auto', 'float32', 'tf32', 'bfloat16')
 def autocast(
     device,  # a torch.device or its name
     dtype='float32',  # torch dtype or its name: 'float32', 'tf32', 'bfloat16', 'float16'
+    cache: bool = True,  # keep what was converted until the block ends; threads would share it
 ):  # context manager
     "Compute in lower precision inside the block; nothing at all for float32."
     if isinstance(dtype, str) and dtype not in (*DTYPES[1:], 'float16'):
@@ -131,7 +134,7 @@ def autocast(
         return contextlib.nullcontext()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     kind = torch.device(device).type
-    return torch.autocast(kind, dtype=dtype, cache_enabled=kind != 'cuda')
+    return torch.autocast(kind, dtype=dtype, cache_enabled=cache and kind != 'cuda')
 
 
 def tuning_dtype(
@@ -214,6 +217,50 @@ def threads(
         yield
     finally:
         torch.set_num_threads(before)
+
+# %% ../../nbs/engine/20_device.ipynb #51a40002
+def workers_for(
+    at_once: int,  # frames whose activations may be in memory together
+    device='cpu',  # a torch.device or its name
+) -> int:  # at least 1
+    "How many threads of Python share the frames of an update; one on a GPU."
+    if torch.device(device).type != 'cpu':
+        return 1
+    return max(1, min(torch.get_num_threads(), at_once))
+
+
+class Workers:
+    "Threads of Python that share the pieces of an update, until `close`."
+
+    def __init__(self, number: int):
+        own = max(1, torch.get_num_threads() // number)
+        how = dict(initializer=torch.set_num_threads, initargs=(own,))
+        self.pool, self.lock = ThreadPoolExecutor(number, **how), threading.Lock()
+
+    def run(
+        self,
+        pieces: list,  # functions without arguments, which need nothing of one another
+        take,  # called with the result of each piece, one after the other, in their order
+    ):
+        "Each piece on the next free thread; returns when all results are taken."
+        found, left = {}, list(range(len(pieces)))
+
+        def one(k):
+            result = pieces[k]()
+            with self.lock:
+                found[k] = result
+                while left and left[0] in found:
+                    take(found.pop(left.pop(0)))
+
+        with threads(torch.get_num_threads()):  # a new thread sets what later threads begin with
+            futures = [self.pool.submit(one, k) for k in range(len(pieces))]
+            wait(futures)
+        for future in futures:
+            future.result()
+
+    def close(self):
+        "End the threads."
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../../nbs/engine/20_device.ipynb #ec26c365
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # of glibc's mallopt

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from stitch_nb.engine.device import (
     threads,
     tuning_dtype,
     useful_threads,
+    workers_for,
 )
 from .tuner import TermRecord, Task, Update, diverged, latest
 
@@ -44,9 +46,10 @@ class Lane:
         self,
         G_pti,  # tuned for the clip; never changed
         config,  # tune, dtype, memory, first(R)
+        G_st=None,  # the working copy of another lane, to tune it together; None: one of its own
     ):
         self.config, R = config, G_pti.resolution
-        self.G_st = clone_network(G_pti, trainable=False)
+        self.G_st = G_st or clone_network(G_pti, trainable=False)
         keep_little(self.G_st, config)
         self.device = next(G_pti.parameters()).device
         self.dtype = tuning_dtype(config.dtype, self.device)
@@ -365,6 +368,25 @@ class ClipFrames:
                         progress(t + 1 - start, stop - start, latest(history))
                     yield t, image, history
 
+    def update_together(
+        self,
+        tuner: FrameTuner,  # with one lane
+        n: int,  # frames
+    ) -> tuple:  # Update; list of n numbers, to be filled with the frames that it looks at
+        "An update of one working copy by several frames, a lane each where memory allows it."
+        chosen, (lane,) = [0] * n, tuner.lanes
+        at_once = frames_at_once(self.G_pti.resolution, n, tuner.device, self.config.memory)
+        workers = workers_for(at_once, tuner.device)
+        more = n - 1 if workers > 1 else 0
+        places = [lane, *(Lane(self.G_pti, self.config, lane.G_st) for _ in range(more))]
+
+        def loaded(k):
+            places[k % len(places)].load(self.frame_of(chosen[k]))
+            return places[k % len(places)].frame
+
+        tasks = [Task(places[k % len(places)], partial(loaded, k), of=n) for k in range(n)]
+        return Update(self.objective, tasks, tuner.adam, self.config, workers=workers), chosen
+
     def start_together(
         self,
         T: int,  # frames of the clip
@@ -372,19 +394,19 @@ class ClipFrames:
     ) -> CommonStart:
         "`config.common` updates over the whole clip: where its frames begin."
         config, tuner, drawn = self.config, self.tuner(), seeded(0)
-        (lane,), (task,), n = tuner.lanes, tuner.update.tasks, min(COMMON_BATCH, T)
+        n, R = min(COMMON_BATCH, T), self.G_pti.resolution
         record = TermRecord(config.common, tuner.device, config.weights)
-        threading_of = threads(useful_threads(self.G_pti.resolution**2))
-        with precision(tuner.device, tuner.dtype), threading_of:
+        threading_of, until = threads(useful_threads(n * R * R)), contextlib.ExitStack()
+        with precision(tuner.device, tuner.dtype), threading_of, until:
+            update, chosen = self.update_together(tuner, n)
+            until.callback(update.close)
             for step in range(config.common):
                 set_rate(tuner.adam, COLD * config.rate(step, config.common))
-                tuner.update.clear()
-                for t in torch.randperm(T, generator=drawn)[:n].tolist():
-                    lane.load(self.frame_of(t))
-                    tuner.update.zero()
-                    (tuner.update.measure(task) / n).backward()
+                chosen[:] = torch.randperm(T, generator=drawn)[:n].tolist()
+                update.clear()
+                update.gradients()
                 tuner.adam.step()
-                record.add(step, tuner.update.terms)
+                record.add(step, update.terms)
                 terms = record.numbers(updates=step + 1)
                 if not math.isfinite(terms['loss'][-1]):
                     where = f'at update {step + 1}: the loss is {terms["loss"][-1]}'

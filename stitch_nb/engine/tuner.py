@@ -18,6 +18,7 @@ import torch
 from ..core import StitchError, hash_of, load_meta, load_tensors, save_tensors
 from stitch_nb.engine.device import (
     Replay,
+    Workers,
     adam_tensors,
     add_over_ranks,
     autocast,
@@ -96,9 +97,11 @@ class Update:
         rows: int = 1,  # of terms: 1, or one for each frame that is tuned side by side
         frames: int = 0,  # in the whole batch: terms of (N,) are also kept frame by frame
         shared: bool = False,  # processes share the batch, and sum up before Adam steps
+        workers: int = 1,  # threads of Python that share the tasks, on a CPU
     ):
         self.objective, self.tasks, self.adam, self.config = objective, tasks, adam, config
         self.rows, self.frames, self.shared = rows, frames, shared and ranks().world > 1
+        self.workers = Workers(min(workers, len(tasks))) if min(workers, len(tasks)) > 1 else None
         self.params = [p for group in adam.param_groups for p in group['params']]
         self.device = self.params[0].device
         self.dtype = tuning_dtype(config.dtype, self.device)
@@ -118,18 +121,28 @@ class Update:
         for value in (*self.terms.values(), *self.each.values()):
             value.zero_()
 
-    def measure(self, task: Task) -> torch.Tensor:
-        "The loss of one task; its terms are added to those that are there."
+    def evaluate(self, task: Task) -> tuple:  # the loss; terms, weighted by size; as they are
+        "One call of the objective."
         batch = task.batch()
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.dtype, cache=self.workers is None):
             found = self.objective(task.network, batch, self.config)
         share = {k: v.sum() / (task.of * v.numel() / task.n) for k, v in found.items()}
         loss = weighted(share, self.config.weights)
-        for name, value in dict(loss=loss, **share).items():
-            self.kept(self.terms, name, self.rows)[task.row] += value.detach()
+        apart = lambda terms: {k: v.detach() for k, v in terms.items()}
+        return loss, apart(dict(loss=loss, **share)), apart(found)
+
+    def add(self, task: Task, share: dict, found: dict):
+        "Add a task's terms to those that are there."
+        for name, value in share.items():
+            self.kept(self.terms, name, self.rows)[task.row] += value
         for name, value in found.items():
             if task.part and value.ndim:
-                self.kept(self.each, name, self.frames)[task.part] = value.detach()
+                self.kept(self.each, name, self.frames)[task.part] = value
+
+    def measure(self, task: Task) -> torch.Tensor:
+        "The loss of one task; its terms are added to those that are there."
+        loss, *terms = self.evaluate(task)
+        self.add(task, *terms)
         return loss
 
     def kept(self, where: dict, name: str, size: int) -> torch.Tensor:
@@ -138,8 +151,11 @@ class Update:
         return where[name]
 
     def gradients(self):
-        "Terms and gradients of all tasks; on a card, rows run on streams of their own."
+        "Terms and gradients of all tasks: by workers; on a card, rows on streams of their own."
         self.zero()
+        if self.workers:
+            self.spread()
+            return
         if len(self.streams) < 2:
             for task in self.tasks:
                 self.measure(task).backward()
@@ -151,6 +167,29 @@ class Update:
                 self.measure(task).backward()
         for stream in self.streams:
             here.wait_stream(stream)
+
+    def spread(self):
+        "Each task's own gradients, found by workers and added up in the order of the tasks."
+
+        def alone(task):
+            loss, *terms = self.evaluate(task)
+            return task, terms, torch.autograd.grad(loss, self.params, allow_unused=True)
+
+        def take(found):
+            task, terms, grads = found
+            self.add(task, *terms)
+            for p, grad in zip(self.params, grads):
+                if grad is not None and p.grad is None:
+                    p.grad = torch.empty_like(p).copy_(grad)  # as Adam needs it in memory
+                elif grad is not None:
+                    p.grad += grad
+
+        self.workers.run([partial(alone, task) for task in self.tasks], take)
+
+    def close(self):
+        "End the workers."
+        if self.workers:
+            self.workers.close()
 
     def step(self):
         "Gradients and, where this process has the whole batch, Adam."
