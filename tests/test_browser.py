@@ -167,7 +167,8 @@ def lab(home):
         "walkthrough.ipynb",
     ):
         shutil.copy(NBS / path, root / path)
-    shutil.copytree(NBS / "figures" / "arms", root / "figures" / "arms")
+    for kept in ("arms", "photographs"):
+        shutil.copytree(NBS / "figures" / kept, root / "figures" / kept)
     options = [
         "--no-browser",
         "--allow-root",
@@ -505,7 +506,8 @@ def test_as_app(home, opened, name, notebook, move):
     for path in next(NBS.rglob(notebook)), NBS / "figures" / "claims.json":
         shutil.copy(path, folder)
     beside = folder / "figures" if name == "walkthrough" else folder
-    shutil.copytree(NBS / "figures" / "arms", beside / "arms")
+    for kept in ("arms", "photographs"):
+        shutil.copytree(NBS / "figures" / kept, beside / kept)
     if not os.environ.get("STITCH_BROWSER_FULL"):
         shorten(folder / notebook)
     code = (
