@@ -42,7 +42,6 @@ class PTIConfig:
     lambda_lpips: float = 1.0  # weight of the perceptual distance; authors: 1
     lambda_l2: float = 10.0  # weight of the mean squared error, pixels in [-1,1]; authors: 10
     lambda_r: float = 0.1  # weight of the locality term; PTI paper: 0.1, authors' runs: 0
-    lambda_r_l2: float = 1.0  # inside the locality term, weight of its L2 beside its LPIPS
     alpha: float | None = None  # its distance from a pivot; authors: 30; None: half W's spread
     early_stop: float | None = None  # dB: stop after a pass whose mean PSNR is that; None: never
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
@@ -55,7 +54,7 @@ class PTIConfig:
             self,
             whole=(('passes', 0), ('least', 0), ('batch', 1)),
             positive=('lr',),
-            weights=('lambda_lpips', 'lambda_l2', 'lambda_r', 'lambda_r_l2'),
+            weights=('lambda_lpips', 'lambda_l2', 'lambda_r'),
             choices=(
                 ('ramp', ('none', 'pass', 'update')),
                 ('dtype', DTYPES),
@@ -200,7 +199,7 @@ def pti_objective(
         terms['l2'] = squared_error(recon, batch.crops)
     if batch.w_r is not None:
         near = batch.G, G_pti, batch.w_r, batch.perceptual
-        terms['locality'] = locality_loss(*near, config.lambda_r_l2)
+        terms['locality'] = locality_loss(*near)
     return terms
 
 # %% ../nbs/40_pti.ipynb #e6400003

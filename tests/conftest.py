@@ -1,11 +1,16 @@
 "Fixtures shared by all tests: golden numbers where they exist, small clips made on the spot."
 
 import os, subprocess
-import imageio_ffmpeg, pytest, torch
-from golden_numbers import Golden, golden_file, load_manifest
 
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+threads = max(1, min(2, (os.cpu_count() or 1) // workers))
+os.environ.setdefault('OMP_NUM_THREADS', str(threads))  # before torch; children of tests inherit it
 os.environ['STITCH_MODELS'] = 'people'  # tests that need photographs name them
-torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '2')))
+
+import imageio_ffmpeg, pytest, torch  # noqa: E402
+from golden_numbers import Golden, golden_file, load_manifest  # noqa: E402
+
+torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
 
 @pytest.fixture(scope='session')

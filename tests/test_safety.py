@@ -298,6 +298,16 @@ def attacks(folder, G, mark):
         + b".",
         "steps to read",
     )
+    twins = b")q\x00" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
+    add("twin_keys.pkl", b"}" + twins + b"Ns.", "keys are no numbers")  # 2^60 to hash
+    add("bytearray.pkl", b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.", "is damaged")
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    state = b"(K\x01(%stcnumpy\ndtype\n(U\x02u1tR\x89U\x01xtb"
+    huge = b"\x8a\x06" + (2**40).to_bytes(6, "little")
+    add("array.pkl", array + state % huge + b".", "stores 1 bytes for it")
+    known = b"".join(b"r" + struct.pack("<I", i) for i in range(100_000))  # walked once, not
+    copies = b"j\x00\x00\x00\x00" * 30_000 + (b"0" + state % b"K\x01") * 29_000  # once a copy
+    add("remembered.pkl", array + known + copies + b".", "steps to read")
     add("long_bytes.pkl", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "is damaged")
     add("long_int.pkl", b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"\x01.", "is damaged")
     # zips

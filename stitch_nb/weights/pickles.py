@@ -609,6 +609,7 @@ class Machine:
                 code_of(dtype), shape, data, bool(fortran), self.budget
             )
             self.memo.update({i: made for i in x.state["slots"]})
+            x.state["slots"].clear()  # a copy of the record does not walk them again
         elif (
             x.name == "numpy.dtype"
             and isinstance(state, tuple)
