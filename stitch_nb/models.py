@@ -212,8 +212,13 @@ def checked_tensors(
 ) -> dict:  # name to tensor, as stored
     "The tensors of one file, once its SHA-256 is the one that bundle.json records."
     path = folder / Path(entry["file"]).name
-    if not path.is_file():
-        raise StitchError(f"bundle file {path} is missing: install the bundle again")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        said = str(path)[:200]
+        raise StitchError(f"bundle file {said!r} is missing: install the bundle again")
     if sha256_of(path) != entry["sha256"]:
         raise StitchError(
             f"bundle file {path} is damaged or of another version (SHA-256 differs): install the "

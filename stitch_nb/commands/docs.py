@@ -20,9 +20,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+
 import nbformat
 from fastcore.docments import docments
-from ..script import Param, call_parse
 from ..core import StitchError, bar
 
 # %% ../../nbs/commands/70_docs.ipynb #ac3478d6
