@@ -246,6 +246,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                       'stitch_nb/commands/edit.py'),
                                          'stitch_nb.commands.edit.fetch_photographs': ( 'commands/edit.html#fetch_photographs',
                                                                                         'stitch_nb/commands/edit.py'),
+                                         'stitch_nb.commands.edit.own_folder': ( 'commands/edit.html#own_folder',
+                                                                                 'stitch_nb/commands/edit.py'),
                                          'stitch_nb.commands.edit.preview_for': ( 'commands/edit.html#preview_for',
                                                                                   'stitch_nb/commands/edit.py'),
                                          'stitch_nb.commands.edit.read_shown': ( 'commands/edit.html#read_shown',

@@ -748,3 +748,16 @@ def test_kinds_of_film(ffmpeg, tmp_path, name, options, frames, fps):
     ffmpeg('-i', tmp_path / name, '-frames:v', 1, '-vf', exact, tmp_path / 'first.png')
     want = read_picture(tmp_path / 'first.png')
     assert np.abs(want.astype(int) - found[0]).mean() < 1
+
+
+def test_names_that_are_too_long(tmp_path, monkeypatch, capsys):
+    "A clip's name may have 255 bytes, and its run folder's name is made of it."
+    import os
+
+    from stitch_nb.commands.edit import own_folder, told
+
+    assert len(os.fsencode(own_folder('n' * 250 + '.mp4'))) < 250
+    with pytest.raises(SystemExit), told('stitch_edit', 'x'):
+        os.mkdir(tmp_path / ('o' * 300))
+    line = capsys.readouterr().err
+    assert 'too long: choose a shorter one' in line and len(line) < 200

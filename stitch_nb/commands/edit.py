@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'TERMS', 'REAL', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside',
            'said_of_frames', 'report', 'as_person', 'sources', 'fetch_photographs', 'wants_photographs',
-           'choose_models', 'as_yes_or_no', 'settings_of', 'read_shown', 'stitch_edit', 'tell', 'tell_preview',
-           'preview_for', 'with_directions', 'edit_and_report', 'stitch_demo']
+           'choose_models', 'as_yes_or_no', 'settings_of', 'own_folder', 'read_shown', 'stitch_edit', 'tell',
+           'tell_preview', 'preview_for', 'with_directions', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -70,6 +70,8 @@ def _about_file(error: OSError, out) -> str:
         return f"no room left on the disk{where}: free some; {resume_hint(out)}"
     if error.filename is None:
         raise error
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name {str(error.filename)[-60:]} is too long: choose a shorter one (--out)"
     return f"{error.filename}: {error.strerror or type(error).__name__}; {resume_hint(out)}"
 
 # %% ../../nbs/commands/10_edit.ipynb #b1d57811
@@ -263,6 +265,13 @@ SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
 )
 
 # %% ../../nbs/commands/10_edit.ipynb #d33ec9c9
+def own_folder(
+    video,  # path of a clip
+) -> str:  # at most 231 bytes
+    "The run folder of a clip, if none is named."
+    return "stitch_run_" + os.fsencode(Path(video).stem)[:220].decode("utf-8", "ignore")
+
+
 def read_shown(
     path,  # of a video
     **how,  # as `read_clip` takes it
@@ -337,7 +346,7 @@ def stitch_edit(
     yes: bool = False,  # fetch mobile without a question where it is missing, under its terms
 ):
     "Edit a face in a video. The same command goes on where a stopped one was."
-    given, out = dict(locals()), out or f"stitch_run_{Path(video).stem}"
+    given, out = dict(locals()), out or own_folder(video)
     with told("stitch_edit", out):
         asked = {k: given[k] for k in SETTINGS}
         asked |= dict(person=as_person(person), mark=not no_mark)
