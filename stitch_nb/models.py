@@ -346,6 +346,7 @@ def read_record(
         whole = all({"file", "sha256"} <= set(entry) for entry in entries)
         whole &= all({"class", "args"} <= set(entry) for entry in entries[:-1])
         whole &= all(isinstance(entry["file"], str) for entry in entries)
+        whole &= record.get("format", 1) == 1
         whole &= isinstance(record["name"], str) and record["resolution"] in range(4, 4097)
         scale = record.get("meta", {}).get("scale", 1)
         whole &= isinstance(scale, (int, float)) and 0 < scale < 100

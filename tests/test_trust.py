@@ -110,8 +110,8 @@ def wait(how: str):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
     if how == 'pipe':
         raise BrokenPipeError
-    print('ready', flush=True)
     try:
+        print('ready', flush=True)
         time.sleep(60)
     finally:
         print('tidied', flush=True)
@@ -208,6 +208,7 @@ def test_strange_metadata_of_a_file(tmp_path, text):
         dict(resolution=None),
         dict(meta=dict(scale=float('nan'))),
         dict(name=4),
+        dict(format=2),
         dict(networks=dict(generator=dict(file=4, sha256='', args={}) | {'class': 'Generator'})),
     ],
 )
@@ -381,7 +382,9 @@ def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
     from stitch_nb import video
     from stitch_nb.core import sample
 
-    (tmp_path / 'ffmpeg').write_text('#!/bin/sh\n[ "$1" = -version ] && exit 0\necho "x: No space left on device" >&2; exit 1\n')
+    full = 'echo "x: No space left on device" >&2; exit 1'
+    script = f'#!/bin/sh\n[ "$1" = -version ] && exit 0\n{full}\n'
+    (tmp_path / 'ffmpeg').write_text(script)
     (tmp_path / 'ffmpeg').chmod(0o755)
     clip = video.read_clip(sample('talk.mp4'))
     monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', str(tmp_path / 'ffmpeg'))
