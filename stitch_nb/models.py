@@ -212,8 +212,13 @@ def checked_tensors(
 ) -> dict:  # name to tensor, as stored
     "The tensors of one file, after a check of the SHA-256 in bundle.json."
     path = folder / Path(entry["file"]).name
-    if not path.is_file():
-        raise StitchError(f"bundle file {path} is missing: install the bundle again")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
+        said = str(path)[:200]
+        raise StitchError(f"bundle file {said!r} is missing: install the bundle again")
     if sha256_of(path) != entry["sha256"]:
         raise StitchError(
             f"bundle file {path} is damaged or of another version (SHA-256 differs): install the "
@@ -341,6 +346,7 @@ def read_record(
         whole = all({"file", "sha256"} <= set(entry) for entry in entries)
         whole &= all({"class", "args"} <= set(entry) for entry in entries[:-1])
         whole &= all(isinstance(entry["file"], str) for entry in entries)
+        whole &= record.get("format", 1) == 1
         whole &= isinstance(record["name"], str) and record["resolution"] in range(4, 4097)
         scale = record.get("meta", {}).get("scale", 1)
         whole &= isinstance(scale, (int, float)) and 0 < scale < 100

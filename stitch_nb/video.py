@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'CONTAINERS', 'MARK', 'natural_key', 'matrix_of', 'on_black', 'read_picture', 'state_of', 'Clip',
-           'read_clip', 'as_path', 'as_rate', 'parse_frames', 'sound_plan', 'check_output', 'read_mark', 'write_video']
+           'read_clip', 'as_path', 'as_rate', 'parse_frames', 'temporary_room', 'sound_plan', 'check_output',
+           'read_mark', 'write_video']
 
 # %% ../nbs/05_video.ipynb #c0c00003
-import contextlib, dataclasses, errno, functools, io, itertools, math, os, re
-import shutil, subprocess, tempfile
+import contextlib, dataclasses, errno, functools, glob, io, itertools, math, os, re
+import shutil, subprocess, tempfile, threading, time
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from socket import gethostname
 from typing import Iterable, Iterator
 import av.error, av.filter
 import imageio_ffmpeg
 import numpy as np
+import psutil
 from PIL import Image, ImageCms, ImageOps
 from .core import Progress, StitchError, atomic_path, check_shape
 from .probe import MAX_PIXELS, ONLY_FILES, check_pixels, decoder_of, local
@@ -319,7 +322,8 @@ class Clip:
     colour: tuple = ('unknown',) * 4  # range, matrix, primaries, transfer
     sar: Fraction = Fraction(1)  # width of a pixel divided by its height, as shown
     rotation: float = 0.0  # degrees against the clock that the file asks for; already applied
-    seekable: bool = True  # whether the container can be entered in its middle
+    seekable: bool = True  # whether the container can be entered in its middle, by its own index
+    entries: tuple = field(default=(), compare=False, repr=False)  # (frame, byte): our own index
     files: tuple = ()  # names, for a folder
     begin: Fraction = Fraction(0)  # seconds, when the first frame is shown on the file's clock
     sound: int = -1  # which stream is the sound
@@ -395,7 +399,18 @@ def _from(container, stream, clip, k: int) -> Iterator:
 
     places = {int(t): i for i, t in enumerate(clip.pts)} if clip.pts is not None else {}
     decoder = decoder_of(stream, clip.max_pixels)
-    if k > 0 and clip.seekable and len(places) == len(clip.pts) and (np.diff(clip.pts) > 0).all():
+    ordered = clip.pts is not None and (np.diff(clip.pts) > 0).all()
+    at, byte = max((e for e in clip.entries if e[0] <= k), default=(0, 0))
+    if ordered and at > 0 and not clip.seekable:
+        container.seek(byte, unsupported_byte_offset=True)
+        found = pictures(container, stream, decoder)
+        first = next((f for f in found if f.pts is None or f.pts >= clip.pts[at]), None)
+        if first is not None and first.pts == clip.pts[at]:
+            yield from numbered([first], found, at)
+            return
+        container.seek(0, unsupported_byte_offset=True)
+        decoder.flush_buffers()
+    if k > 0 and clip.seekable and ordered:
         back = max(1, k - 8)
         container.seek(int(clip.pts[back]), stream=stream)
         found = pictures(container, stream, decoder)
@@ -490,7 +505,7 @@ def _look(path: Path, max_pixels: int, progress):
     except (av.error.FFmpegError, OSError) as e:
         raise StitchError(_why_not(path)) from e
     if found is None:
-        raise StitchError(f'{path} has no picture, only sound; choose a video')
+        raise StitchError(f'{path} has no picture, only sound or subtitles; choose a video')
     if not len(found.pts):
         raise StitchError(f'{path} has no frames that can be decoded; record or export it again')
     if found.colour[1] in _REFUSED and not found.pixel_format.startswith(_RGB):
@@ -506,11 +521,17 @@ def _why_not(path: Path) -> str:
     "What a file is that can't be opened."
     with open(path, 'rb') as f:
         head = f.read(4096)
+    if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'mif1', b'avif'):
+        return f'{path} is one picture (HEIF), not a video; save it as png or jpg'
     if head[4:8] in (b'ftyp', b'mdat', b'wide', b'free') and b'moov' not in head:
         return f'{path} is cut off: its index is missing; copy or download it again'
     lists = b'ffconcat', b'#EXTM3U', b'v=0\r', b'v=0\n', b'[playlist]'
     if head.lstrip(b'\xef\xbb\xbf \r\n').startswith(lists) or b'<MPD' in head:
         return f'{path} is a list of other files, not a video; give the video itself'
+    if head.startswith(b'version https://git-lfs'):
+        return f'{path} is a pointer of Git LFS, not the video; fetch it with: git lfs pull'
+    if b'<html' in head[:1000].lower():
+        return f'{path} is a web page, not a video; download the video itself'
     return f'{path} is not a video that we can read; use mp4, mov, mkv, webm or a folder of frames'
 
 # %% ../nbs/05_video.ipynb #aac02444
@@ -546,6 +567,15 @@ def _file_notes(found, alpha: bool, fps: Fraction) -> list:
         )
     for at, what in found.changes[:2]:
         yield f'the {what} that the file states change at frame {at}: each frame is read by its own'
+    if found.shown:
+        w, h = found.shown
+        yield (
+            f'the file asks to show only {w}x{h} of its {width}x{height} pixels (clean aperture), '
+            'which is not applied: all of them are edited'
+        )
+    if found.dolby:
+        colours = ', and its colours (profile 5) are not those of the result' * (found.dolby == 5)
+        yield f'the video is Dolby Vision, whose own data are not kept{colours}'
     if found.tilt:
         yield f'the file asks for a rotation by {found.tilt} degrees, which is not applied'
     if found.tracks > 1:
@@ -589,6 +619,7 @@ def _read_file(path: Path, fps: Fraction | None, progress, max_pixels: int) -> C
         sar=1 / found.sar if swap else found.sar,
         rotation=float({(1, 1, 0): 90, (1, 0, 1): 270, (0, 1, 1): 180}.get((swap, up, left), 0)),
         seekable=found.container.startswith(('mov', 'matroska')),
+        entries=found.entries if found.container in ('mpegts', 'mpeg') else (),
         begin=begin,
         sound=found.sound,
         stored=found.stored,
@@ -624,7 +655,11 @@ def _read_pages(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
 # %% ../nbs/05_video.ipynb #86b30580
 def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
     "A folder of pictures as a clip."
-    found = [p for p in path.iterdir() if p.is_file() and not p.name.startswith('.')]
+    there = [p for p in path.iterdir() if not p.name.startswith('.')]
+    found = [p for p in there if p.is_file()]
+    for p in there:
+        if p.suffix.lower() in PICTURES and p.is_symlink() and not p.exists():
+            raise StitchError(_no_file(p))
     files = sorted(
         (p for p in found if p.suffix.lower() in PICTURES), key=lambda p: natural_key(p.name)
     )
@@ -670,11 +705,18 @@ def read_clip(
     "Look through a video once; what comes back knows its exact size, rate, length and sound."
     path = as_path(path)
     fps = None if fps is None else as_rate(fps)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise StitchError(_no_file(path)) from e
+    except (OSError, ValueError) as e:  # a name too long, a folder that is closed, a loop
+        said = getattr(e, 'strerror', None) or str(e)
+        raise StitchError(f'{str(path)[:200]!r} cannot be opened: {said}; check the name') from e
     seen = state_of(path)
     if path.is_dir():
         clip = _read_folder(path, fps, max_pixels)
     elif not path.is_file():
-        raise StitchError(f'no such file: {path}; check the name and the folder')
+        raise StitchError(_no_file(path))
     elif path.stat().st_size == 0:
         raise StitchError(f'{path} is empty; copy or download it again')
     elif path.suffix.lower() in PICTURES and not _is_film(path):
@@ -688,6 +730,18 @@ def read_clip(
         return clip
     frames = parse_frames(frames) if isinstance(frames, str) else frames
     return clip.trim(frames.start, frames.stop)
+
+
+def _no_file(path: Path) -> str:
+    "Why there is no file to read."
+    if os.path.exists(path):
+        return (
+            f'{path} is a pipe or a device, and a clip is read several times; '
+            'save the video into a file first'
+        )
+    if os.path.islink(path):
+        return f'{path} is a link that leads nowhere ({os.readlink(path)}); give the file itself'
+    return f'no such file: {path}; check the name and the folder'
 
 
 def as_path(
@@ -878,6 +932,43 @@ def _sound_ways(suffix: str, clip: Clip) -> Iterator[tuple[list, str]]:
     )
 
 # %% ../nbs/05_video.ipynb #65fb84f8
+@contextlib.contextmanager
+def temporary_room():  # gives a Path
+    "A folder for trials, of this process; those that killed processes left are deleted."
+    try:
+        here = Path(tempfile.gettempdir())
+    except FileNotFoundError as e:
+        raise StitchError(
+            'there is no folder for temporary files that can be written to; '
+            'set TMPDIR to one'
+        ) from e
+    mine = f'stitch_nb-{gethostname()}-'
+    for left in here.glob(f'{glob.escape(mine)}*'):
+        process = left.name.removeprefix(mine).partition('-')[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f'{mine}{os.getpid()}-') as room:
+        yield Path(room)
+
+
+def _try_sound(command: list, seconds: float) -> bool:
+    "Whether the sound can be written this way; a full disk or a dead program is an error."
+    quiet = dict(stdin=subprocess.DEVNULL, capture_output=True)
+    try:
+        done = subprocess.run(command, timeout=120 + seconds, **quiet)
+    except subprocess.TimeoutExpired as e:
+        raise StitchError(
+            f'ffmpeg ({command[0]}) did not end in {e.timeout:.0f} seconds; '
+            'reinstall it with: pip install --force-reinstall imageio-ffmpeg'
+        ) from e
+    if b'No space left' in done.stderr:
+        raise StitchError(
+            f'no room left in {tempfile.gettempdir()}, where the sound is tried; '
+            'free some space or set TMPDIR to another folder'
+        )
+    return done.returncode == 0
+
+
 def sound_plan(
     clip: Clip | None,  # whose sound
     suffix: str,  # of the result, '.mp4'
@@ -886,13 +977,12 @@ def sound_plan(
     if clip is None or not clip.has_audio:
         return [], [], [], ''
     early, source, cut = _sound_input(clip)
-    with tempfile.TemporaryDirectory() as room:
-        trial = Path(room) / f'sound{suffix}'
+    with temporary_room() as room:
+        trial = room / f'sound{suffix}'
         for codec, note in _sound_ways(suffix, clip):
             command = [_ffmpeg(), '-v', 'error', '-nostdin', '-y', *source]
             command += ['-map', f'0:{clip.sound}', *codec, *cut, local(trial)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
-            if done.returncode == 0 and _has_sound(trial):
+            if _try_sound(command, float(clip.n_file / clip.fps)) and _has_sound(trial):
                 return early, source, ['-map', f'1:{clip.sound}', *codec, *cut], note
     part = 'the sound' if clip.whole else 'the sound of these frames'
     return [], [], [], f'{part} can not be read: the result is silent'
@@ -923,10 +1013,11 @@ def check_output(
     _check_room(clip, folder, lossless, working)
     grey = np.full((clip.height, clip.width, 3), 128, np.uint8)
     try:
-        with tempfile.TemporaryFile(dir=folder) as file, tempfile.TemporaryDirectory() as room:
+        with tempfile.TemporaryFile(dir=folder) as file, temporary_room() as room:
             file.write(b'1')
-            trial, kind = Path(room) / f'trial{path.suffix}', dict(lossless=lossless, crf=crf)
-            write_video([grey] * 2, trial, clip.fps, clip, mark=mark, notes=notes, **kind)
+            trial, kind = room / f'trial{path.suffix}', dict(lossless=lossless, crf=crf)
+            kind |= dict(mark=mark, notes=notes, patience=60.0)
+            write_video([grey] * 2, trial, clip.fps, clip, **kind)
     except OSError as e:
         raise StitchError(
             f'nothing can be written into {folder} ({e.strerror}); choose another folder'
@@ -979,6 +1070,7 @@ def write_video(
     progress: Progress | None = None,
     notes: list | None = None,  # receives a line for each compromise
     mark: bool = True,  # say in the file that it was edited
+    patience: float = 900.0,  # seconds for which ffmpeg may take nothing and not end
 ) -> Path:  # `path`
     "Encode frames as they come; a whole file or none."
     path, rate, clip = as_path(path), as_rate(fps), audio_from
@@ -1005,7 +1097,7 @@ def write_video(
         command += ['-movflags', '+faststart']
     total = len(clip) if clip else 0
     with atomic_path(path) as part:
-        _feed_encoder([*command, local(part)], first, frames, path, total, progress)
+        _feed_encoder([*command, local(part)], first, frames, path, total, progress, patience)
         if clip is not None:
             clip.check_unchanged()
     return path
@@ -1025,13 +1117,24 @@ def _check_target(path: Path, lossless: bool, clip: Clip | None):
 
 
 @contextlib.contextmanager
-def _running(command: list, **kwargs):
-    "A process with its log in a file; stopped when the block is left, however that happens."
+def _running(command: list, patience: float, **kwargs):
+    "A process, its log, and since when we wait for it; stopped when the block is left."
+    waiting, over = dict(since=math.inf, late=False), threading.Event()
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(command, stderr=log, **kwargs)
+
+        def watch():
+            while not over.wait(0.5):
+                if time.monotonic() - waiting['since'] > patience:
+                    waiting['late'] = True
+                    run.kill()
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
         try:
-            yield run, log
+            yield run, log, waiting
         finally:
+            over.set()
             for pipe in (run.stdin, run.stdout):
                 with contextlib.suppress(OSError):
                     if pipe:
@@ -1041,13 +1144,20 @@ def _running(command: list, **kwargs):
 
 # %% ../nbs/05_video.ipynb #74afa9d0
 def _feed_encoder(
-    command: list, first: np.ndarray, frames: Iterator, path: Path, total: int, progress
+    command: list,
+    first: np.ndarray,
+    frames: Iterator,
+    path: Path,
+    total: int,
+    progress,
+    patience: float,
 ):
     "Send frames to ffmpeg until they end; its complaint becomes ours."
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, restore_signals=False)
-    with _running(command, **pipes) as (run, log):
+    with _running(command, patience, **pipes) as (run, log, waiting):
         try:
-            _feed(run.stdin, first, frames, total, progress)
+            _feed(run.stdin, first, frames, total, progress, waiting)
+            waiting['since'] = time.monotonic()
             run.stdin.close()
             failed = run.wait()
         except (BrokenPipeError, ConnectionError, OSError) as e:
@@ -1058,15 +1168,23 @@ def _feed_encoder(
         if not failed:
             return
         words = _last_words(log)
+    if waiting['late']:
+        raise StitchError(
+            f'ffmpeg ({command[0]}) gave no sign for {patience:.0f} seconds; '
+            'reinstall it with: pip install --force-reinstall imageio-ffmpeg'
+        )
     if words in ('No space left', 'File too large'):
         raise StitchError(
             f'no room left for {path}; free some space or choose another folder, '
             'then run the same command again'
         )
-    raise StitchError(f'{path} could not be written: {words}; choose another folder or name')
+    remedy = 'choose another folder or name'
+    if words != 'Permission denied':
+        remedy += f', or reinstall the program that said it, {command[0]} (imageio-ffmpeg)'
+    raise StitchError(f'{path} could not be written: {words}; {remedy}')
 
 
-def _feed(pipe, first: np.ndarray, frames: Iterator, total: int, progress):
+def _feed(pipe, first: np.ndarray, frames: Iterator, total: int, progress, waiting: dict):
     done, frame = 0, first
     while frame is not None:
         if frame.shape != first.shape or frame.dtype != np.uint8:
@@ -1074,7 +1192,9 @@ def _feed(pipe, first: np.ndarray, frames: Iterator, total: int, progress):
                 f'frame {done} is {frame.shape} {frame.dtype}, the first is {first.shape}; '
                 'give all frames one size, uint8'
             )
+        waiting['since'] = time.monotonic()
         pipe.write(np.ascontiguousarray(frame).data)
+        waiting['since'] = math.inf
         done += 1
         if progress:
             progress(done, max(total, done), '')

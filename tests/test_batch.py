@@ -234,3 +234,18 @@ def until(true, seconds=120):
     while time.time() < end and not true():
         time.sleep(0.1)
     return true()
+
+
+def test_the_log_of_a_row_is_kept_when_it_runs_again(tmp_path, monkeypatch):
+    (tmp_path / 'a.mp4').touch()
+    (tmp_path / 't.csv').write_text('clip,edits,out\na.mp4,smile=1,x\n')
+    (job,) = read_manifest(tmp_path / 't.csv', tmp_path / 'runs')
+    real = subprocess.Popen
+    for words, status in (('first', 0), ('second', 1)):
+        program = f'print({words!r}); raise SystemExit({status})'
+        fake = lambda command, **how: real([command[0], '-c', program], **how)
+        monkeypatch.setattr(subprocess, 'Popen', fake)
+        note = run_job(job, 'cpu')
+        monkeypatch.setattr(subprocess, 'Popen', real)
+    assert (tmp_path / 'runs' / 'x.log').read_text() == 'first\nsecond\n'
+    assert note['why'] == 'second'

@@ -585,3 +585,184 @@ def test_mirrors(ffmpeg, make_clip, tmp_path, turn):
     ffmpeg(*ask, tmp_path / 'm.mp4')
     ffmpeg('-i', tmp_path / 'm.mp4', '-frames:v', '1', tmp_path / 'want.png')
     assert (read_clip(tmp_path / 'm.mp4')[0] == read_picture(tmp_path / 'want.png')).all()
+
+
+# ---------------------------------------------------------------- a second look: forty new kinds
+
+CARD = ['-f', 'lavfi', '-i', 'testsrc2=size=96x64:rate=25', '-pix_fmt', 'yuv420p']
+
+
+@pytest.mark.parametrize(
+    'name, codec',
+    [
+        ('plain.ts', '-c:v libx264 -g 20'),
+        ('open.ts', '-c:v libx264 -bf 3 -x264-params open-gop=1:keyint=20'),
+        ('stripes.ts', '-c:v libx264 -x264-params intra-refresh=1:keyint=20'),
+        ('mpeg2.ts', '-c:v mpeg2video -g 12 -bf 2'),
+        ('camera.m2ts', '-c:v libx264 -g 20 -f mpegts -mpegts_m2ts_mode 1'),
+    ],
+)
+def test_a_transport_stream_is_entered_in_its_middle(ffmpeg, tmp_path, monkeypatch, name, codec):
+    "The same frames, bit by bit, and not all of those before them are decoded for it."
+    from stitch_nb import video
+
+    ffmpeg(*CARD, '-frames:v', 70, *codec.split(), tmp_path / name)
+    clip = read_clip(tmp_path / name)
+    whole, decoded, real = list(clip.frames()), [], video.with_turns
+
+    def count(frames):
+        for found in real(frames):
+            decoded.append(found)
+            yield found
+
+    monkeypatch.setattr(video, 'with_turns', count)
+    for k in (69, 45, 20, 19, 1):
+        decoded.clear()
+        assert (clip[k] == whole[k]).all()
+        assert len(decoded) <= (22 if 'stripes' not in name else 70)
+    part = clip[41:50]
+    assert all((a == b).all() for a, b in zip(part.frames(), whole[41:50], strict=True))
+
+
+def test_progress_from_the_beginning(ffmpeg, tmp_path):
+    "An hour of film is looked through with a bar, and its end is known before."
+    ffmpeg(*CARD, '-frames:v', 60, tmp_path / 'a.ts')
+    heard = []
+    read_clip(tmp_path / 'a.ts', progress=lambda done, total, text: heard.append((done, total)))
+    assert heard[0][0] <= 8 and all(done <= total for done, total in heard)
+    assert abs(heard[0][1] - 60) <= 2
+
+
+def with_box(path, kind, content, beside):
+    "An mp4 (its index last) with one more box behind `beside` in its picture's description."
+    data = bytearray(path.read_bytes())
+    moov = data.rfind(b'moov')
+    at = data.find(beside, moov) - 4
+    at += int.from_bytes(data[at : at + 4], 'big')
+    box = (8 + len(content)).to_bytes(4, 'big') + kind + content
+    data[at:at] = box
+    for name in (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsd', b'avc1'):
+        i = data.find(name, moov) - 4
+        size = int.from_bytes(data[i : i + 4], 'big') + len(box)
+        data[i : i + 4] = size.to_bytes(4, 'big')
+    path.write_bytes(data)
+    return path
+
+
+APERTURE = (64, 1, 48, 1, 0, 1, 0, 1)  # width, height, place: fractions
+
+
+@pytest.mark.parametrize(
+    'kind, content, said',
+    [
+        (b'clap', b''.join(n.to_bytes(4, 'big') for n in APERTURE), '64x48 of its'),
+        (b'dvcC', bytes([1, 0, 5 << 1, 1 << 3 | 5]) + bytes(20), 'profile 5'),
+        (b'dvvC', bytes([1, 0, 8 << 1, 1 << 3 | 5, 1 << 4]) + bytes(19), 'Dolby Vision'),
+    ],
+)
+def test_boxes_that_the_decoder_does_not_hear_of(ffmpeg, tmp_path, kind, content, said):
+    path = tmp_path / 'a.mp4'
+    ffmpeg(*CARD, '-frames:v', 5, path)
+    assert not any(said in n for n in read_clip(path).notes)
+    clip = read_clip(with_box(path, kind, content, b'avcC'))
+    assert any(said in n for n in clip.notes), clip.notes
+    assert len(list(clip.frames())) == 5
+    assert ('profile 5' in ' '.join(clip.notes)) == (kind == b'dvcC')
+
+
+def test_what_is_cropped_at_the_left(ffmpeg, tmp_path):
+    "Also where the crop is no multiple of what the processor likes."
+    crop = 'h264_metadata=crop_left=18:crop_right=32:crop_top=6:crop_bottom=8'
+    card = ['-f', 'lavfi', '-i', 'testsrc2=size=240x192:rate=25', '-pix_fmt', 'yuv420p']
+    ffmpeg(*card, '-frames:v', 5, tmp_path / 'a.mp4')
+    ffmpeg('-i', tmp_path / 'a.mp4', '-c', 'copy', '-bsf:v', crop, tmp_path / 'b.mp4')
+    part = read_clip(tmp_path / 'b.mp4')[2]
+    assert (part == read_clip(tmp_path / 'a.mp4')[2][6:184, 18:208]).all(2).mean() > 0.9
+    assert part.shape == (178, 190, 3)
+
+
+@pytest.mark.parametrize(
+    'kind, said',
+    [
+        ('pipe', 'a pipe or a device'),
+        ('lost', 'a link that leads nowhere'),
+        ('loop', 'cannot be opened'),
+        ('long', 'cannot be opened'),
+        ('null', 'cannot be opened'),
+        ('lfs', 'git lfs pull'),
+        ('page', 'a web page'),
+        ('words', 'only sound or subtitles'),
+        ('text', 'not a video'),
+        ('zeros', 'not a video'),
+        ('zip', 'not a video'),
+    ],
+)
+@pytest.mark.skipif(sys.platform == 'win32', reason='pipes and links of Unix')
+def test_what_is_no_film(ffmpeg, tmp_path, kind, said):
+    import os
+
+    path = tmp_path / dict(long='x' * 300 + '.mp4', null='a\0b.mp4').get(kind, 'a.mp4')
+    texts = dict(
+        lfs=b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n',
+        page=b'<!DOCTYPE html>\n<html><body>404</body></html>',
+        text=b'hello\n' * 99,
+        zeros=bytes(9999),
+        zip=b'PK\x03\x04' + bytes(999),
+    )
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind in ('lost', 'loop'):
+        path.symlink_to('a.mp4' if kind == 'loop' else 'nowhere.mp4')
+    elif kind == 'words':
+        (tmp_path / 's.srt').write_text('1\n00:00:00,000 --> 00:00:01,000\nhello\n')
+        path = tmp_path / 'a.mkv'
+        ffmpeg('-i', tmp_path / 's.srt', path)
+    elif kind in texts:
+        path.write_bytes(texts[kind])
+    with pytest.raises(StitchError, match=said) as error:
+        read_clip(path)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'name, options, frames, fps',
+    [
+        ('vfr.mp4', r'-vf select=not(mod(n\,3))+lt(n\,10) -fps_mode vfr -t 2', 49, '24000/1001'),
+        ('soft.ts', '-r 24000/1001 -t 1 -c:v libx264 -x264-params pulldown=32', 24, '24000/1001'),
+        ('fields.mpg', '-vf fps=50,tinterlace=interleave_top -t 1 -c:v mpeg2video', 25, '25'),
+        ('sar.mp4', '-vf setsar=16/11 -t 1', 25, '25'),
+        ('ten.mp4', '-t 1 -c:v libx264 -pix_fmt yuv420p10le', 25, '25'),
+        ('four.mp4', '-t 1 -pix_fmt yuv444p', 25, '25'),
+        ('pro.mov', '-t 1 -c:v prores_ks -pix_fmt yuv422p10le', 25, '25'),
+        ('a.gif', '-t 1 -pix_fmt rgb8', 25, '25'),
+        ('a.apng', '-t 1 -pix_fmt rgb24 -f apng', 25, '25'),
+        ('grey.mkv', '-t 1 -c:v ffv1 -pix_fmt gray16le', 25, '25'),
+        ('full.mp4', '-t 1 -vf scale=out_range=pc -color_range pc', 25, '25'),
+        ('one.mp4', '-frames:v 1', 1, '25'),
+        ('early.mkv', '-t 1 -output_ts_offset -0.5 -avoid_negative_ts disabled', 25, '25'),
+        ('open.mp4', '-t 1 -bf 3 -x264-params open-gop=1:keyint=8', 25, '25'),
+    ],
+)
+def test_kinds_of_film(ffmpeg, tmp_path, name, options, frames, fps):
+    "As many frames as ffmpeg decodes, and the first one as ffmpeg's own filter shows it."
+    ffmpeg(*CARD[:4], *('-pix_fmt', 'yuv420p'), *options.split(), tmp_path / name)
+    clip = read_clip(tmp_path / name)
+    found = list(clip.frames())
+    assert (len(clip), len(found), clip.fps) == (frames, frames, Fraction(fps))
+    exact = 'scale=flags=accurate_rnd+full_chroma_int+bicubic'
+    ffmpeg('-i', tmp_path / name, '-frames:v', 1, '-vf', exact, tmp_path / 'first.png')
+    want = read_picture(tmp_path / 'first.png')
+    assert np.abs(want.astype(int) - found[0]).mean() < 1
+
+
+def test_names_that_are_too_long(tmp_path, monkeypatch, capsys):
+    "A clip's name may have 255 bytes, and its run folder's name is made of it."
+    import os
+
+    from stitch_nb.commands.edit import own_folder, told
+
+    assert len(os.fsencode(own_folder('n' * 250 + '.mp4'))) < 250
+    with pytest.raises(SystemExit), told('stitch_edit', 'x'):
+        os.mkdir(tmp_path / ('o' * 300))
+    line = capsys.readouterr().err
+    assert 'too long: choose a shorter one' in line and len(line) < 200

@@ -110,8 +110,8 @@ def wait(how: str):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes")
     if how == 'pipe':
         raise BrokenPipeError
-    print('ready', flush=True)
     try:
+        print('ready', flush=True)
         time.sleep(60)
     finally:
         print('tidied', flush=True)
@@ -208,6 +208,7 @@ def test_strange_metadata_of_a_file(tmp_path, text):
         dict(resolution=None),
         dict(meta=dict(scale=float('nan'))),
         dict(name=4),
+        dict(format=2),
         dict(networks=dict(generator=dict(file=4, sha256='', args={}) | {'class': 'Generator'})),
     ],
 )
@@ -266,3 +267,139 @@ def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
         app.terminate()
     assert answer in (401, 403) or 'login' in str(answer)
     assert servers and not any(s.is_running() and s.status() != 'zombie' for s in servers)
+
+
+# ---------------------------------------------------------------- the first seconds, and the last
+
+
+COMMAND = 'import sys, time; import stitch_nb.script; print("ready", flush=True); time.sleep(60)\n'
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+@pytest.mark.parametrize('times', [1, 2])
+def test_ctrl_c_while_libraries_load(tmp_path, times):
+    "One line, also if it is pressed twice."
+    (tmp_path / 'stitch_x').write_text(COMMAND)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, str(tmp_path / 'stitch_x')]
+    with subprocess.Popen(command, preexec_fn=hear, **pipes) as process:
+        assert process.stdout.readline() == 'ready\n'
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -2) and err in ('stitch_x: stopped\n', '')
+    assert err or times == 2
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_a_second_ctrl_c_does_not_disturb_the_tidying(tmp_path):
+    text = PROGRAM.replace("print('tidied'", "time.sleep(0.5); print('tidied'")
+    (tmp_path / 'p.py').write_text(text)
+    hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(tmp_path / 'p.py'), 'wait']
+    with subprocess.Popen(command, preexec_fn=hear, **pipes) as process:
+        assert process.stdout.readline() == 'ready\n'
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
+            time.sleep(0.1)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, 'tidied\n', 'wait: stopped\n')
+
+
+@pytest.mark.parametrize('lacks', ['memory', 'import', 'files', 'cause'])
+def test_what_lacks_while_libraries_load(tmp_path, lacks):
+    raised = dict(
+        memory='raise MemoryError',
+        import_='raise ImportError("libtorch.so: failed to map segment from shared object")',
+        files='raise OSError(24, "Too many open files")',
+        cause='try: raise KeyboardInterrupt\nexcept BaseException: [].x',
+    )[lacks.replace('import', 'import_')]
+    (tmp_path / 'stitch_x').write_text(f'import stitch_nb.script\n{raised}\n')
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / 'stitch_x')], capture_output=True, text=True
+    )
+    assert done.returncode and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith('stitch_x: ')
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='descriptors of Unix')
+def test_a_closed_stderr_stays_closed(program, tmp_path):
+    "No file is opened in its place, and the program ends as it would."
+    line = ' '.join([*program, 'alloc'])
+    done = subprocess.run(['sh', '-c', f'{line} 2>&-'], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, '', '')
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='limits of Unix')
+def test_too_many_files(tmp_path):
+    text = PROGRAM.replace('raise BrokenPipeError', 'x = [open(__file__) for _ in range(99)]')
+    (tmp_path / 'p.py').write_text(text)
+    line = f'ulimit -n 32; {sys.executable} {tmp_path / "p.py"} pipe'
+    done = subprocess.run(['sh', '-c', line], capture_output=True, text=True)
+    assert done.returncode == 2 and 'ulimit -n' in done.stderr and 'Traceback' not in done.stderr
+
+
+# ---------------------------------------------------------------- ffmpeg that stops, rooms left
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='a script as a program')
+@pytest.mark.parametrize('body, said', [('exec sleep 99', 'gave no sign'), ('exit 3', 'reinstall')])
+def test_an_encoder_that_stops_later(tmp_path, monkeypatch, body, said):
+    import numpy as np
+    from stitch_nb import video
+
+    (tmp_path / 'ffmpeg').write_text(f'#!/bin/sh\n[ "$1" = -version ] && exit 0\n{body}\n')
+    (tmp_path / 'ffmpeg').chmod(0o755)
+    monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', str(tmp_path / 'ffmpeg'))
+    frames = [np.zeros((480, 640, 3), np.uint8)] * 3
+    start = time.time()
+    with pytest.raises(StitchError, match=said):
+        video.write_video(frames, tmp_path / 'o.mp4', 25, patience=1.0)
+    assert time.time() - start < 30 and not (tmp_path / 'o.mp4').exists()
+
+
+def test_rooms_of_killed_processes_are_swept(tmp_path, monkeypatch):
+    import tempfile
+    from socket import gethostname
+
+    from stitch_nb.video import temporary_room
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    names = [f'stitch_nb-{gethostname()}-{n}-x' for n in (999999999, os.getpid())]
+    for name in (*names, 'stitch_nb-elsewhere-999999999-x', 'mine'):
+        (tmp_path / name).mkdir()
+    with temporary_room():
+        there = {p.name for p in tmp_path.iterdir()}
+    assert names[0] not in there and names[1] in there
+    assert {'stitch_nb-elsewhere-999999999-x', 'mine'} <= there
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    "The sound is not given up for it."
+    from stitch_nb import video
+    from stitch_nb.core import sample
+
+    full = 'echo "x: No space left on device" >&2; exit 1'
+    script = f'#!/bin/sh\n[ "$1" = -version ] && exit 0\n{full}\n'
+    (tmp_path / 'ffmpeg').write_text(script)
+    (tmp_path / 'ffmpeg').chmod(0o755)
+    clip = video.read_clip(sample('talk.mp4'))
+    monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', str(tmp_path / 'ffmpeg'))
+    with pytest.raises(StitchError, match='no room left in .*TMPDIR'):
+        video.sound_plan(clip, '.mp4')
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='rights of Unix')
+def test_a_cache_that_others_may_write_to(cache, capsys):
+    from stitch_nb.commands.weights import stitch_weights
+
+    cache.chmod(0o700)
+    stitch_weights(['list', 'ffhq'])
+    assert 'others can write' not in capsys.readouterr().out
+    (cache / 'converted').mkdir()
+    (cache / 'converted').chmod(0o775)
+    stitch_weights(['list', 'ffhq'])
+    assert f'chmod go-w {cache / "converted"}' in capsys.readouterr().out

@@ -18,8 +18,9 @@ import time
 import webbrowser
 from pathlib import Path
 
+from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+
 import nbformat
-from ..script import Param, call_parse
 from ..core import StitchError
 
 # %% ../../nbs/commands/60_apps.ipynb #1b645389

@@ -24,8 +24,9 @@ from functools import partial
 from pathlib import Path
 from queue import Queue
 
+from ..script import anno_parser, call_parse  # first: from here on Ctrl-C is one line
+
 import torch
-from ..script import anno_parser, call_parse
 
 from .edit import SETTINGS, as_person, settings_of, stitch_edit, told
 from ..core import StitchError, atomic_path, hash_of
@@ -252,9 +253,11 @@ def run_job(
     log.parent.mkdir(parents=True, exist_ok=True)
     if not is_plain(log):
         remove(log)
-    with open(log, 'w', encoding='utf-8') as file:
+    with open(log, 'a', encoding='utf-8') as file:  # what an earlier run said stays
+        begin = file.tell()
         done = _run_until(command, stop, stdin=subprocess.PIPE, stdout=file, stderr=file)
-    said = re.split(r'[\r\n]+', log.read_text(encoding='utf-8', errors='replace').strip())
+    said = log.read_bytes()[begin:].decode('utf-8', 'replace').strip()
+    said = re.split(r'[\r\n]+', said)
     why = '' if done.returncode == 0 else said[-1] or f'status {done.returncode}'
     if done.returncode < 0:
         why = f'killed by signal {-done.returncode}; see {log}'

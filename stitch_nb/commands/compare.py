@@ -13,6 +13,8 @@ from collections import deque
 from functools import lru_cache, partial
 from pathlib import Path
 
+from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+
 import numpy as np
 import torch
 
@@ -39,7 +41,6 @@ from ..models import installed_bundles, load_folder
 from ..nets.mediapipe import load_networks
 from ..nets.small import patch_box
 from ..judges import dlib_vectors, enlarged, face_chips, find_boxes, find_points, read_ages
-from ..script import Param, call_parse
 from ..show import strip
 from ..video import parse_frames, read_clip, write_video
 from ..weights.catalogue import bundle_files, missing_files, package_member

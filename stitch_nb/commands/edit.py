@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEFAULT', 'PIVOTS_BY', 'TERMS', 'REAL', 'SETTINGS', 'TRUE_EDITS', 'resume_hint', 'told', 'said_of_outside',
            'said_of_frames', 'report', 'said_of_person', 'as_person', 'sources', 'fetch_photographs',
-           'wants_photographs', 'choose_models', 'as_yes_or_no', 'settings_of', 'stitch_edit', 'tell', 'tell_preview',
-           'preview_for', 'with_directions', 'edit_and_report', 'stitch_demo']
+           'wants_photographs', 'choose_models', 'as_yes_or_no', 'settings_of', 'own_folder', 'read_shown',
+           'stitch_edit', 'tell', 'tell_preview', 'preview_for', 'with_directions', 'edit_and_report', 'stitch_demo']
 
 # %% ../../nbs/commands/10_edit.ipynb #77de68da
 import errno
@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+
 import torch
 from tqdm.auto import tqdm
-from ..script import Param, call_parse
-
 from ..core import StitchError, sample
 from ..credentials import as_credentials
 from ..edit import read_direction
@@ -32,7 +32,7 @@ from ..run.progress import plan_of, run_bar
 from ..run.store import from_first
 from ..video import parse_frames, read_clip
 from ..weights.catalogue import cache_folder, convert, file_state, is_offline
-from ..weights.catalogue import missing_files, say_bytes
+from ..weights.catalogue import missing_files, say_bytes, written_by_others
 from ..weights.download import fetch
 
 # %% ../../nbs/commands/10_edit.ipynb #c1dfd96e
@@ -70,6 +70,8 @@ def _about_file(error: OSError, out) -> str:
         return f"no room left on the disk{where}: free some; {resume_hint(out)}"
     if error.filename is None:
         raise error
+    if error.errno == errno.ENAMETOOLONG:
+        return f"the name {str(error.filename)[-60:]} is too long: choose a shorter one (--out)"
     return f"{error.filename}: {error.strerror or type(error).__name__}; {resume_hint(out)}"
 
 # %% ../../nbs/commands/10_edit.ipynb #b1d57811
@@ -278,6 +280,28 @@ SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
 )
 
 # %% ../../nbs/commands/10_edit.ipynb #d33ec9c9
+def own_folder(
+    video,  # path of a clip
+) -> str:  # at most 231 bytes
+    "The run folder of a clip, if none is named."
+    return "stitch_run_" + os.fsencode(Path(video).stem)[:220].decode("utf-8", "ignore")
+
+
+def read_shown(
+    path,  # of a video
+    **how,  # as `read_clip` takes it
+):  # a `Clip`
+    "Read a clip; a bar is shown if that takes more than a second, as it does with an hour of film."
+    look = dict(unit=" frames", delay=1, leave=False, dynamic_ncols=True)
+    with tqdm(desc="reading the clip", **look) as line:
+
+        def tick(done, total, text=""):
+            line.total = total
+            line.update(done - line.n)
+
+        return read_clip(path, progress=tick, **how)
+
+
 @call_parse
 def stitch_edit(
     video: str,  # the clip: mp4, mov, mkv, webm, or a folder of frames
@@ -337,7 +361,7 @@ def stitch_edit(
     yes: bool = False,  # fetch mobile without a question where it is missing, under its terms
 ):
     "Edit a face in a video. The same command goes on where a stopped one was."
-    given, out = dict(locals()), out or f"stitch_run_{Path(video).stem}"
+    given, out = dict(locals()), out or own_folder(video)
     with told("stitch_edit", out):
         asked = {k: given[k] for k in SETTINGS}
         asked |= dict(person=as_person(person), mark=not no_mark)
@@ -345,7 +369,7 @@ def stitch_edit(
         settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None
         how = dict(frames=part, fps=fps or None, max_pixels=max_pixels)
-        clip, true = read_clip(video, **how), read_clip(truth, **how) if truth else None
+        clip, true = read_shown(video, **how), read_shown(truth, **how) if truth else None
         others = direction or []
         edit_and_report(clip, true, edit or [], out, models, device, asked, yes or None, others)
 
@@ -383,6 +407,8 @@ def with_directions(
 def edit_and_report(clip, truth, edit, out, models, device, asked, fetch=None, directions=()):
     "One run, by this process or by all that torchrun started; the first of them reports."
     here = join_ranks(device)
+    if here.rank == 0 and (remark := written_by_others()):
+        tell(remark)
     bundle = with_directions(load_models(choose_models(models, fetch), device), directions)
     config, how = settings_of(bundle, **asked), dict(say=tell, preview=preview_for(bundle))
     with run_bar(plan_of(bundle, config, len(clip)), disable=here.rank > 0) as shown:

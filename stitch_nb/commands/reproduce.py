@@ -20,10 +20,11 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..script import call_parse  # first: from here on Ctrl-C is one line
+
 import jinja2
 
 from ..core import StitchError, atomic_path
-from ..script import call_parse
 from .edit import told
 
 # %% ../../nbs/commands/90_reproduce.ipynb #c458fac6

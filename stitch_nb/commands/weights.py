@@ -10,6 +10,8 @@ __all__ = ['weights_table', 'licence_notice', 'agreed', 'weights_list', 'weights
 import argparse
 import sys
 
+from ..script import ended_well  # first: from here on Ctrl-C is one line
+
 from .edit import told
 from ..core import StitchError, bar
 from stitch_nb.weights.catalogue import (
@@ -22,6 +24,7 @@ from stitch_nb.weights.catalogue import (
     missing_files,
     official_bundles,
     say_bytes,
+    written_by_others,
 )
 from ..weights.download import download_bundle, import_files, remove_files, verify_files
 
@@ -173,7 +176,9 @@ def weights_parser() -> argparse.ArgumentParser:
 def stitch_weights(argv: list | None = None):
     "Official weights: list, download, import, verify, remove."
     options = weights_parser().parse_args(argv)
-    with told("stitch_weights", cache_folder()):
+    with ended_well("stitch_weights"), told("stitch_weights", cache_folder()):
+        if remark := written_by_others():
+            print(f"note: {remark}")
         status = options.run(options)
     if status:
         raise SystemExit(status)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NVIDIA', 'PRETRAINED', 'STIT', 'DIRECTIONS', 'MIRROR', 'FACES', 'MOBILE_LICENCE', 'MOBILE_MEMBERS',
            'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'INCLUDES', 'MOST', 'INFLATION', 'OfficialFile',
-           'direction_file', 'entries', 'official_bundles', 'bundle_files', 'cache_folder', 'original_path',
-           'converted_path', 'is_offline', 'sha256_of', 'only_one', 'read_lock', 'write_lock', 'check_file',
-           'check_content', 'remember', 'say_bytes', 'package_member', 'is_installed', 'by_hand', 'convert', 'wheel_of',
-           'file_state', 'missing_files', 'check_converted', 'published_direction']
+           'direction_file', 'entries', 'official_bundles', 'bundle_files', 'cache_folder', 'written_by_others',
+           'original_path', 'converted_path', 'is_offline', 'sha256_of', 'only_one', 'read_lock', 'write_lock',
+           'check_file', 'check_content', 'remember', 'say_bytes', 'package_member', 'is_installed', 'by_hand',
+           'convert', 'wheel_of', 'file_state', 'missing_files', 'check_converted', 'published_direction']
 
 # %% ../../nbs/weights/30_catalogue.ipynb #77de68da
 import hashlib
@@ -317,6 +317,14 @@ def cache_folder() -> Path:
         if os.environ.get(name):
             return Path(os.environ[name]).expanduser()
     return platformdirs.user_cache_path("stitch_nb", appauthor=False, opinion=False)
+
+
+def written_by_others() -> str:  # '': only by us
+    "A remark on a cache that other users of this machine can change."
+    for folder in (cache_folder(), *(cache_folder() / n for n in ("files", "converted"))):
+        if folder.is_dir() and os.name != "nt" and folder.stat().st_mode & 0o022:
+            return f"others can write into {folder}: chmod go-w {folder}"
+    return ""
 
 
 def original_path(file: OfficialFile) -> Path:
