@@ -125,7 +125,8 @@ def crops_stage(clip, models, config, faces, folder, progress):
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
-        rows = (crop_frame(frame, quad, R, resample_mode=mode) for frame, quad in zip(frames, quads))
+        cut = partial(crop_frame, R=R, resample_mode=mode)
+        rows = (cut(frame, quad) for frame, quad in zip(frames, quads))
         write_rows(path, rows, len(quads), tick)
 
     more = (mode,) if mode != "bilinear" else ()
