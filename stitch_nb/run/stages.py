@@ -12,7 +12,7 @@ __all__ = ['VERSIONS', 'TRACKED', 'people_stage', 'load_people', 'faces_stage', 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
