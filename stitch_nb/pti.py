@@ -203,6 +203,18 @@ def pti_objective(
     return terms
 
 # %% ../nbs/40_pti.ipynb #e6400003
+def _check_clip(G, pivots, crops, perceptual, config) -> int:
+    "Shapes agree and nothing is missing; the number of frames."
+    T = check_shape(pivots, 'T L D', name='pivots', L=G.num_ws, D=G.w_dim)['T']
+    floats = isinstance(crops, torch.Tensor) and crops.is_floating_point()
+    check_shape(crops, 'T 3 R R' if floats else 'T R R 3', name='crops', T=T, R=G.resolution)
+    if T == 0:
+        raise StitchError('pivots has 0 frames; give at least one')
+    if perceptual is None and config.lambda_lpips:
+        raise StitchError('lambda_lpips needs a perceptual network; pass one or set lambda_lpips=0')
+    return T
+
+
 def plain_pti(
     G,  # Generator, original: never changed
     pivots: torch.Tensor,  # (T,L,D), held fixed
@@ -238,18 +250,6 @@ def plain_pti(
     return G_pti.requires_grad_(False), history_of(history)
 
 # %% ../nbs/40_pti.ipynb #cb4e5208
-def _check_clip(G, pivots, crops, perceptual, config) -> int:
-    "Shapes agree and nothing is missing; the number of frames."
-    T = check_shape(pivots, 'T L D', name='pivots', L=G.num_ws, D=G.w_dim)['T']
-    floats = isinstance(crops, torch.Tensor) and crops.is_floating_point()
-    check_shape(crops, 'T 3 R R' if floats else 'T R R 3', name='crops', T=T, R=G.resolution)
-    if T == 0:
-        raise StitchError('pivots has 0 frames; give at least one')
-    if perceptual is None and config.lambda_lpips:
-        raise StitchError('lambda_lpips needs a perceptual network; pass one or set lambda_lpips=0')
-    return T
-
-
 def tune_generator(
     G,  # Generator, original: never changed
     pivots: torch.Tensor,  # (T,L,D), held fixed
