@@ -72,6 +72,7 @@ def test_a_page(tmp_path):
         tmp_path,
         ("x = 2\nx", text("2")),
         ("x + 1", text("4")),
+        ("x + 2;  # not shown", []),
         ("#| mobile\nno_such_name", gone),
         ("#| eval: false\nno_such_name", gone),
     )
@@ -88,7 +89,7 @@ def test_a_page(tmp_path):
     assert run("--write")[0] == 0 and run()[0] == 0
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     assert ["".join(c["outputs"][0]["data"]["text/plain"]) for c in cells[:2]] == ["2", "3"]
-    assert cells[2]["outputs"] == cells[3]["outputs"] != []
+    assert cells[3]["outputs"] == cells[4]["outputs"] != []
     file.write_text(file.read_text(encoding="utf-8").replace("x + 1", "x + y"))
     code, said = run()
     assert code == 1 and "FAILED" in said

@@ -14,6 +14,7 @@ import argparse
 import os
 import re
 import sys
+import tokenize
 from concurrent.futures import ProcessPoolExecutor
 from html import unescape
 from itertools import zip_longest
@@ -95,6 +96,14 @@ def run_page(path: Path, skip: list, root: Path, write: bool = False) -> tuple:
     import nbdev.test
     from execnb.nbio import read_nb, write_nb
     from execnb.shell import CaptureShell
+    from IPython.core.displayhook import DisplayHook
+
+    def is_quiet(source: str) -> bool:
+        "Whether the cell ends in `;`, also before a comment, where execnb does not look."
+        try:
+            return DisplayHook.semicolon_at_end_of_expression(source)
+        except (IndexError, SyntaxError, tokenize.TokenError):  # an empty cell, or magics
+            return False
 
     found, fresh = [], {}
 
@@ -107,6 +116,8 @@ def run_page(path: Path, skip: list, root: Path, write: bool = False) -> tuple:
         def cell(self, cell, **options):
             before, cell.outputs = cell.get("outputs", []), []
             super().cell(cell, **options)
+            if cell.cell_type == "code" and is_quiet(cell.source):
+                cell.outputs = [o for o in cell.outputs if o["output_type"] != "execute_result"]
             what = "" if cell.cell_type != "code" or self.exc else stale(before, cell.outputs)
             if what:
                 found.append((cell.idx_, what))
