@@ -109,7 +109,8 @@ def crops_stage(clip, models, config, faces, folder, progress):
 
     def make(path, tick):
         frames = (frame for frame, used in zip(clip.frames(), edited) if used)
-        rows = (crop_frame(frame, quad, R, resample_mode=mode) for frame, quad in zip(frames, quads))
+        pairs = zip(frames, quads)
+        rows = (crop_frame(frame, quad, R, resample_mode=mode) for frame, quad in pairs)
         write_rows(path, rows, len(quads), tick)
 
     inputs = (faces.key, quads, R, *((mode,) if mode != "bilinear" else ()))
