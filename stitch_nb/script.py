@@ -196,11 +196,12 @@ def ended_well(
 ):
     "TERM ends a command as Ctrl-C does, and what the machine lacks is one line."
     open_closed()
+    before = {}  # what the caller, a notebook say, had set
     if threading.current_thread() is threading.main_thread():
         stop = _stopper()
-        signal.signal(signal.SIGTERM, stop)
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, stop)
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
         yield
         sys.stdout.flush()
@@ -214,6 +215,9 @@ def ended_well(
         status, said = 2, lacking(error)
         if not said:
             raise
+    finally:
+        for number, how in before.items():
+            signal.signal(number, how)
     if said:
         print(f'{name}: {said}', file=sys.stderr)
     raise SystemExit(status)

@@ -403,3 +403,13 @@ def test_a_cache_that_others_may_write_to(cache, capsys):
     (cache / 'converted').chmod(0o775)
     stitch_weights(['list', 'ffhq'])
     assert f'chmod go-w {cache / "converted"}' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
+def test_handlers_of_the_caller_come_back(capsys):
+    "A command that a notebook calls leaves its signals as they were."
+    from stitch_nb.commands.weights import stitch_weights
+
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    stitch_weights(['list', 'ffhq'])
+    assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
