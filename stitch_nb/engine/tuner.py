@@ -150,6 +150,7 @@ class Update:
             where[name] = torch.zeros(size, device=self.device)
         return where[name]
 
+    @torch.enable_grad()  # also where the caller has turned gradients off
     def gradients(self):
         "Terms and gradients of all tasks: by workers; on a card, rows on streams of their own."
         self.zero()
