@@ -309,7 +309,8 @@ def _methods_of_others(kind: type) -> list:  # names and code
 
 
 def _code_values(code) -> tuple:  # what a function computes; no line numbers, no addresses
-    parts = (c if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts)
+    fixed = lambda c: sorted(map(repr, c)) if isinstance(c, frozenset) else c  # else in any order
+    parts = (c if isinstance(c, types.CodeType) else repr(fixed(c)) for c in code.co_consts)
     values = [_code_values(c) if isinstance(c, types.CodeType) else c for c in parts]
     return code.co_code.hex(), code.co_names, values
 

@@ -159,6 +159,7 @@ def run_stages(
 
         # 1. Landmarks, smoothed over time; crops c_i at their quads; masks m_i.
         faces, _ = faces_stage(clip, p.models, p.config, folder, progress)
+        faces = replace(faces, reused=p.stages["faces"].reused)  # not by what came just before
         crops, quads = crops_stage(clip, p.models, p.config, faces, *kept)
         masks = masks_stage(p.models, p.config, faces, crops, quads, *kept)
         begun.append(p.after(quads, faces=faces, crops=crops, masks=masks))
@@ -269,7 +270,7 @@ def edit_clip(
 
 def working_room(clip, models, folder) -> int:  # bytes; 0 where stages were kept before
     "What the stages of a first run will take on the disk beside the film."
-    if any(folder.glob("generator-*")):
+    if any(True for n in ("generator", "stitched") for _ in folder.glob(f"{n}-*")):
         return 0
     G = models.generator
     weights = sum(t.nbytes for t in (*G.parameters(), *G.buffers()))
@@ -370,7 +371,7 @@ def choose_people(
         own, mark = replace(config, person=k), f"@{k}" if several else ""
         tell = (lambda line, k=k: say(f"person {k}: {line}")) if say and several else say
         sized = as_large_as_the_face(clip, models, own, folder, progress, tell)
-        people.append(Person(k, tracks[k], wanted[k], sized, own, mark))
+        people.append(Person(k, tracks[k], wanted[k], sized, own, mark, dict(faces=stage)))
     return people, backend
 
 
@@ -484,7 +485,8 @@ def preview_stage(clip, person, folder, progress):
         w = apply_edit(w, edits, models.directions, start=clip.start + t)
         heads = FrameMasks(np.load(done["masks"].path, mmap_mode="r"), models.resolution, config)
         frame, drawn = clip[t], next(draw(models.generator, w))
-        pasted = paste(frame, drawn, quads[k], heads[k].full, config.feather)
+        how = config.feather, config.resample
+        pasted = paste(frame, drawn, quads[k], heads[k].full, *how)
         picture = strip([frame, pasted], titles=["source", f"{who}first look, before tuning"])
         with atomic_path(path) as part:
             Image.fromarray(picture).save(part, "PNG")
@@ -494,7 +496,7 @@ def preview_stage(clip, person, folder, progress):
     moves = [models.directions[e.name] for e in edits]
     inputs = (clip_key(clip), done["crops"].key, done["masks"].key, *networks, edits, *moves)
     inputs += (k, quick, config, who)
-    return run_stage(folder, "preview", inputs, ".png", make, progress)
+    return run_stage(folder, "preview", inputs, ".png", make, progress, 2)
 
 # %% ../nbs/80_pipeline.ipynb #e12e7bb9
 def write_preview(out, preview, clip, folder, progress, person):
@@ -548,7 +550,8 @@ def run_record(clip, people, config, key, objectives=None) -> dict:
         directions_of_others=models.meta.get("directions_of_others", {}),
         landmarks=faces.note["landmarks"],
         perceptual=choose_perceptual(models, config.perceptual)[1],
-        settings=asdict(config) | dict(credentials=signer),
+        settings=asdict(people[0].config if len(people) == 1 else config)
+        | dict(credentials=signer),
         versions=versions,
         machine=machine,
         objectives={k: getattr(v, "__name__", str(v)) for k, v in (objectives or {}).items()},
@@ -578,7 +581,7 @@ def close_record(
 ) -> dict:
     "The record of a run whose outputs are made."
     folder, notes = made
-    spends = record["stages"].values()
+    spends = {s.get("key"): s for s in record["stages"].values()}.values()  # faces: once
     peaks = {k: [s[k] for s in spends if k in s] for k in ("peak_mib", "peak_gpu_mib")}
     return record | dict(
         seconds=round(sum(s["seconds"] for s in spends), 3),
@@ -766,7 +769,8 @@ def ablate(
     if not isinstance(models, Bundle):
         models = load_models(models, kwargs.get("device", "cpu"))
     config, models = config or RunConfig.for_models(models), with_published(models, edits)
-    if len(edits_by_person(edits, models, config.person)) > 1:
+    asked = edits_by_person(edits, models, config.person)
+    if len(asked) > 1 or EVERYONE in asked:
         raise StitchError("the arms are compared on one person: name the same in every edit")
     arms = arms or arms_for(config)
     check_inside(out)

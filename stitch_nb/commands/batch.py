@@ -32,6 +32,7 @@ from .edit import SETTINGS, as_person, settings_of, stitch_edit, told
 from ..core import StitchError, atomic_path, hash_of
 from ..engine.device import pick_device
 from ..edit import parse_edit
+from ..pipeline import person_of
 from ..run.store import is_plain, remove
 from ..video import as_rate, parse_frames
 
@@ -125,7 +126,7 @@ def check_job(
         if given['fps']:
             as_rate(given['fps'])
         for text in job.edits:
-            parse_edit(text, [text.partition('=')[0].strip()])
+            parse_edit(person_of(text)[0], [text.partition('=')[0].strip()])
     except StitchError as error:
         raise StitchError(f'row {job.number}: {error}') from None
 

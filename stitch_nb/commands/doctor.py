@@ -525,7 +525,10 @@ def ask_clip(
     config = RunConfig.for_models(bundle)
     with tempfile.TemporaryDirectory() as folder:
         start = clip.trim(0, 5), bundle, config, Path(folder), None
-        people = load_people(people_stage(*start)[0])
+        try:
+            people = load_people(people_stage(*start)[0])
+        except StitchError:  # no face in these frames: the estimate stands without
+            people = ()
         bundle = as_large_as_the_face(*start)
     seconds = seconds_of(bundle, config, len(clip))
     found = dict(seconds=round(seconds, 1), frames=len(clip), pixels=bundle.resolution)

@@ -103,10 +103,11 @@ def report(run: Run):
     "Where the files are, and the numbers that judge the run."
     record, people = run.record, run.metrics.get("people") or {}
     first = f"@{next(iter(people))}" if people else ""
+    sizes = sorted({p["resolution"] for p in record["people"].values()})
     lines = [
         f"landmarks by {record['landmarks']}, perceptual distance by {record['perceptual']}, "
         f"pivots by {PIVOTS_BY[record['stages'][f'pivots{first}']['pivots']]}, "
-        f"bundle {record['bundle']['name']} at {record['bundle']['resolution']} px"
+        f"bundle {record['bundle']['name']} at {' and '.join(map(str, sizes))} px"
     ]
     for who, m in (people or {"": run.metrics}).items():
         mark = f"@{who}" if who else ""
@@ -385,9 +386,9 @@ def tell_preview(path):
 
 
 def preview_for(models):
-    "Who is told of a first look: photographs take minutes, so that it is worth its seconds."
+    "Preview callback; used where a run takes minutes: photographs, and above 256 px."
     slow = models.meta.get("recipe") == "mobile" or models.resolution > 256
-    return tell_preview if slow and ranks().rank == 0 else None
+    return tell_preview if slow else None  # every process takes part, the first one is told
 
 
 def with_directions(

@@ -171,7 +171,7 @@ def peak_memory(
     device,  # a torch.device or its name
     reset: bool = False,  # begin to count anew
 ) -> int:  # bytes; 0 where the device does not say
-    "The most that this process has had on this card at once."
+    "Peak CUDA memory of this process."
     device = torch.device(device)
     if device.type != 'cuda':
         return 0

@@ -537,7 +537,7 @@ class Pasted:
 
     @cached_property
     def where(self) -> np.ndarray:  # (H,W) in [0,1], the dilated mask without its feather
-        "What may differ from the source: where it is 0, nothing was computed."
+        "The unfeathered paste mask; pixels where it is 0 are copied unchanged."
         return paste_mask(self.quad, self.full, *self.source.shape[:2])
 
 # %% ../../nbs/run/30_stages.ipynb #556fc3b4
@@ -556,7 +556,7 @@ def pasted_frames(
     heads, folder, k = FrameMasks(masks, models.resolution, config), done["stitched"].path, -1
     tuned = done.get("generator") if config.keep_detail else None
     recons = tuned and draw(load_generator(tuned, models), load_pivots(done["pivots"], models))
-    frames = clip.frames() if frames is None else frames
+    alone, frames = frames is None, clip.frames() if frames is None else frames
     for t, (frame, used) in enumerate(zip(frames, load_track(done["faces"])[1])):
         if not used:
             yield Pasted(t, None, frame, frame, None, None, None, None)
@@ -566,11 +566,14 @@ def pasted_frames(
         alpha = paste_mask(quads[k], full, *frame.shape[:2], config.feather)
         source = np.array(pictures[k]) if config.keep_detail else None
         recon = next(recons) if recons else None
+        below = source
+        if source is not None and not alone:  # what is there by now, others' edits too
+            below = crop_frame(frame, quads[k], models.resolution, resample_mode=config.resample)
 
         def put_back(drawn):
             if recon is not None:
                 drawn = carry_detail(source, recon, drawn)
-            return composite(frame, drawn, quads[k], alpha, config.resample, source)
+            return composite(frame, drawn, quads[k], alpha, config.resample, below)
 
         result = put_back(kept["stitched"])
         blended = put_back(kept["edit"]) if blend and blend(k) else None

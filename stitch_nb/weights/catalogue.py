@@ -620,7 +620,9 @@ def published_direction(
     if not path.is_file():
         size = say_bytes(sum(f.size for f in bundle_files("stit")))
         raise StitchError(
-            f"the published direction {attribute!r} is not here: stitch_weights download stit "
+            f"the published direction {attribute!r} is not here: "
+            f"{f'stitch_weights remove {file.name}, then ' if file_state(file) == 'ready' else ''}"
+            f"stitch_weights download stit "
             f"({size}, {file.licence}), or stitch_weights import FOLDER with {file.name}"
         )
     check_file(file, path)

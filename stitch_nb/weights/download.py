@@ -390,7 +390,8 @@ def remove_files(
 ) -> list:  # names
     "Delete from the cache; files in torch's own cache only if they are named."
     if what == "originals":
-        chosen = [f for f in REGISTRY.values() if f.kind and file_state(f) == "ready"]
+        whole = [f for f in REGISTRY.values() if f.kind and f.role != "directions"]
+        chosen = [f for f in whole if file_state(f) == "ready"]  # directions are read as published
     elif what in REGISTRY:
         chosen = [REGISTRY[what]]
     elif what == "all":

@@ -34,7 +34,7 @@ from stitch_worlds.renderer import (
 )
 
 # %% ../nbs/15_dataset.ipynb #ac3478d6
-ATTRIBUTES = DIRECTIONS  # those of the published directions, in their order
+ATTRIBUTES = tuple(DIRECTIONS)  # the published directions, in their order
 PROPORTIONS = ATTRIBUTES[8:]
 MEAN = dict(
     smile=0.27, age=50.0, gender=0.5, yaw=0.0, pitch=0.0, roll=0.0, mouth_open=0.20, eyes_open=0.95
