@@ -26,7 +26,8 @@ def one_line(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv and os.path.basename(sys.argv[0]).startswith('stitch_'):
+_program, _suffix = os.path.splitext(os.path.basename(sys.argv[0] if sys.argv else ''))
+if _program.startswith('stitch_') and _suffix in ('', '.exe'):  # not a user's stitch_mine.py
     sys.excepthook = one_line
 
 # %% ../nbs/02_script.ipynb #e075f5db
@@ -150,8 +151,9 @@ def lacking(
     said = ' '.join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return 'too many files are open at once; raise the limit (ulimit -n 1024)'
+    told_by = _MEMORY if isinstance(error, RuntimeError) else _MEMORY_OF_SYSTEM
     if isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OSError, ImportError)) and _MEMORY.search(said)
+        isinstance(error, (RuntimeError, OSError, ImportError)) and told_by.search(said)
     ):
         words = said[:120] or 'nothing is left'
         return f'out of memory ({words}); close other programs, or take fewer frames'
@@ -159,6 +161,11 @@ def lacking(
 
 
 _MEMORY = re.compile('alloc|failed to map|out of memory|start new thread', re.IGNORECASE)
+_MEMORY_OF_SYSTEM = re.compile(  # an undefined symbol or a path may contain 'alloc'
+    'cannot allocate memory(?! in static)|out of memory|not enough memory|'
+    r'failed to map(?!.*not permitted)',
+    re.IGNORECASE,
+)
 
 
 def open_closed():
@@ -170,6 +177,7 @@ def open_closed():
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)
             if null != number:
                 os.dup2(null, number)
                 os.close(null)
@@ -217,7 +225,8 @@ def ended_well(
             raise
     finally:
         for number, how in before.items():
-            signal.signal(number, how)
+            if how is not None:  # set by a program around Python: cannot be given back from here
+                signal.signal(number, how)
     if said:
         print(f'{name}: {said}', file=sys.stderr)
     raise SystemExit(status)

@@ -945,8 +945,11 @@ def temporary_room():  # gives a Path
     mine = f'stitch_nb-{gethostname()}-'
     for left in here.glob(f'{glob.escape(mine)}*'):
         process = left.name.removeprefix(mine).partition('-')[0]
-        if process.isdecimal() and not psutil.pid_exists(int(process)) and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError, OverflowError):
+            old = time.time() - left.lstat().st_mtime > 86400  # a container's processes are hidden
+            gone = old and process.isdecimal() and not psutil.pid_exists(int(process))
+            if gone and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f'{mine}{os.getpid()}-') as room:
         yield Path(room)
 
@@ -1124,8 +1127,11 @@ def _running(command: list, patience: float, **kwargs):
         run = subprocess.Popen(command, stderr=log, **kwargs)
 
         def watch():
+            seen, looks = math.inf, 0  # looks are counted: a clock goes on while we are stopped
             while not over.wait(0.5):
-                if time.monotonic() - waiting['since'] > patience:
+                looks = looks + 1 if waiting['since'] == seen < math.inf else 0
+                seen = waiting['since']
+                if looks > 2 * patience:
                     waiting['late'] = True
                     run.kill()
                     return

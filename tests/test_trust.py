@@ -371,6 +371,7 @@ def test_rooms_of_killed_processes_are_swept(tmp_path, monkeypatch):
     names = [f'stitch_nb-{gethostname()}-{n}-x' for n in (999999999, os.getpid())]
     for name in (*names, 'stitch_nb-elsewhere-999999999-x', 'mine'):
         (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))  # a room that is in use is younger than a day
     with temporary_room():
         there = {p.name for p in tmp_path.iterdir()}
     assert names[0] not in there and names[1] in there

@@ -53,7 +53,7 @@ from .store import as_json, network_key, run_stage
 # %% ../../nbs/run/40_measure.ipynb #4a29e724
 from ..show import resize_image
 
-MEASURES_VERSION = 3  # raised when what is measured changes: a finished run is measured again
+MEASURES_VERSION = 4  # raised when what is pasted or measured changes: a finished run is made again
 SAMPLE = 16  # frames on which 'fast' measures what is slow
 
 # %% ../../nbs/run/40_measure.ipynb #c2d3001c
