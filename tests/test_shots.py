@@ -195,11 +195,10 @@ def test_numbers_of_edited_frames(people):
     assert track.edited_segments == ((0, 5), (5, 12))
 
 
-def test_the_crop_does_not_slide_across_a_cut(tmp_path):
+def test_the_crop_does_not_slide_across_a_cut(tmp_path, monkeypatch):
     "The squares before a cut are those of a clip that ends there."
     from types import SimpleNamespace
 
-    from stitch_nb.core import save_arrays
     from stitch_nb.run import stages
     from stitch_nb.run.settings import RunConfig
 
@@ -209,9 +208,9 @@ def test_the_crop_does_not_slide_across_a_cut(tmp_path):
     models, config = SimpleNamespace(resolution=16, scale=1.0, device='cpu'), RunConfig()
 
     def quads(n, segments):
-        path = tmp_path / f'{n}-{len(segments)}.npz'
-        save_arrays(path, landmarks=points[:n], edited=np.ones(n, bool), segments=segments)
-        faces = SimpleNamespace(path=path, key=path.name)
+        track = points[:n], np.ones(n, bool), np.array(segments)
+        monkeypatch.setattr(stages, 'load_track', lambda faces: track)
+        faces = SimpleNamespace(key=f'{n}-{len(segments)}', note=dict(person=0))
         return stages.crops_stage(clip[:n], models, config, faces, tmp_path, None)[1]
 
     whole, before = quads(12, ((0, 6), (6, 12))), quads(6, ((0, 6),))
