@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LENGTHS', 'judge_points', 'cheek_colours', 'judge_pictures', 'draw_pictures', 'judge_directions']
 
-# %% ../nbs/79_direction_judges.ipynb #5834349a
+# %% ../nbs/79_direction_judges.ipynb #abd77ee5
 import cv2
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from stitch_nb.judges import (
     vector_distance,
 )
 
-# %% ../nbs/79_direction_judges.ipynb #9f04e931
+# %% ../nbs/79_direction_judges.ipynb #956be7ed
 def judge_points(
     points: np.ndarray,  # (N,68,2) pixels, `find_points`
 ) -> dict:  # name to (N,)
@@ -49,7 +49,7 @@ def judge_points(
         roll=np.degrees(np.arctan2(tilt[:, 1], tilt[:, 0])),
     )
 
-# %% ../nbs/79_direction_judges.ipynb #d36182cf
+# %% ../nbs/79_direction_judges.ipynb #2d319465
 LENGTHS = 1.0, 2.0, 4.0  # of a row of W+, tried in turn
 
 
