@@ -308,7 +308,7 @@ def test_workers_change_nothing_but_who_computes(G, clip, monkeypatch):
     with device.threads(4):
         found = []
         for n in count:
-            monkeypatch.setattr(engine, 'workers_for', lambda *_, n=n: n)
+            monkeypatch.setattr(engine, 'update_workers', lambda *_, n=n: n)
             monkeypatch.setattr('stitch_nb.pti.useful_threads', lambda pixels: 4)
             G_pti, _ = tune_generator(G, *clip, Pooled(), config, objective=measured)
             found.append(torch.cat([p.flatten() for p in G_pti.parameters()]))
@@ -333,7 +333,7 @@ def test_frames_of_a_common_start_share_the_work(G, clip, monkeypatch):
 
     how, found = StitchConfig(steps=2, common=4, dtype='float32'), []
     for n in (1, 2):
-        monkeypatch.setattr(engine, 'workers_for', lambda *_, n=n: n)
+        monkeypatch.setattr(engine, 'update_workers', lambda *_, n=n: n)
         start = common_start(G, *clip, [make_masks()] * len(clip[0]), config=how)
         found.append(torch.cat([w.flatten() for w in start.weights]))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

@@ -239,7 +239,7 @@ def test_names(tmp_path, monkeypatch):
 @pytest.fixture
 def official(monkeypatch, tmp_path):
     "A small ffhq in the published formats, as files of the user's."
-    for name in ("ffhq.pkl", "79999_iter.pth"):
+    for name in ("ffhq.pkl", "79999_iter.pth", "smile.npy", "age.npy"):
         monkeypatch.setitem(
             registry.REGISTRY, name, replace(registry.REGISTRY[name], sha256="", size=0)
         )

@@ -24,7 +24,7 @@ from stitch_nb.engine.device import (
     send,
     set_rate,
     share,
-    workers_for,
+    update_workers,
 )
 from stitch_nb.engine.tuner import (
     TermRecord,
@@ -166,7 +166,7 @@ class LoadedBatch:
         self.crops = tuner.store.buffer(size)
         self.features = tuner.features and tuner.features.buffers(size)
         at_once = frames_at_once(G_pti.resolution, max(size, 1), tuner.device, config.memory)
-        workers = 1 if config.compile else workers_for(min(at_once, size), tuner.device)
+        workers = 1 if config.compile else update_workers(min(at_once, size), tuner.device)
         step, tasks = max(1, min(at_once, size) // workers), []  # frames of a task
         for a in range(0, size, step):
             b = min(a + step, size)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'BYTES_PER_PIXEL', 'PIXELS_PER_THREAD', 'share_cores', 'pick_device', 'allow_tf32', 'float32_policy',
            'precision', 'autocast', 'tuning_dtype', 'free_memory', 'peak_memory', 'frames_at_once', 'useful_threads',
-           'threads', 'workers_for', 'Workers', 'reuse_memory', 'park', 'keep_little', 'on_device', 'Replay',
+           'threads', 'update_workers', 'Workers', 'reuse_memory', 'park', 'keep_little', 'on_device', 'Replay',
            'make_adam', 'set_rate', 'adam_tensors', 'forget', 'send', 'Ranks', 'ranks', 'join_ranks', 'add_over_ranks',
            'names_over_ranks', 'share', 'with_fallback']
 
@@ -219,7 +219,7 @@ def threads(
         torch.set_num_threads(before)
 
 # %% ../../nbs/engine/20_device.ipynb #51a40002
-def workers_for(
+def update_workers(
     at_once: int,  # frames whose activations may be in memory together
     device='cpu',  # a torch.device or its name
 ) -> int:  # at least 1

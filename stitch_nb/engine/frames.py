@@ -34,7 +34,7 @@ from stitch_nb.engine.device import (
     threads,
     tuning_dtype,
     useful_threads,
-    workers_for,
+    update_workers,
 )
 from .tuner import TermRecord, Task, Update, diverged, latest
 
@@ -376,13 +376,14 @@ class ClipFrames:
         "An update of one working copy by several frames, a lane each where memory allows it."
         chosen, (lane,) = [0] * n, tuner.lanes
         at_once = frames_at_once(self.G_pti.resolution, n, tuner.device, self.config.memory)
-        workers = workers_for(at_once, tuner.device)
+        workers = update_workers(at_once, tuner.device)
         more = n - 1 if workers > 1 else 0
         places = [lane, *(Lane(self.G_pti, self.config, lane.G_st) for _ in range(more))]
 
         def loaded(k):
-            places[k % len(places)].load(self.frame_of(chosen[k]))
-            return places[k % len(places)].frame
+            lane = places[k % len(places)]
+            lane.load(self.frame_of(chosen[k]))
+            return lane.frame
 
         tasks = [Task(places[k % len(places)], partial(loaded, k), of=n) for k in range(n)]
         return Update(self.objective, tasks, tuner.adam, self.config, workers=workers), chosen
