@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_image', 'check_shape', 'refuse', 'check_fields',
            'seeded', 'clone_network', 'atomic_path', 'save_arrays', 'load_arrays', 'save_tensors', 'load_tensors',
-           'load_meta', 'hash_of', 'sample', 'bar']
+           'load_meta', 'code_values', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import contextlib, copy, dataclasses, errno, hashlib, json, math, numbers, os, struct, types, uuid
@@ -305,13 +305,16 @@ def _methods_of_others(kind: type) -> list:  # names and code
     if kind.__module__.split('.')[0] == 'stitch_nb':
         return []
     own = sorted((k, v) for k, v in vars(kind).items() if isinstance(v, types.FunctionType))
-    return [(name, _code_values(method.__code__)) for name, method in own]
+    return [(name, code_values(method.__code__)) for name, method in own]
 
 
-def _code_values(code) -> tuple:  # what a function computes; no line numbers, no addresses
+def code_values(
+    code,  # of a function: `f.__code__`
+) -> tuple:  # as `hash_of` takes it; without line numbers and addresses
+    "What a function computes."
     fixed = lambda c: sorted(map(repr, c)) if isinstance(c, frozenset) else c  # else in any order
     parts = (c if isinstance(c, types.CodeType) else repr(fixed(c)) for c in code.co_consts)
-    values = [_code_values(c) if isinstance(c, types.CodeType) else c for c in parts]
+    values = [code_values(c) if isinstance(c, types.CodeType) else c for c in parts]
     return code.co_code.hex(), code.co_names, values
 
 

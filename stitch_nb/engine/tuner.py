@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import StitchError, hash_of, load_meta, load_tensors, save_tensors
+from ..core import StitchError, code_values, hash_of, load_meta, load_tensors, save_tensors
 from stitch_nb.engine.device import (
     Replay,
     Workers,
@@ -48,7 +48,7 @@ def _what(value, seen: list):
     if isinstance(value, partial):
         return _what(value.func, seen), [_what(v, seen) for v in (value.args, value.keywords)]
     if isinstance(value, types.CodeType):
-        return value.co_code, value.co_names, [_what(c, seen) for c in value.co_consts]
+        return code_values(value)
     if isinstance(value, types.FunctionType):
         seen.append(value)
         if len(seen) > 1 and value.__module__ != seen[0].__module__ or value in seen[:-1]:
