@@ -99,7 +99,7 @@ class BundleFaces:
             sides,
             threshold,
         )
-        self.device = next(detector.parameters()).device
+        self.device, self.depends_on = next(detector.parameters()).device, (detector, landmarks)
 
     def candidates(
         self,
@@ -334,7 +334,7 @@ class MediaPipeFaces:
     ):
         self.detector, self.mesh = detector, mesh
         self.parts, self.last, self.threshold = parts, last, threshold
-        self.device = next(detector.parameters()).device
+        self.device, self.depends_on = next(detector.parameters()).device, (detector, mesh)
 
     def candidates(
         self,
@@ -456,7 +456,7 @@ class CentreFaces:
     name = 'none'
 
     def __init__(self, scale: float = 1.0):
-        self.scale = scale
+        self.scale, self.depends_on = scale, (scale,)
 
     def __call__(
         self,
@@ -786,10 +786,11 @@ def fill_gaps(
 # %% ../nbs/08_faces.ipynb #827bfc45
 def frame_ranges(
     flags: np.ndarray,  # (T,) bool
-) -> tuple:  # ((start, stop), ...), stop excluded
+    start: int = 0,  # frame of the video at which the clip begins
+) -> tuple:  # ((first, stop), ...), stop excluded, counted in the video
     "Runs of True."
     edges = np.flatnonzero(np.diff(np.concatenate([[0], np.asarray(flags, int), [0]])))
-    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2]))
+    return tuple((start + int(a), start + int(b)) for a, b in zip(edges[::2], edges[1::2]))
 
 # %% ../nbs/08_faces.ipynb #64e095fe
 def say_ranges(
@@ -940,8 +941,7 @@ def say_people(
     start: int = 0,  # frame of the video at which the clip begins
 ) -> str:  # '0: left, 1: right, frames 0-47'
     "Who is in a clip: number, place, frames."
-    shift = lambda track: [(a + start, b + start) for a, b in frame_ranges(track.edited)]
-    when = [f'frames {say_ranges(shift(track))}' for track in people]
+    when = [f'frames {say_ranges(frame_ranges(track.edited, start))}' for track in people]
     who = [f'{track.person}: {place_of(track.x)}' for track in people]
     if len(set(when)) == 1:
         return f'{", ".join(who)}, {when[0]}'

@@ -94,7 +94,7 @@ def test_the_right_cards_memory(monkeypatch):
 
 def test_a_stage_watches_the_card_that_it_runs_on(monkeypatch, tmp_path):
     "Its peak is in the note, from zero, and no other card is asked."
-    from stitch_nb.run.store import run_stage
+    from stitch_nb.run.store import Keep, WantedStage
 
     asked, peaks = [], dict(now=5 * 2**20)
     reset = lambda d=None: asked.append(str(d)) or peaks.update(now=0)
@@ -102,14 +102,14 @@ def test_a_stage_watches_the_card_that_it_runs_on(monkeypatch, tmp_path):
     read = lambda d=None: asked.append(str(d)) or peaks['now']
     monkeypatch.setattr(torch.cuda, 'max_memory_allocated', read)
 
-    def make(path, tick):
+    def make(path, tick, n):
         peaks.update(now=peaks['now'] + 3 * 2**20)
         path.write_text('x')
 
-    stage = run_stage(tmp_path, 'work', (1,), '.txt', make, device='cuda:1')
+    stage = Keep(tmp_path, device='cuda:1')(WantedStage('work', '.txt', make, (1,)))
     assert stage.note['peak_gpu_mib'] == 3 and set(asked) == {'cuda:1'}
     asked.clear()
-    assert 'peak_gpu_mib' not in run_stage(tmp_path, 'work', (2,), '.txt', make).note
+    assert 'peak_gpu_mib' not in Keep(tmp_path)(WantedStage('work', '.txt', make, (2,))).note
     assert not asked
 
 

@@ -14,7 +14,8 @@ from stitch_nb.edit import on_layers, read_direction
 from stitch_nb.models import load_models
 from stitch_nb.paste import carry_detail
 from stitch_nb.run.settings import RunConfig
-from stitch_nb.run.stages import crops_stage, faces_stage
+from stitch_nb.run.stages import crops_step, find_person, quads_of
+from stitch_nb.run.store import Keep
 from stitch_nb.video import read_clip
 
 
@@ -82,8 +83,9 @@ def test_photographs_are_sampled_by_cubics(people, tmp_path):
         RunConfig(resample="nearest")
     clip, keys, fine = read_clip(sample("talk"), "0:1"), [], []
     for config in (RunConfig(), replace(RunConfig(), resample="bicubic")):
-        faces, _ = faces_stage(clip, people, config, tmp_path, None)
-        crops, _ = crops_stage(clip, people, config, faces, tmp_path, None)
+        keep = Keep(tmp_path)
+        faces = find_person(keep, clip, people, config)
+        crops = keep(crops_step(clip, people, config, faces, quads_of(people, config, faces)))
         (crop,) = np.load(crops.path).astype(np.float32)
         keys.append(crops.key)
         fine.append(float(np.square(crop - cv2.GaussianBlur(crop, (0, 0), 1.0)).mean()))

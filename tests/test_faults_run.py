@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 import tiny
-from stitch_nb import pipeline
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.models import load_models
 from stitch_nb.paste import paste_mask
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run import checks
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.run.stages import FrameMasks
 from stitch_nb.run.store import OUTPUTS, finished, hold, read_sealed, write_sealed
@@ -234,7 +234,7 @@ def test_frames_of_other_sizes_of_truth(room, tmp_path, monkeypatch, capsys):
 
 
 def outside_masks(room, run, config=CONFIG):
-    heads = FrameMasks(np.load(run.stages["masks"].path), 32, config)
+    heads = FrameMasks(np.load(run.stages["masks"].path), 32, config.masks)
     return [paste_mask(q, heads[k].full, 48, 64, 0) == 0 for k, q in enumerate(run.quads)]
 
 
@@ -387,7 +387,7 @@ def test_two_edits_at_once(room, films, tmp_path, prepared):
 def test_a_second_edit_in_the_midst_is_refused(room, tmp_path, monkeypatch):
     "While one edit writes its films, another in the same folder neither begins nor is believed."
     out, told = copied(room, "whole", tmp_path), []
-    monkeypatch.setattr(pipeline, "hold", lambda out, what: hold(out, what, wait=0.1))
+    monkeypatch.setattr(checks, "hold", lambda out, what: hold(out, what, wait=0.1))
 
     def progress(name):
         def tick(done, total, text=""):

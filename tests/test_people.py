@@ -16,8 +16,9 @@ from stitch_nb.core import StitchError
 from stitch_nb.figures.figure9 import read_run
 from stitch_nb.figures.report import report_html
 from stitch_nb.models import load_models
-from stitch_nb.pipeline import edit_clip, working_room
+from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run.checks import working_room
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip, write_video

@@ -211,7 +211,7 @@ def test_the_crop_does_not_slide_across_a_cut(tmp_path, monkeypatch):
         track = points[:n], np.ones(n, bool), np.array(segments)
         monkeypatch.setattr(stages, 'load_track', lambda faces: track)
         faces = SimpleNamespace(key=f'{n}-{len(segments)}', note=dict(person=0))
-        return stages.crops_stage(clip[:n], models, config, faces, tmp_path, None)[1]
+        return stages.quads_of(models, config, faces)
 
     whole, before = quads(12, ((0, 6), (6, 12))), quads(6, ((0, 6),))
     assert np.allclose(whole[:6], before) and not np.allclose(quads(12, ((0, 12),))[:6], before)

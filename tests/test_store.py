@@ -7,12 +7,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import stitch_nb.pipeline as pipeline
 import stitch_nb.run.measure as measure
 import stitch_nb.run.stages as stages
 import tiny
@@ -20,17 +20,20 @@ from stitch_nb.core import (
     StitchError,
     atomic_path,
     clone_network,
-    hash_of,
     load_tensors,
     sample,
     save_tensors,
 )
+from stitch_nb.edit import apply_edit
 from stitch_nb.encode import SharedConfig
 from stitch_nb.models import load_models
 from stitch_nb.pti import PTIConfig
 from stitch_nb.run.settings import RunConfig, as_edits
 from stitch_nb.run.store import (
     OUTPUTS,
+    Keep,
+    Stage,
+    WantedStage,
     as_json,
     finished,
     hold,
@@ -39,7 +42,6 @@ from stitch_nb.run.store import (
     network_key,
     place,
     read_sealed,
-    run_stage,
     shelf_name,
     stages_in,
     sweep,
@@ -52,12 +54,12 @@ from stitch_nb.video import read_clip
 
 
 def number_stage(folder, n, name="number", **kwargs):
-    def make(path, tick):
+    def make(path, tick, n):
         with atomic_path(path) as part:
             part.write_text(str(n) * 1000)
         return dict(n=n)
 
-    return run_stage(Path(folder), name, (n,), ".txt", make, **kwargs)
+    return Keep(Path(folder))(WantedStage(name, ".txt", make, (n,), **kwargs))
 
 
 def age(stage, seconds):
@@ -168,9 +170,9 @@ def test_leftovers_are_swept_but_for_those_in_use(tmp_path):
 def test_a_stage_waits_for_the_one_that_makes_it(tmp_path):
     code = "import sys, time; sys.path.insert(0, sys.argv[2]); import test_store as t\n"
     code += "from pathlib import Path\n"
-    code += "def make(path, tick):\n    print('begun', flush=True); time.sleep(1.5)\n"
+    code += "def make(path, tick, n):\n    print('begun', flush=True); time.sleep(1.5)\n"
     code += "    path.write_text('of the first')\n"
-    code += "t.run_stage(Path(sys.argv[1]), 'slow', (1,), '.txt', make)"
+    code += "t.Keep(Path(sys.argv[1]))(t.WantedStage('slow', '.txt', make, (1,)))"
     first = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
         stdout=subprocess.PIPE,
@@ -186,10 +188,10 @@ def test_a_stage_waits_for_the_one_that_makes_it(tmp_path):
         def __exit__(self, *args):
             return False
 
-    def make(path, tick):
+    def make(path, tick, n):
         raise AssertionError("it was made twice")
 
-    second = run_stage(tmp_path, "slow", (1,), ".txt", make, lambda name: Progress())
+    second = Keep(tmp_path, lambda name: Progress())(WantedStage("slow", ".txt", make, (1,)))
     assert first.wait() == 0 and second.reused and second.path.read_text() == "of the first"
     assert "another run is at it" in said
 
@@ -292,17 +294,12 @@ def test_a_network_is_its_tensors(models):
 
 def test_keys_hash_what_is_used(tmp_path, monkeypatch, models):
     "Another encoder under the same bundle's name, and another dtype under the name 'auto'."
-    crops = run_stage(
-        tmp_path,
-        "crops",
-        (1,),
-        ".npy",
-        lambda path, tick: np.save(path, np.zeros((2, 32, 32, 3), np.uint8)),
-    )
-    config = RunConfig()
+    keep, config = Keep(tmp_path), RunConfig()
+    zeros = lambda path, tick: np.save(path, np.zeros((2, 32, 32, 3), np.uint8))
+    crops = keep(WantedStage("crops", ".npy", zeros, ()))
     other = replace(models, encoder=tiny.tiny_encoder(models.generator))
     pivots = [
-        stages.pivots_stage(m, config, crops, models.perceptual, tmp_path, None)
+        keep(stages.pivots_step(m, config, crops, models.perceptual))
         for m in (models, other, models)
     ]
     assert [p.reused for p in pivots] == [False, False, True]
@@ -317,9 +314,7 @@ def test_keys_hash_what_is_used(tmp_path, monkeypatch, models):
         monkeypatch.setattr(
             stages, "tuning_dtype", lambda name, device: dtype if name == "auto" else name
         )
-        done = stages.generator_stage(
-            models, config, crops, pivots[0], models.perceptual, tmp_path, None
-        )
+        done = keep(stages.generator_step(models, config, crops, pivots[0], models.perceptual))
         seen.append((done.reused, done.note["dtype"]))
     assert seen == [(False, "float32"), (False, "bfloat16"), (True, "float32")]
 
@@ -348,40 +343,27 @@ def moved(net):
 
 
 def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **parts):
-    "The inputs of a stage's key, and on which device it computes, without computing it."
-    seen = []
-
-    def note(folder, name, inputs, suffix, make, progress=None, version=1, **how):
-        seen.append((hash_of(name, version, *inputs), how.get("device")))
-
-    for module in (stages, measure):
-        monkeypatch.setattr(module, "run_stage", note)
-    monkeypatch.setattr(stages, "load_track", lambda faces: (None, np.ones(2, bool), ((0, 2),)))
-    config = config or RunConfig()
-    known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator"), "usual") | parts
-    parts = {n: SimpleNamespace(key=k, path=k) if k else None for n, k in known.items()}
-    P, edits = models.perceptual, as_edits(list(edits), models)
-    dict(
-        faces=lambda: stages.people_stage(clip, models, config, None, None),
-        masks=lambda: stages.masks_stage(
-            models, config, parts["faces"], parts["crops"], None, None, None
-        ),
-        pivots=lambda: stages.pivots_stage(models, config, parts["crops"], P, None, None),
-        generator=lambda: stages.generator_stage(
-            models, config, parts["crops"], parts["pivots"], P, None, None
-        ),
-        scores=lambda: measure.scores_stage(
-            models,
-            measure.sampled(40, config.measure),
-            *(parts[n] for n in ("crops", "pivots", "generator")),
-            P,
-            None,
-            None,
-        ),
-        stitched=lambda: stages.stitched_stage(clip, models, config, edits, parts, None, None),
-        start=lambda: stages.start_stage(clip, models, config, edits, parts, None, None),
+    "A stage's key, without computing it."
+    track = (np.ones((2, 68, 2)), np.ones(2, bool), ((0, 2),))
+    monkeypatch.setattr(stages, "load_track", lambda faces: track)
+    config, P = config or RunConfig(), models.perceptual
+    known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator", "start"), "usual")
+    known |= dict(start="") | parts
+    part = {n: Stage(n, k, Path(k), {}, True) if k else None for n, k in known.items()}
+    crops, pivots, theta = part["crops"], part["pivots"], part["generator"]
+    pivot = models.generator.w_avg.detach().cpu().expand(2, models.generator.num_ws, -1)
+    w_edit = apply_edit(pivot, as_edits(list(edits), models), models.directions)
+    seen = models, config, theta, w_edit, crops, part["masks"], None
+    step = dict(
+        faces=lambda: stages.faces_step(clip, stages.backend_of(models, config)),
+        masks=lambda: stages.masks_step(models, config, part["faces"], crops, np.ones(2)),
+        pivots=lambda: stages.pivots_step(models, config, crops, P),
+        generator=lambda: stages.generator_step(models, config, crops, pivots, P),
+        scores=lambda: measure.scores_step(models, config, crops, pivots, theta, P, 40),
+        stitched=lambda: stages.stitched_step(*seen, part["start"]),
+        start=lambda: stages.start_step(*seen),
     )[stage]()
-    return seen[0]
+    return step.key
 
 
 NETWORKS = [
@@ -428,7 +410,7 @@ def test_another_kind_of_device_is_another_stage(monkeypatch, everybody, stage, 
     places = ("cpu", "mps", "cuda:0", "cuda:1")
     config = RunConfig(pivots=pivots, **IN_FULL)
     keys = [
-        key_of(stage, monkeypatch, replace(models, device=torch.device(d)), clip, config)[0]
+        key_of(stage, monkeypatch, replace(models, device=torch.device(d)), clip, config)
         for d in places
     ]
     assert len(set(keys)) == 3 and keys[2] == keys[3]
@@ -474,13 +456,18 @@ def test_scores_on_other_frames_are_other_scores(monkeypatch, everybody):
     assert len(keys) == 2
 
 
-def test_a_stage_computes_where_the_bundle_is(monkeypatch, everybody):
+def test_stages_compute_where_the_bundle_is(monkeypatch, tmp_path, everybody):
     "Whose memory is watched."
-    models, clip = everybody
-    there = replace(models, device=torch.device("cuda:1"))
-    config = RunConfig(**IN_FULL | dict(stitch=StitchConfig(dtype="float32", common=5)))
-    for stage in ("faces", "masks", "pivots", "generator", "scores", "start", "stitched"):
-        assert key_of(stage, monkeypatch, there, clip, config)[1] == there.device, stage
+    there, seen = replace(everybody[0], device=torch.device("cuda:1")), []
+
+    def choose(keep, *others):
+        seen.append(keep.device)
+        raise StitchError("enough")
+
+    monkeypatch.setattr(pipeline, "choose_people", choose)
+    with pytest.raises(StitchError, match="enough"):
+        pipeline.edit_clip(everybody[1], "smile=2", tmp_path / "run", there)
+    assert seen == [there.device]
 
 
 def test_old_folders_are_not_new_ones(tmp_path):

@@ -32,7 +32,7 @@ from .edit import SETTINGS, as_person, settings_of, stitch_edit, told
 from ..core import StitchError, atomic_path, hash_of
 from ..engine.device import pick_device
 from ..edit import parse_edit
-from ..pipeline import person_of
+from ..run.people import person_of
 from ..run.store import is_plain, remove
 from ..video import as_rate, parse_frames
 

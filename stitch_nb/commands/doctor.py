@@ -518,18 +518,20 @@ def ask_clip(
     from stitch_nb.run.settings import RunConfig
     from stitch_nb.faces import say_people
     from stitch_nb.run.size import as_large_as_the_face
-    from stitch_nb.run.stages import load_people, people_stage
+    from stitch_nb.run.stages import backend_of, faces_step, find_person, load_people
+    from stitch_nb.run.store import Keep
     from stitch_nb.video import read_clip
 
     clip, bundle = read_clip(video), load_models(choose_models(models, False), device)
     config = RunConfig.for_models(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        start = clip.trim(0, 5), bundle, config, Path(folder), None
+        start, keep = clip.trim(0, 5), Keep(Path(folder))
         try:
-            people = load_people(people_stage(*start)[0])
+            people = load_people(keep(faces_step(start, backend_of(bundle, config))))
         except StitchError:  # no face in these frames: the estimate stands without
             people = ()
-        bundle = as_large_as_the_face(*start)
+        if bundle.meta.get("sizes"):
+            bundle = as_large_as_the_face(bundle, config, find_person(keep, start, bundle, config))
     seconds = seconds_of(bundle, config, len(clip))
     found = dict(seconds=round(seconds, 1), frames=len(clip), pixels=bundle.resolution)
     found |= dict(bundle=bundle.name, device=str(bundle.device), people=len(people))

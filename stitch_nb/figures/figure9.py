@@ -25,7 +25,8 @@ import numpy as np
 from ..core import StitchError, atomic_path
 from ..video import read_clip, write_video
 from ..models import Bundle
-from ..pipeline import ablate, edits_by_person, with_published
+from ..pipeline import ablate
+from ..run.people import edits_by_person, with_published
 from ..run.settings import RunConfig, method_of
 from ..run.store import write_json
 from ..run.measure import strip_frames

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PREVIEW', 'LARGE', 'ZOOMS', 'Stopped', 'stop_if', 'stoppable', 'Cache', 'ClipState', 'default_folder',
-           'sample_clips', 'default_clip', 'open_clip', 'rows_within', 'prepare', 'tune_state', 'thinned', 'Settings',
-           'open_eyed', 'settings_for', 'frame_masks', 'edited_latent', 'first_look', 'half_size', 'stitching_of',
-           'shrunk', 'HalfSize', 'mask_settings', 'crop_key', 'cell_key', 'crop_of', 'seam_of', 'cell_of', 'zoom_names',
-           'zoom_boxes']
+           'sample_clips', 'default_clip', 'open_clip', 'rows_within', 'prepare', 'tune_state', 'thinned', 'leave_out',
+           'Settings', 'open_eyed', 'settings_for', 'frame_masks', 'edited_latent', 'first_look', 'half_size',
+           'stitching_of', 'shrunk', 'HalfSize', 'mask_settings', 'crop_key', 'cell_key', 'crop_of', 'seam_of',
+           'cell_of', 'zoom_names', 'zoom_boxes']
 
 # %% ../../nbs/figures/20_state.ipynb #ce45a41f
 import os
@@ -42,20 +42,21 @@ from ..nets.mobile import MobileGenerator
 from ..weights.catalogue import cache_folder
 from ..run.settings import RunConfig, as_edits
 from ..run.size import as_large_as_the_face
-from ..run.store import network_key, run_stage, tidy, write_rows
+from ..run.store import Keep, WantedStage, network_key, tidy, write_rows
 
 # %% ../../nbs/figures/20_state.ipynb #18052d34
 from stitch_nb.run.stages import (
     FrameMasks,
-    crops_stage,
+    crops_step,
     draw,
-    faces_stage,
-    generator_stage,
+    find_person,
+    generator_step,
     load_generator,
     load_pivots,
     load_track,
-    masks_stage,
-    pivots_stage,
+    masks_step,
+    pivots_step,
+    quads_of,
     resolved,
 )
 
@@ -265,12 +266,14 @@ def prepare(
 # %% ../../nbs/figures/20_state.ipynb #ab79d8e6
 def _prepared(clip, models, config, folder, progress) -> ClipState:
     "Everything before the tuning."
-    models = as_large_as_the_face(clip, models, config, folder, progress)
+    keep = Keep(folder, progress, models.device)
+    faces = find_person(keep, clip, models, config)
+    models = as_large_as_the_face(models, config, faces)
     perceptual, _ = choose_perceptual(models, config.perceptual)
-    faces, _ = faces_stage(clip, models, config, folder, progress)
-    crops, quads = crops_stage(clip, models, config, faces, folder, progress)
-    masks = masks_stage(models, config, faces, crops, quads, folder, progress)
-    pivots = pivots_stage(models, config, crops, perceptual, folder, progress)
+    quads = quads_of(models, config, faces)
+    crops = keep(crops_step(clip, models, config, faces, quads))
+    masks = keep(masks_step(models, config, faces, crops, quads))
+    pivots = keep(pivots_step(models, config, crops, perceptual))
     landmarks, edited, _ = load_track(faces)
     return ClipState(
         clip=clip,
@@ -302,10 +305,10 @@ def tune_state(
     "PTI: the same clip with a generator tuned for it."
     models, config = state.models, config or state.config
     perceptual, _ = choose_perceptual(models, config.perceptual)
-    seen = [thinned(state.stages[name], every, state.folder) for name in ("crops", "pivots")]
-    generator = generator_stage(
-        models, config, *seen, perceptual, state.folder, stoppable(progress, halt)
-    )
+    keep = Keep(state.folder, stoppable(progress, halt), models.device)
+    alone = replace(keep, progress=None)
+    seen = [alone(thinned(state.stages[n], every)) or state.stages[n] for n in ("crops", "pivots")]
+    generator = keep(generator_step(models, config, *seen, perceptual))
     stages = {k: v for k, v in state.stages.items() if k != "generator"}
     if generator is not None:
         stages["generator"] = generator
@@ -318,19 +321,19 @@ def tune_state(
     )
 
 
-def thinned(stage, every, folder):
+def thinned(stage, every) -> WantedStage | None:  # None: nothing to leave out
     "A stage's array with each `every`-th frame only."
     if every == 1:
-        return stage
+        return None
+    return WantedStage(f"{stage.name}-thinned", stage.path.suffix, leave_out, (stage, every))
 
-    def make(path, tick):
-        if path.suffix == ".npz":
-            save_arrays(path, **{k: v[::every] for k, v in load_arrays(stage.path).items()})
-        else:
-            rows = np.load(stage.path, mmap_mode="r")[::every]
-            write_rows(path, rows, len(rows))
 
-    return run_stage(folder, f"{stage.name}-thinned", (stage.key, every), stage.path.suffix, make)
+def leave_out(path, tick, stage, every):
+    if path.suffix == ".npz":
+        save_arrays(path, **{k: v[::every] for k, v in load_arrays(stage.path).items()})
+    else:
+        rows = np.load(stage.path, mmap_mode="r")[::every]
+        write_rows(path, rows, len(rows))
 
 # %% ../../nbs/figures/20_state.ipynb #12c6fc06
 COLUMNS = dict(
@@ -388,7 +391,7 @@ def settings_for(
 def frame_masks(state, settings):
     "The masks of the clip, with the dilation that is asked for."
     config = replace(state.config, dilation=settings.dilation)
-    return FrameMasks(state.heads, state.models.resolution, config)
+    return FrameMasks(state.heads, state.models.resolution, config.masks)
 
 
 def edited_latent(state, settings, t):

@@ -72,6 +72,12 @@ class RunConfig:
     pivot: PivotConfig = field(default_factory=PivotConfig)
     stitch: StitchConfig = field(default_factory=StitchConfig)
 
+    @property
+    def masks(self) -> dict:
+        "As `stitch_masks` takes it."
+        names = "dilation", "inner", "variant", "whole_image_border", "edge"
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def for_models(cls, models, **changes) -> "RunConfig":
         "The settings that suit a bundle: its recipe; `changes` replace fields."

@@ -8,10 +8,9 @@ __all__ = ['SLACK', 'crop_side', 'size_for', 'as_large_as_the_face']
 # %% ../../nbs/run/35_size.ipynb #51ze0003
 import numpy as np
 
-from ..align import quads_from_landmarks
 from ..models import Bundle, at_resolution
 from .settings import RunConfig
-from .stages import faces_stage, load_track
+from .stages import quads_of
 
 # %% ../../nbs/run/35_size.ipynb #51ze0006
 SLACK = 1.1  # a crop so many times as large as the picture still counts as held by it
@@ -33,22 +32,16 @@ def size_for(
 
 # %% ../../nbs/run/35_size.ipynb #51ze0009
 def as_large_as_the_face(
-    clip,  # `Clip`
     models: Bundle,
     config: RunConfig,
-    folder,  # of the stages, where the landmarks are kept
-    progress=None,  # as in `edit_clip`
+    faces,  # the stage, of `faces_of`
     say=None,  # called with one line: which size, and why
 ) -> Bundle:
     "The bundle at the size that the face has in this clip, if it draws several."
     sizes = models.meta.get("sizes")
     if not sizes:
         return models
-    faces, _ = faces_stage(clip, models, config, folder, progress)
-    scale = models.scale if config.scale is None else config.scale
-    landmarks, _, segments = load_track(faces)
-    quads = quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
-    side = crop_side(quads)
+    side = crop_side(quads_of(models, config, faces))
     R = size_for(side, sizes)
     if say:
         others = " or ".join(f"{models.name}-{r}" for r in sizes if r != R)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DIGITS', 'STAGE_NAME', 'OUTPUTS', 'as_json', 'write_json', 'seal_of', 'write_sealed', 'read_sealed', 'clip_key',
            'network_key', 'digest_of', 'is_plain', 'is_folder', 'wrong_files', 'remove', 'hidden_folder', 'try_lock',
-           'wait_lock', 'hold', 'spending', 'Stage', 'from_first', 'run_stage', 'touch', 'sweep_parts', 'write_rows',
-           'in_use', 'living_since', 'stages_in', 'is_held', 'tidy', 'sweep', 'room_for_stages', 'check_inside',
-           'shelf_name', 'make_way', 'place', 'finished']
+           'wait_lock', 'hold', 'spending', 'Stage', 'key_part', 'WantedStage', 'from_first', 'Keep', 'touch',
+           'sweep_parts', 'write_rows', 'in_use', 'living_since', 'stages_in', 'is_held', 'tidy', 'sweep',
+           'room_for_stages', 'check_inside', 'shelf_name', 'make_way', 'place', 'finished']
 
 # %% ../../nbs/run/20_store.ipynb #c2d3000a
 import json
@@ -17,11 +17,14 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
+from functools import partial
 from pathlib import Path
 from socket import gethostname
+from types import FunctionType
 
 import numpy as np
 import psutil
@@ -30,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from ..core import StitchError, atomic_path, hash_of
 from ..engine.device import peak_memory, ranks, reuse_memory
+from ..engine.tuner import objective_key
 from ..video import Clip
 
 # %% ../../nbs/run/20_store.ipynb #c2d30021
@@ -277,6 +281,44 @@ class Stage:
     reused: bool  # it was there already
 
 
+def key_part(
+    value,  # an input of a stage
+):  # as `hash_of` takes it
+    "One input as a stage's key contains it: networks by their tensors, stages by their keys."
+    if isinstance(value, Stage):
+        return value.key
+    if isinstance(value, Clip):
+        return clip_key(value)
+    if isinstance(value, (FunctionType, partial)):
+        return objective_key(value)
+    if isinstance(value, torch.nn.Module) or hasattr(value, "depends_on"):
+        parts = map(key_part, getattr(value, "depends_on", ()))
+        return getattr(value, "name", ""), network_key(value), *parts
+    try:
+        return hash_of(value)
+    except StitchError:  # an object of another kind counts by its class
+        return getattr(value, "name", ""), network_key(value)
+
+
+@dataclass(frozen=True)
+class WantedStage:
+    "A stage that is wanted: who makes it, and of what. Its inputs are its key."
+
+    name: str  # lower-case letters and hyphens
+    suffix: str  # of the file; '' for a folder
+    make: Callable  # make(path, tick, *inputs): writes `path` whole or resumes it; gives its note
+    inputs: tuple  # networks, clips, other stages, functions, and what `hash_of` takes
+    more: tuple = ()  # what the numbers depend on besides: the kind of device, the engine
+    version: int = 1  # raised when the stage computes something else from the same inputs
+    shared: bool = False  # where several processes share the run, all of them call `make`
+
+    @property
+    def key(self) -> str:  # 16 hex digits
+        "Two steps with one key have one result."
+        parts = map(key_part, (*self.inputs, *self.more))
+        return hash_of("stage", self.name, self.version, *parts)
+
+
 def _kept(path: Path, note: Path) -> dict | None:
     "The note of a stage that is as it was written; what is wrong is removed."
     record = read_sealed(note)
@@ -301,40 +343,40 @@ def from_first(value=None):
     return box[0]
 
 # %% ../../nbs/run/20_store.ipynb #8a588d7e
-def run_stage(
-    folder: Path,  # where stages are kept
-    name: str,  # stage name: lower-case letters and hyphens
-    inputs: tuple,  # anything `hash_of` takes: all that the result depends on
-    suffix: str,  # of the file; '' for a folder
-    make,  # make(path, tick): writes `path` whole or resumes it; gives a dict for the note, or None
-    progress=None,  # progress(name): context manager giving tick(done, total, text), as `core.bar`
-    version: int = 1,  # raised when the stage computes something else from the same inputs
-    shared: bool = False,  # where several processes share the run, all of them call `make`
-    device="cpu",  # where it computes
-) -> Stage:
-    "The stage's result: found as it was written, or made now."
-    key, first = hash_of("stage", name, version, *inputs), ranks().rank == 0
-    path, note = folder / f"{name}-{key}{suffix}", folder / f"{name}-{key}.json"
-    with (
-        progress(name) if progress else nullcontext(lambda *_: None) as tick,
-        wait_lock(folder, f"{name}-{key}", tick) if first else nullcontext(),
-    ):
-        record = from_first(_kept(path, note) if first else None)
-        if record is not None:
-            tick(1, 1, "kept from before")
-            return Stage(name, key, path, record, True)
-        if first and is_folder(path) != (suffix == ""):
-            remove(path)
-        if first:
-            sweep_parts(folder, f"{name}-{key}")
-        from_first()
-        with spending(device) as spent, reuse_memory(device):
-            found = (make(path, tick) or {}) if first or shared else {}
+@dataclass(frozen=True)
+class Keep:
+    "Caching, around the stages: `keep(wanted)` finds a stage as it was written, or makes it."
+
+    folder: Path  # where stages are kept
+    progress: Callable | None = None  # progress(name): gives tick(done, total, text), as `core.bar`
+    device: object = "cpu"  # where stages compute
+
+    def __call__(self, wanted: WantedStage | None) -> Stage | None:  # None for None
+        if wanted is None:
+            return None
+        name, key, first = wanted.name, wanted.key, ranks().rank == 0
+        path, note = self.folder / f"{name}-{key}{wanted.suffix}", self.folder / f"{name}-{key}.json"
+        with (
+            self.progress(name) if self.progress else nullcontext(lambda *_: None) as tick,
+            wait_lock(self.folder, f"{name}-{key}", tick) if first else nullcontext(),
+        ):
+            record = from_first(_kept(path, note) if first else None)
+            if record is not None:
+                tick(1, 1, "kept from before")
+                return Stage(name, key, path, record, True)
+            if first and is_folder(path) != (wanted.suffix == ""):
+                remove(path)
+            if first:
+                sweep_parts(self.folder, f"{name}-{key}")
             from_first()
-        record = as_json(spent | found)
-        if first:
-            write_sealed(note, record | dict(digest=digest_of(path)))
-    return Stage(name, key, path, from_first(record), False)
+            with spending(self.device) as spent, reuse_memory(self.device):
+                mine = first or wanted.shared
+                found = (wanted.make(path, tick, *wanted.inputs) or {}) if mine else {}
+                from_first()
+            record = as_json(spent | found)
+            if first:
+                write_sealed(note, record | dict(digest=digest_of(path)))
+        return Stage(name, key, path, from_first(record), False)
 
 
 def touch(note: Path) -> None:

@@ -874,7 +874,7 @@ def edited(room, clip: Prepared, text, index):
         (parse_edit(text, list(models.directions)),),
         models.directions,
     )
-    masks, out = FrameMasks(clip.heads[index], models.resolution, config), []
+    masks, out = FrameMasks(clip.heads[index], models.resolution, config.masks), []
     with room.progress(text) as tick:
         for k, picture, _ in stitch_frames(G, w, clip.crops[index], masks, config=config.stitch):
             out.append(
