@@ -33,8 +33,6 @@ class StitchConfig:
     tune: str = 'generator'  # what is optimised (paper), or 'latent' (W+ only, for comparison)
     first_resolution: int | None = None  # px, tuned from here on; authors: 4; None: min(32, R/4)
     common: int = 0  # updates over the whole clip first, where all frames begin; 0: none (paper)
-    chain: int = 1  # frames in a row that start from their predecessor's weights; 1: none (paper)
-    chain_steps: int | None = None  # updates for the warm-started ones; None: `steps`
     tie: float = 1e-5  # L1 differences at or below count as none (see the notebook); 0: plain L1
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
     workers: int = 0  # frames at once; 0: by threads on a CPU, by memory on a GPU
@@ -43,7 +41,7 @@ class StitchConfig:
     def __post_init__(self):
         check_fields(
             self,
-            whole=(('steps', 0), ('common', 0), ('chain', 1), ('workers', 0)),
+            whole=(('steps', 0), ('common', 0), ('workers', 0)),
             positive=('lr',),
             weights=('lambda_m', 'border_threshold', 'tie'),
             choices=(
@@ -54,9 +52,8 @@ class StitchConfig:
                 ('memory', ('normal', 'low')),
             ),
         )
-        for name, least in (('first_resolution', 4), ('chain_steps', 0)):
-            if getattr(self, name) is not None:
-                check_fields(self, whole=((name, least),))
+        if self.first_resolution is not None:
+            check_fields(self, whole=(('first_resolution', 4),))
         if self.common and self.tune == 'latent':
             raise StitchError(
                 f"common={self.common} tunes weights, which tune='latent' leaves alone: "

@@ -242,7 +242,6 @@ def test_pti_settings(field, value):
     [
         ('steps', -1),
         ('steps', 1.5),
-        ('chain', 0),
         ('workers', -1),
         ('first_resolution', 4.5),
         ('lr', -1),
@@ -253,7 +252,6 @@ def test_pti_settings(field, value):
         ('dtype', 'half'),
         ('first_resolution', 2),
         ('border_threshold', -1),
-        ('chain_steps', -1),
     ],
 )
 def test_stitch_settings(field, value):
@@ -399,17 +397,6 @@ def test_a_clip_is_its_frames(G, clip):
     late = list(stitch_frames(G, *clip, masks, config=quick, start=3))
     assert [t for t, *_ in late] == [3, 4] and all(
         torch.equal(a[1], b[1]) for a, b in zip(got[3:], late)
-    )
-
-
-def test_warm_starts_resume_inside_a_chain(G, clip):
-    settings = StitchConfig(steps=6, chain_steps=2, lr=3e-3, chain=3, workers=2)
-    masks = [make_masks()] * T
-    got = list(stitch_frames(G, *clip, masks, config=settings))
-    assert [h['updates'] for *_, h in got] == [6, 2, 2, 6, 2]
-    late = list(stitch_frames(G, *clip, masks, config=settings, start=2))
-    assert [t for t, *_ in late] == [2, 3, 4] and all(
-        torch.equal(a[1], b[1]) for a, b in zip(got[2:], late)
     )
 
 

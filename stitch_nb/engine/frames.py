@@ -289,7 +289,7 @@ class ClipFrames:
         objective,  # (G_st, frame, config) -> dict of terms
         G_pti,  # tuned for the clip; never changed
         frame_of,  # frame_of(t): a dataclass, see `Lane.load`
-        config,  # steps, lr, rate(), weights, done(), first(), tune, common, chain, workers, ...
+        config,  # steps, lr, rate(), weights, done(), first(), tune, common, workers, ...
         common: CommonStart | None = None,  # where the frames begin
     ):
         self.objective, self.G_pti, self.frame_of = objective, G_pti, frame_of
@@ -298,51 +298,39 @@ class ClipFrames:
     def tuner(self, **how) -> FrameTuner:
         return FrameTuner(self.objective, self.G_pti, self.config, common=self.common, **how)
 
-    def tune(self, tuner: FrameTuner, chosen: list, warm: bool) -> list:  # of (t, image, history)
+    def tune(self, tuner: FrameTuner, chosen: list) -> list:  # of (t, image, history)
         "Some frames side by side; errors name the frame."
-        c = self.config
-        steps = c.chain_steps if warm and c.chain_steps is not None else c.steps
-        if not warm:
-            tuner.reset()
+        tuner.reset()
         try:
-            done = tuner.tune([self.frame_of(t) for t in chosen], steps)
+            done = tuner.tune([self.frame_of(t) for t in chosen], self.config.steps)
         except StitchError as e:
             names = ', '.join(map(str, chosen))
             raise StitchError(f'frame {names}: {e}') from e
         return [(t, *result) for t, result in zip(chosen, done)]
 
-    def side_by_side(self, chains: list, stop: int, lanes: int):
-        "Chains of frames, `lanes` of them at a time on one device."
-        tuner = self.tuner(lanes=min(lanes, len(chains)) or 1)
-        for a in range(0, len(chains), len(tuner.lanes)):
-            group, done = chains[a : a + len(tuner.lanes)], []
-            for i in range(self.config.chain):
-                chosen = [first + i for first in group if first + i < stop]
-                if chosen:
-                    done += self.tune(tuner, chosen, warm=i > 0)
-            yield from sorted(done, key=lambda result: result[0])
+    def side_by_side(self, frames: range, lanes: int):
+        "Frames, `lanes` of them at a time on one device."
+        tuner = self.tuner(lanes=min(lanes, len(frames)) or 1)
+        for a in range(0, len(frames), len(tuner.lanes)):
+            yield from self.tune(tuner, list(frames[a : a + len(tuner.lanes)]))
 
-    def on_threads(self, chains: list, stop: int, workers: int):
-        "Chains of frames, each worker with threads and a working copy of its own."
+    def on_threads(self, frames: range, workers: int):
+        "Frames, each worker with threads and a working copy of its own."
         R, local, halt = self.G_pti.resolution, threading.local(), threading.Event()
         own = min(max(1, torch.get_num_threads() // workers), useful_threads(R * R))
 
-        def one_chain(first):
+        def one(t):
             if not hasattr(local, 'tuner'):
                 torch.set_num_threads(own)  # the same for every frame: resuming changes nothing
                 local.tuner = self.tuner(halt=halt)
-            done = []
-            for t in range(first, min(first + self.config.chain, stop)):
-                if not halt.is_set():
-                    done += self.tune(local.tuner, [t], warm=t > first)
-            return done
+            return self.tune(local.tuner, [t])
 
-        todo, pool = iter(chains), ThreadPoolExecutor(workers)
+        todo, pool = iter(frames), ThreadPoolExecutor(workers)
         try:
-            waiting = deque(pool.submit(one_chain, c) for c in islice(todo, workers + 1))
+            waiting = deque(pool.submit(one, t) for t in islice(todo, workers + 1))
             while waiting:
                 done = waiting.popleft().result()
-                waiting.extend(pool.submit(one_chain, c) for c in islice(todo, 1))
+                waiting.extend(pool.submit(one, t) for t in islice(todo, 1))
                 yield from done
         finally:
             halt.set()
@@ -355,15 +343,12 @@ class ClipFrames:
         progress=None,  # called with (frames done, of, text)
     ):  # iterator of (t, image (3,R,R), history)
         "Frames `start` to `stop`, in order."
-        chain, device = self.config.chain, next(self.G_pti.parameters()).device
-        chains = list(range(start - start % chain, stop, chain))
+        device = next(self.G_pti.parameters()).device
         workers = worker_count(self.config, self.G_pti.resolution, device)
         way = self.on_threads if device.type == 'cpu' else self.side_by_side
         with threads(torch.get_num_threads()), reuse_memory(device):
-            with contextlib.closing(way(chains, stop, workers)) as results:
+            with contextlib.closing(way(range(start, stop), workers)) as results:
                 for t, image, history in results:
-                    if t < start:
-                        continue
                     if progress:
                         progress(t + 1 - start, stop - start, latest(history))
                     yield t, image, history

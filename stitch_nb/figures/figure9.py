@@ -117,13 +117,6 @@ LEGEND = dict(
         "yellow",
         ":",
     ),
-    warm=Arm(
-        "warm starts",
-        "stitching goes on from the frame before, six frames in a row, with a third of the updates",
-        "the first frame of each six, which is stitched in full",
-        "black",
-        (0, (5, 1, 1, 1)),
-    ),
 )
 
 # %% ../../nbs/figures/40_figure9.ipynb #7b52009b

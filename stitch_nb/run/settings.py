@@ -147,7 +147,6 @@ ARMS = dict(  # name to RunConfig -> RunConfig
     no_smoothing=lambda c: replace(c, sigma_centre=0.0, sigma_axes=0.0),
     no_locality=_tuned(lambda_r=0.0),
     l2=_stitched(norm="l2"),
-    warm=lambda c: _stitched(chain=6, chain_steps=max(1, c.stitch.steps // 3))(c),
 )
 PAPER_ARMS = ("no_pti", "optimised", "no_stitching", "full")  # Figure 9's, in its order
 PIVOT_ARMS = ("encoder", "shared", "optimised")  # where the clip's pivots come from
