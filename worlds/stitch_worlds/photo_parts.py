@@ -44,10 +44,13 @@ from stitch_nb.weights.catalogue import sha256_of
 from .clips import blinks, emphasis, mouth, save_clip, slow, speak
 from .judges import read_ages
 from stitch_worlds.photo_directions import (
+    LOOK_GRADIENTS,
     AgeNet,
     judge_gradients,
+    look_directions,
     mobile_directions,
     read_weights,
+    sample_looks,
 )
 
 # %% ../nbs/80_photo_parts.ipynb #b3d10002
@@ -557,8 +560,13 @@ def worlds_mobile(
     with bar("directions") as tick:
         if judges:
             ages, bundle = AgeNet(read_weights(judges)), load_models("mobile", device)
-            found = judge_gradients(bundle, ages, progress=tick)
-            directions, table = mobile_directions(found, latent_covariance(G))
+            found, cov = judge_gradients(bundle, ages, progress=tick), latent_covariance(G)
+            directions, table = mobile_directions(found, cov)
+            small = load_models("mobile-256", device)
+            seen = sample_looks(small, ages, progress=tick)
+            found = judge_gradients(small, ages, 24, names=LOOK_GRADIENTS, progress=tick)
+            looks, how = look_directions(*seen, found, cov, directions["eyes_open"])
+            directions, table = directions | looks, table | how
             told = dict(made="worlds/nbs/78_photo_directions.ipynb", samples=72, table=table)
         else:
             directions, told = make_mobile_directions(G, read, samples, held, progress=tick)
