@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import stitch_nb
 from stitch_nb.core import StitchError
 from stitch_nb.figures.figure9 import read_run
 from stitch_nb.figures.report import changed_files
 from stitch_nb.run.store import OUTPUTS, digest_of, hidden_folder, sweep, write_json, write_sealed
 from stitch_nb.script import named_files
 from stitch_nb.weights import catalogue
+
+PACKAGE = Path(stitch_nb.__file__).parent
 
 
 @pytest.fixture
@@ -272,25 +276,60 @@ def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
 # ---------------------------------------------------------------- the first seconds, and the last
 
 
-COMMAND = 'import sys, time; import stitch_nb.script; print("ready", flush=True); time.sleep(60)\n'
+@pytest.fixture
+def loads(tmp_path):
+    "A program whose command is in a module with this text."
+
+    def make(text):
+        (tmp_path / 'slow.py').write_text(text)
+        program = "from stitch_nb.commands.start import started\nstarted('slow:stitch_x')()\n"
+        (tmp_path / 'stitch_x').write_text(program)
+        return [sys.executable, str(tmp_path / 'stitch_x')]
+
+    return make
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
 @pytest.mark.parametrize('times', [1, 2])
-def test_ctrl_c_while_libraries_load(tmp_path, times):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_libraries_load(loads, times, number):
     "One line, also if it is pressed twice."
-    (tmp_path / 'stitch_x').write_text(COMMAND)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, str(tmp_path / 'stitch_x')]
+    command = loads('import time; print("ready", flush=True); time.sleep(60)')
     with subprocess.Popen(command, preexec_fn=hear, **pipes) as process:
         assert process.stdout.readline() == 'ready\n'
         for _ in range(times):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             time.sleep(0.02)
         out, err = process.communicate(timeout=60)
-    assert process.returncode in (130, -2) and err in ('stitch_x: stopped\n', '')
-    assert err or times == 2
+    assert process.returncode in (130, -number) and err == 'stitch_x: stopped\n'
+
+
+def test_importing_sets_nothing_in_the_process(tmp_path):
+    "Also in a program that is called like a command."
+    names = sorted(
+        '.'.join(('stitch_nb', *p.relative_to(PACKAGE).with_suffix('').parts))
+        for p in PACKAGE.rglob('*.py')
+        if not p.name.startswith('_')
+    )
+    program = f"""
+import importlib, os, signal, sys, torch, warnings
+def state():
+    hooks = sys.excepthook, sys.unraisablehook, sys.displayhook
+    signals = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    threads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    return hooks, signals, threads, dict(os.environ), os.getcwd(), sys.stdout, sys.stderr
+import numpy, cv2, matplotlib, ipywidgets, tqdm.auto
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+    assert state() == before, name
+"""
+    (tmp_path / 'stitch_x').write_text(program)
+    command = [sys.executable, str(tmp_path / 'stitch_x')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
@@ -310,17 +349,14 @@ def test_a_second_ctrl_c_does_not_disturb_the_tidying(tmp_path):
 
 
 @pytest.mark.parametrize('lacks', ['memory', 'import', 'files', 'cause'])
-def test_what_lacks_while_libraries_load(tmp_path, lacks):
+def test_what_lacks_while_libraries_load(loads, lacks):
     raised = dict(
         memory='raise MemoryError',
         import_='raise ImportError("libtorch.so: failed to map segment from shared object")',
         files='raise OSError(24, "Too many open files")',
         cause='try: raise KeyboardInterrupt\nexcept BaseException: [].x',
     )[lacks.replace('import', 'import_')]
-    (tmp_path / 'stitch_x').write_text(f'import stitch_nb.script\n{raised}\n')
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / 'stitch_x')], capture_output=True, text=True
-    )
+    done = subprocess.run(loads(raised), capture_output=True, text=True)
     assert done.returncode and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith('stitch_x: ')
 
