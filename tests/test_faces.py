@@ -315,7 +315,7 @@ def test_a_hand_before_a_still_face_is_bridged():
     assert held_frames(found, (), [still] * len(found), at_border, (H, W)).sum() == 12
     assert held_frames(found, (), changed, at_border, (H, W)).sum() == 0
 
-# ---------------------------------------------------------------- photographs, as detectors see them
+# ---------------------------------------------------------------- photographs and detectors
 
 
 @pytest.fixture(scope='module')

@@ -450,3 +450,36 @@ def test_handlers_of_the_caller_come_back(capsys):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     stitch_weights(['list', 'ffhq'])
     assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+def test_an_encoder_in_the_generators_place(tmp_path):
+    import tiny
+    from stitch_nb.models import load_models
+
+    folder = tiny.tiny_bundle(tmp_path / 'b')
+    record = json.loads((folder / 'bundle.json').read_text())
+    record['networks']['generator'] = record['networks']['encoder']
+    (folder / 'bundle.json').write_text(json.dumps(record))
+    with pytest.raises(StitchError, match='generator'):
+        load_models(folder)
+
+
+@pytest.mark.parametrize('error', ['MemoryError', 'OSError'])
+def test_no_memory_is_not_a_damaged_film(monkeypatch, error):
+    "Nor are too many open files."
+    import av.error
+    from stitch_nb import video
+    from stitch_nb.core import sample
+
+    raised = dict(
+        MemoryError=av.error.MemoryError(12, 'Cannot allocate memory'),
+        OSError=OSError(24, 'Too many open files'),
+    )[error]
+
+    def lacking(*_):
+        raise raised
+
+    clip = video.read_clip(sample('talk.mp4')).trim(0, 3)
+    monkeypatch.setattr(video, 'pictures', lacking)
+    with pytest.raises((MemoryError, OSError)) as found:
+        list(clip.frames())
+    assert not isinstance(found.value, StitchError)
