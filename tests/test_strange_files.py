@@ -1023,3 +1023,11 @@ def test_a_telephones_picture_under_another_name(tmp_path):
     (tmp_path / 'a.jpg').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
     with pytest.raises(StitchError, match='HEIF; save it as png'):
         read_clip(tmp_path)
+
+
+def test_date_place_and_time_code_are_said(ffmpeg, tmp_path):
+    said = dict(creation_time='2020-01-01T00:00:00Z', location='+48.1+011.5/')
+    words = [x for k, v in said.items() for x in ('-metadata', f'{k}={v}')]
+    ffmpeg(*CARD, '-frames:v', 5, *words, '-timecode', '01:00:00:00', tmp_path / 'a.mov')
+    (line,) = read_clip(tmp_path / 'a.mov').notes
+    assert all(w in line for w in ('not kept', 'the date', 'the place', 'the time code'))

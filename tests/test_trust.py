@@ -80,6 +80,13 @@ def test_changed_numbers_are_said(run):
     assert changed_files(read_run(run)) == ['run.json']
 
 
+def test_the_record_of_another_run(run):
+    "Sealed, but of other files."
+    outputs = {n: digest_of(run / n) for n in OUTPUTS[:-1]} | {'metrics.json': '0' * 32}
+    write_sealed(run / 'run.json', dict(finished=True, key='b', outputs=outputs))
+    assert changed_files(read_run(run)) == ['metrics.json']
+
+
 @pytest.mark.parametrize(
     'text, said',
     [
