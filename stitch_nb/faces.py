@@ -10,7 +10,7 @@ __all__ = ['LANDMARKS', 'ALIKE', 'THUMBNAIL', 'NOBODY', 'Detection', 'face_patch
            'takeovers', 'took_over', 'join_tracks', 'people_in_view', 'find_cuts', 'fill_gaps', 'frame_ranges',
            'say_ranges', 'around_face', 'same_scene', 'is_leaving', 'held_frames', 'FaceTrack', 'place_of',
            'say_people', 'choose_person', 'is_face_like', 'TurnedFaces', 'as_it_lies', 'turn_of_faces', 'check_certain',
-           'check_track', 'detect_all', 'find_people', 'find_faces']
+           'check_track', 'why_no_face', 'detect_all', 'find_people', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
 import os
@@ -322,7 +322,9 @@ class FaceAlignmentFaces:
 class MediaPipeFaces:
     "MediaPipe's detector and its face mesh, as 68 points."
 
-    name, terms, sure = 'mediapipe', '', 0.5
+    name, terms = 'mediapipe', ''
+    sure = margin = 0.85  # a photograph has some 0.95, upside down up to 0.8
+    least = 0.6  # a part of a face is found at any place with some 0.5
 
     def __init__(
         self,
@@ -1017,7 +1019,7 @@ def turn_of_faces(
     clip,  # a Clip, or a list of frames
     backend,
     detections: list,  # T lists of Detection, of the frames as they are
-    margin: float = 0.6,  # upright faces are kept if their scores are so much of the turned ones'
+    margin: float = 0.6,  # upright faces stay at so much of the turned ones' score; or `.margin`
 ) -> int:  # quarter turns against the clock that put the faces upright; 0 where in doubt
     "How faces lie, by the scores on two frames; looked into only where most frames are doubtful."
     sure, T = getattr(backend, 'sure', None), len(detections)
@@ -1030,7 +1032,7 @@ def turn_of_faces(
         for turn in range(4):
             found = TurnedFaces(backend, turn)(clip[t])
             scores[turn] += max((d.score for d in found if is_face_like(d.landmarks)), default=0)
-    turn = int(scores.argmax())
+    turn, margin = int(scores.argmax()), getattr(backend, 'margin', margin)
     return turn if scores[0] < margin * scores[turn] else 0
 
 
@@ -1063,6 +1065,35 @@ def check_track(
             f'({say_ranges(frame_ranges(away))}), more than {max_missing:.0%}: '
             f'cut the clip with --frames{hint}'
         )
+
+
+def why_no_face(
+    clip,  # a Clip, or a list of frames
+    backend,  # that found none in it
+) -> str:  # '': neither
+    "Light or size as the reason, tried on the frame in the middle."
+    if not hasattr(clip, '__getitem__'):
+        return ''
+    seen = lambda picture: [d for d in backend(picture) if is_face_like(d.landmarks)]
+    frame = clip[len(clip) // 2]
+    level = float(frame.mean())
+    if level < 50:
+        bright = (frame * (100 / max(level, 1))).clip(0, 255).astype(np.uint8)
+        more = ', and brighter they show a face' if seen(bright) else ''
+        return f'; they are dark ({level:.0f} of 255{more}): brighten the clip first'
+    H, W = frame.shape[:2]
+    side = max(H, W) // 4
+    for y in square_starts(H, side):
+        for x in square_starts(W, side):
+            y, x = max(int(y), 0), max(int(x), 0)
+            part = np.ascontiguousarray(frame[y : y + side, x : x + side])
+            if found := seen(part):
+                wide = max(np.ptp(d.landmarks[:, 0]) for d in found)
+                return (
+                    f'; a face of some {wide:.0f} pixels is too small in frames of {W}x{H}: '
+                    'cut the picture around it first'
+                )
+    return ''
 
 
 def detect_all(
@@ -1102,7 +1133,8 @@ def find_people(
         raise StitchError('the clip has no frames: nothing to look for faces in')
     hint = NOBODY.get(name, NOBODY[''])
     if not any(detections):
-        raise StitchError(f'no face in any of the {T} frames{hint}')
+        why = why_no_face(clip, backend) if name not in ('', 'none') else ''
+        raise StitchError(f'no face in any of the {T} frames{why or hint}')
     shots = () if name == 'none' else shot_cuts(thumbnails)
     everybody = join_tracks(link_faces(detections, cuts=shots))
     people, terms, tracks = people_in_view(everybody), getattr(backend, 'terms', ''), []

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'USUAL_RATES', 'local', 'check_pixels', 'missing_bytes', 'described',
-           'colour_of', 'turn_of', 'tilt_of', 'with_turns', 'open_video', 'picture_streams', 'picture_stream',
-           'decoder_of', 'pictures', 'Facts', 'extras_of', 'expected_frames', 'look_through', 'fit_rate', 'mend_times',
-           'even_rate', 'schedule', 'choose_rate', 'timing']
+           'films_in', 'colour_of', 'turn_of', 'tilt_of', 'with_turns', 'open_video', 'picture_streams',
+           'picture_stream', 'decoder_of', 'pictures', 'Facts', 'extras_of', 'expected_frames', 'look_through',
+           'fit_rate', 'mend_times', 'even_rate', 'schedule', 'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
 import itertools, math, os
@@ -95,6 +95,46 @@ def missing_bytes(
             at = end
     return 0
 
+# %% ../nbs/04_probe.ipynb #e8241639
+def _elements(data: bytes, at: int, end: int):  # iterator of (number, begin and end of its content)
+    "The elements of a stretch of a Matroska file."
+    while at < end and data[at]:
+        wide = 9 - data[at].bit_length()
+        number, at = data[at : at + wide], at + wide
+        if at >= end or not data[at]:
+            return
+        wide = 9 - data[at].bit_length()
+        size, unknown = int.from_bytes(data[at : at + wide], 'big') - (1 << 7 * wide), 1 << 7 * wide
+        at += wide
+        stop = end if size == unknown - 1 else min(at + size, end)
+        yield number.hex(), at, stop
+        at = stop
+
+
+def _of_matroska(data: bytes) -> dict:  # as `described`
+    "Crop, Dolby Vision and encryption of the first picture track, named as an mp4's boxes."
+
+    def inside(stretches, name):
+        return [(a, b) for x, y in stretches for n, a, b in _elements(data, x, y) if n == name]
+
+    def number(stretches, name):
+        return next((int.from_bytes(data[a:b], 'big') for a, b in inside(stretches, name)), 0)
+
+    tracks = inside(inside([(0, len(data))], '18538067'), '1654ae6b')
+    film = next(([t] for t in inside(tracks, 'ae') if number([t], '83') == 1), [])
+    picture, found = inside(film, 'e0'), {}
+    crop = [number(picture, n) for n in ('54cc', '54dd', '54bb', '54aa')]  # left right top bottom
+    if any(crop):
+        width, height = (number(picture, n) for n in ('b0', 'ba'))
+        shown = width - crop[0] - crop[1], 1, height - crop[2] - crop[3], 1
+        found['clap'] = b''.join(max(n, 0).to_bytes(4, 'big') for n in shown)
+    for a, b in inside(inside(film, '41e4'), '41ed'):
+        if data[a : a + 1] == b'\1' and b - a >= 5:  # the version that a Dolby record begins with
+            found['dvcC'] = data[a:b]
+    if inside(inside(inside(film, '6d80'), '6240'), '5035'):
+        found['sinf'] = b''
+    return found
+
 # %% ../nbs/04_probe.ipynb #cfb8e9d7
 def _inside(data: bytes, at: int, end: int):  # iterator of (kind, where its content begins, end)
     "The boxes of a stretch of an mp4."
@@ -108,10 +148,13 @@ def _inside(data: bytes, at: int, end: int):  # iterator of (kind, where its con
 
 def described(
     path,  # any file
-) -> dict:  # name of a box to its content, bytes; {}: it is no mp4, or says nothing
-    "What an mp4 says of its first picture track beside what the decoder is told."
+) -> dict:  # name of a box to its content, bytes; {}: it is no mp4 or mkv, or says nothing
+    "What an mp4 or mkv says of its first picture track beside what the decoder is told."
     total, at, data = Path(path).stat().st_size, 0, b''
     with open(path, 'rb') as f:
+        if f.read(4) == b'\x1aE\xdf\xa3':
+            f.seek(0)
+            return _of_matroska(f.read(2**22))
         while at < total and not data:
             f.seek(at)
             kind, end = _box(f)
@@ -131,6 +174,21 @@ def described(
             for _, x, y in _inside(data, a + 8, b) if kind == b'trak' else ():
                 return {k.decode('latin-1'): data[p:q] for k, p, q in _inside(data, x + 78, y)}
     return {}
+
+
+def films_in(
+    path,  # any file
+) -> int:  # 0: it is no mp4
+    "How many mp4 files lie one behind the other in a file; players show the first one."
+    total, at, found = Path(path).stat().st_size, 0, 0
+    with open(path, 'rb') as f:
+        while at < total:
+            f.seek(at)
+            kind, end = _box(f)
+            if kind is None or end <= at:
+                break
+            found, at = found + (kind == b'ftyp'), end
+    return found
 
 # %% ../nbs/04_probe.ipynb #b0b0000b
 _RANGES = {1: 'tv', 2: 'pc'}
@@ -303,6 +361,7 @@ class Facts:
     extras: tuple = ()  # what the file has besides picture and sound, in words
     shown: tuple = ()  # width and height of the part that the file asks to show; (): all
     dolby: int = 0  # profile of Dolby Vision; 0: none
+    films: int = 1  # how many mp4 files lie one behind the other
     entries: tuple = ()  # (frame, byte) where a file without an index can be entered
 
 
@@ -369,7 +428,8 @@ def _said_of_picture(path, seen) -> dict:
     shown = (round(clap[0] / clap[1]), round(clap[2] / clap[3])) if clap[1] and clap[3] else ()
     said = boxes.get('dvcC') or boxes.get('dvvC') or bytes(4)
     whole = seen.first and shown == seen.first[0]
-    return dict(shown=() if whole else shown, dolby=said[2] >> 1 if len(said) > 2 else 0)
+    dolby = said[2] >> 1 if len(said) > 2 else 0
+    return dict(shown=() if whole else shown, dolby=dolby, films=films_in(path))
 
 
 def _codec_name(stream) -> str:
@@ -385,8 +445,12 @@ def look_through(
     "Decode a file once, keep no frame, and take notes."
     with open_video(path) as container:
         stream, heard = picture_stream(container), _sound_stream(container)
-        if stream is None or stream.codec_context is None:
+        if stream is None:
             return None
+        if stream.codec_context is None:
+            raise StitchError(
+                f'{path} has a picture in a coding that is not known here; export it as H.264'
+            )
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
         bad, seen, places, total = [], _Notes(), {}, expected_frames(container, stream)
         decoded = pictures(container, stream, decoder_of(stream, max_pixels), bad, places)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'CONTAINERS', 'MARK', 'natural_key', 'matrix_of', 'on_black', 'read_picture', 'state_of', 'Clip',
-           'read_clip', 'as_path', 'as_rate', 'parse_frames', 'temporary_room', 'sound_plan', 'check_output',
-           'read_mark', 'write_video']
+           'missing_numbers', 'read_clip', 'as_path', 'as_rate', 'parse_frames', 'temporary_room', 'sound_plan',
+           'check_output', 'read_mark', 'write_video']
 
 # %% ../nbs/05_video.ipynb #c0c00003
 import contextlib, dataclasses, errno, functools, glob, io, itertools, math, os, re
@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, ImageOps
 from .core import Progress, StitchError, atomic_path, check_shape
 from .probe import MAX_PIXELS, ONLY_FILES, check_pixels, decoder_of, local
 from .probe import look_through, missing_bytes, open_video, picture_stream, pictures
-from .probe import colour_of, timing, with_turns
+from .probe import colour_of, described, timing, with_turns
 
 # %% ../nbs/05_video.ipynb #c0c00009
 def natural_key(
@@ -225,10 +225,17 @@ def _opened(path, max_pixels: int = MAX_PIXELS):
     except (OSError, SyntaxError, ValueError, EOFError) as e:
         if isinstance(e, StitchError):
             raise
+        with contextlib.suppress(OSError), open(path, 'rb') as f:
+            if _is_heif(f.read(12)):
+                raise StitchError(f'{path} is a picture in HEIF; save it as png or jpg') from e
+        said = str(e).splitlines()[0].removesuffix(f' {str(path)!r}')
         raise StitchError(
-            f'{path} is damaged or not a picture ({str(e).splitlines()[0]}); '
-            'replace it or remove it from the folder'
+            f'{path} is damaged or not a picture ({said}); replace it or remove it from the folder'
         ) from e
+
+
+def _is_heif(head: bytes) -> bool:  # the first bytes of a file
+    return head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'mif1', b'avif')
 
 # %% ../nbs/05_video.ipynb #77dc95ca
 def read_picture(
@@ -500,6 +507,8 @@ def _look(path: Path, max_pixels: int, progress):
         raise StitchError(
             f'{path} is cut off, its last {missing} bytes are missing; copy or download it again'
         )
+    if 'sinf' in described(path):
+        raise StitchError(f'{path} is encrypted (DRM); take a copy that is not protected')
     try:
         found = look_through(path, max_pixels, progress)
     except (av.error.FFmpegError, OSError) as e:
@@ -521,7 +530,7 @@ def _why_not(path: Path) -> str:
     "What a file is that can't be opened."
     with open(path, 'rb') as f:
         head = f.read(4096)
-    if head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'mif1', b'avif'):
+    if _is_heif(head):
         return f'{path} is one picture (HEIF), not a video; save it as png or jpg'
     if head[4:8] in (b'ftyp', b'mdat', b'wide', b'free') and b'moov' not in head:
         return f'{path} is cut off: its index is missing; copy or download it again'
@@ -585,6 +594,8 @@ def _file_notes(found, alpha: bool, fps: Fraction) -> list:
         )
     if found.extras:
         yield f'not kept in the result: {", ".join(found.extras)}'
+    if found.films > 1:
+        yield f'{found.films} films lie one behind the other in the file: only the first is read'
     if found.sounds > 1:
         yield f'{found.sounds} sound tracks: only the default one is kept (stream {found.sound})'
     if width * height > 10_000_000:
@@ -653,6 +664,18 @@ def _read_pages(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
     return Clip(path, W, H, n_file=times['n_frames'], files=('.',), max_pixels=max_pixels, **times)
 
 # %% ../nbs/05_video.ipynb #86b30580
+def missing_numbers(
+    names: list,  # of pictures, in order
+) -> int:  # 0: none, or the names are not numbered one by one
+    "How many numbers are left out where the names count by the same step."
+    parts = [re.fullmatch(r'(.*?)(\d+)(\D*)', name) for name in names]
+    if None in parts or len({(m[1], m[3]) for m in parts}) > 1:
+        return 0
+    steps = np.diff([float(m[2]) for m in parts])
+    usual = steps.min(initial=np.inf)
+    return int((steps / usual - 1).sum()) if 0 < usual < np.inf else 0
+
+
 def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
     "A folder of pictures as a clip."
     there = [p for p in path.iterdir() if not p.name.startswith('.')]
@@ -664,7 +687,11 @@ def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
         (p for p in found if p.suffix.lower() in PICTURES), key=lambda p: natural_key(p.name)
     )
     if not files:
-        raise StitchError(f'{path} has no frames; put {", ".join(PICTURES)} files into it')
+        there = ', '.join(sorted(p.name for p in there)[:3]) or 'nothing'
+        raise StitchError(
+            f'{path} has no frames ({there} is in it); put {", ".join(PICTURES)} files into it, '
+            'or name a video'
+        )
     first, several = read_picture(files[0], max_pixels=max_pixels), []
     for p in files:
         W, H, pages = _size_of(p, max_pixels)
@@ -679,6 +706,11 @@ def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
         notes.append(
             f'{len(other)} files of the folder are not pictures and were left out: '
             f'{", ".join(other[:3])}'
+        )
+    if gaps := missing_numbers([p.name for p in files]):
+        notes.append(
+            f'{gaps} numbers are missing among the names of the folder: the pictures are taken one '
+            'after the other'
         )
     if several:
         notes.append(f'{several[0]} holds several pictures: of such files the first is taken')

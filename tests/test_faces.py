@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from stitch_nb.core import StitchError
 from stitch_nb.faces import THUMBNAIL, Detection, TurnedFaces, dlib_model_file, find_faces
+from stitch_nb.faces import find_people
 from stitch_nb.faces import held_frames, is_face_like, landmark_backend, say_ranges
 from stitch_nb.video import read_clip
 
@@ -313,3 +314,131 @@ def test_a_hand_before_a_still_face_is_bridged():
     changed = [still if f else other for f in found]
     assert held_frames(found, (), [still] * len(found), at_border, (H, W)).sum() == 12
     assert held_frames(found, (), changed, at_border, (H, W)).sum() == 0
+
+# ---------------------------------------------------------------- photographs and detectors
+
+
+@pytest.fixture(scope='module')
+def photograph():
+    "A frame of the photographic sample, 320 pixels wide."
+    from PIL import Image
+    from stitch_nb.core import sample
+
+    frames = read_clip(sample('portrait')).frames(0, 1)
+    return [np.array(Image.fromarray(f).resize((320, 320), Image.Resampling.BOX)) for f in frames]
+
+
+def off_by(track, truth):
+    return np.linalg.norm(track.landmarks - truth, axis=2).mean() / np.ptp(truth[0], 0).max()
+
+
+@pytest.mark.parametrize('name', ['mediapipe', 'dlib'])
+@pytest.mark.parametrize('turn', [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_turned_photograph(nets, photograph, name, turn):
+    "MediaPipe sees an upright face in one that is upside down, with some .75 of its certainty."
+    backend = backend_of(name, nets)
+    H, W = photograph[0].shape[:2]
+    x, y = find_faces(photograph, backend).landmarks.transpose(2, 0, 1)
+    truth = {1: (y, W - 1 - x), 2: (W - 1 - x, H - 1 - y), 3: (H - 1 - y, x)}[turn]
+    lying = [np.ascontiguousarray(np.rot90(f, turn)) for f in photograph]
+    track = find_faces(lying, backend)
+    assert track.found.all() and track.people == 1
+    assert off_by(track, np.stack(truth, -1)) < 0.03
+
+
+@pytest.mark.parametrize('name', ['mediapipe', 'dlib'])
+@pytest.mark.parametrize('cut', ['lips to brows', 'chin and forehead outside'])
+def test_a_photograph_from_near(nets, photograph, name, cut):
+    "Found in place, or refused."
+    from PIL import Image
+
+    backend = backend_of(name, nets)
+    points = find_faces(photograph, backend).landmarks
+    brows, lips, middle = points[0, 17:27], points[0, 48:60], points[0].mean(0)
+    half = 0.45 * np.ptp(points[0], 0).max()
+    box = [*(middle - half), *(middle + half)]
+    if cut == 'lips to brows':
+        box = [brows[:, 0].min(), brows[:, 1].min(), brows[:, 0].max(), lips[:, 1].max()]
+    x0, y0, x1, y1 = (int(v) for v in box)
+    size = 640, round(640 * (y1 - y0) / (x1 - x0))
+    near = [np.array(Image.fromarray(f[y0:y1, x0:x1]).resize(size)) for f in photograph]
+    try:
+        track = find_faces(near, backend)
+    except StitchError:
+        return
+    truth = (points - [x0, y0]) * [size[0] / (x1 - x0), size[1] / (y1 - y0)]
+    assert track.people == 1 and off_by(track, truth) < 0.05
+
+
+@pytest.mark.parametrize('name', ['mediapipe', 'dlib'])
+def test_two_people_of_whom_one_goes(nets, photograph, name):
+    "The one on the left is away in frames 4 to 6; the other one is not taken for him."
+    backend, face = backend_of(name, nets), photograph[0]
+    wall = np.repeat(face[:, :8].mean(1, keepdims=True), face.shape[1], 1).astype(np.uint8)
+    film = [
+        np.concatenate([wall if t in (4, 5, 6) else face, face[:, ::-1]], 1) for t in range(10)
+    ]
+    left, right = find_people(film, Remembering(backend))
+    assert left.edited.tolist() == [t not in (4, 5, 6) for t in range(10)]
+    assert right.found.all() and left.x < 0.5 < right.x
+
+
+@pytest.mark.parametrize('name', ['mediapipe', 'dlib'])
+def test_a_photograph_that_slides_out_and_in(nets, photograph, name):
+    backend, face = backend_of(name, nets), photograph[0]
+    W, wall = face.shape[1], np.full_like(face, face[:, :8].mean())
+    film = []
+    for share in (0, 0, 0.1, 0.2, 0.3, 0.9, 1, 1, 0.9, 0.3, 0.2, 0.1, 0):
+        at = int(share * W)
+        film.append(np.concatenate([wall[:, :at], face[:, : W - at]], 1))
+    track = find_people(film, Remembering(backend))[0]
+    assert track.edited[:4].all() and not track.edited[5:9].any() and track.edited[10:].all()
+
+
+class Remembering:
+    "A detector that looks at each picture once."
+
+    def __init__(self, backend):
+        self.backend, self.seen = backend, {}
+
+    def __getattr__(self, name):
+        return getattr(self.backend, name)
+
+    def __call__(self, frame):
+        key = frame.tobytes()
+        if key not in self.seen:
+            self.seen[key] = self.backend(frame)
+        return self.seen[key]
+
+
+@pytest.mark.parametrize('name', ['bundle', 'mediapipe', 'dlib'])
+@pytest.mark.parametrize('kind', ['dark', 'small', 'large'])
+def test_the_reason_is_light_or_size(nets, photograph, name, kind):
+    "A dark or a small face and one in 4K: found, or refused by a line that names the reason."
+    from PIL import Image
+    from stitch_nb.core import sample
+
+    backend = backend_of(name, nets)
+    face = read_clip(sample('talk.mp4'))[0] if name == 'bundle' else photograph[0]
+    if kind == 'dark':
+        film = [(face * 0.02).astype(np.uint8)]
+    elif kind == 'large':
+        film = [np.array(Image.fromarray(face).resize((3840, 3840 * len(face) // face.shape[1])))]
+    else:
+        film = [np.full((360, 640, 3), 90, np.uint8)]
+        film[0][150:210, 300:375] = np.array(Image.fromarray(face).resize((75, 60)))
+    try:
+        found = find_faces(film, backend).landmarks[0]
+    except StitchError as error:
+        said = dict(dark='they are dark', small='pixels is too small', large='never')[kind]
+        assert said in str(error)
+    else:
+        assert np.ptp(found, 0).max() > dict(dark=50, small=20, large=1000)[kind]
+
+
+def test_neither_light_nor_size(nets):
+    "An empty wall is no matter of light."
+    wall = [np.full((120, 160, 3), 120, np.uint8)] * 2
+    with pytest.raises(StitchError, match='try --landmarks') as error:
+        find_faces(wall, landmark_backend('bundle', models=nets))
+    assert 'dark' not in str(error.value) and 'small' not in str(error.value)

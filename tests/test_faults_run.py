@@ -238,6 +238,30 @@ def outside_masks(room, run, config=CONFIG):
     return [paste_mask(q, heads[k].full, 48, 64, 0) == 0 for k, q in enumerate(run.quads)]
 
 
+@pytest.mark.parametrize("stage", ["faces", "crops", "generator", "stitched"])
+def test_a_clip_that_is_replaced_meanwhile(room, tmp_path, monkeypatch, stage):
+    "The run is refused, and keeps no frame of the other clip: the first one comes out as it was."
+    tiny.use_disc(monkeypatch)
+    path, kept = tmp_path / "c.mp4", tmp_path / "kept.mp4"
+    for copy in (path, kept):
+        shutil.copyfile(room[2], copy)
+    other = tiny.face_clip(tmp_path / "other.mp4", T=4, at=(20, 22))
+
+    def progress(name):
+        def tick(done, total, text=""):
+            if name == stage and other.exists():
+                os.replace(other, path)
+
+        return nullcontext(tick)
+
+    with pytest.raises(StitchError, match="changed after it was read"):
+        edit_clip(path, "smile=1", tmp_path / "run", room[1], CONFIG, progress=progress)
+    assert not (tmp_path / "run" / "result.mp4").exists()
+    os.replace(kept, path)
+    edit_clip(path, "smile=1", tmp_path / "run", room[1], CONFIG)
+    assert bytes_of(tmp_path / "run") == room[3]
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 def test_the_delivered_file_is_measured(room, tmp_path, monkeypatch, lossless):
     "Before encoding nothing outside of the mask changes; of the file, the numbers are its own."

@@ -105,7 +105,9 @@ def test_console_scripts_exist(settings):
     for line in settings["console_scripts"].split("\n"):
         name, _, target = line.strip().partition("=")
         module, _, function = target.partition(":")
-        assert name == function and callable(getattr(import_module(module), function))
+        program = getattr(import_module(module), function)
+        module, _, command = program.target.partition(":")
+        assert name == function == command and callable(getattr(import_module(module), command))
 
 
 NAMES = {
@@ -234,6 +236,7 @@ def test_commands_are_understood(line, settings):
     name, *words = shlex.split(line)
     places = dict(re.findall(r"(\w+)=(stitch_nb\.[\w.]+:\w+)", settings["console_scripts"]))
     module, _, function = places[name].partition(":")
+    module, _, function = getattr(import_module(module), function).target.partition(":")
     if name == "stitch_weights":
         parser = import_module(module).weights_parser()
     elif name == "stitch_doctor":

@@ -590,6 +590,8 @@ def test_mirrors(ffmpeg, make_clip, tmp_path, turn):
 # ---------------------------------------------------------------- a second look: forty new kinds
 
 CARD = ['-f', 'lavfi', '-i', 'testsrc2=size=96x64:rate=25', '-pix_fmt', 'yuv420p']
+DNXHD = '-c:v dnxhd -profile:v dnxhr_sq'
+HEVC = '-c:v libx265 -x265-params log-level=error:pools=1'
 
 
 @pytest.mark.parametrize(
@@ -741,6 +743,51 @@ def test_what_is_no_film(ffmpeg, tmp_path, kind, said):
         ('one.mp4', '-frames:v 1', 1, '25'),
         ('early.mkv', '-t 1 -output_ts_offset -0.5 -avoid_negative_ts disabled', 25, '25'),
         ('open.mp4', '-t 1 -bf 3 -x264-params open-gop=1:keyint=8', 25, '25'),
+        ('frag.mp4', '-t 1 -movflags frag_keyframe+empty_moov -g 5', 25, '25'),
+        ('late.mp4', '-t 1 -bf 3 -movflags frag_keyframe+negative_cts_offsets', 25, '25'),
+        ('av1.mp4', '-t 1 -c:v libsvtav1 -preset 12', 25, '25'),
+        ('grain.mkv', '-t 1 -c:v libsvtav1 -preset 12 -svtav1-params film-grain=20', 25, '25'),
+        ('av1.obu', '-t 1 -c:v libsvtav1 -preset 12', 25, '25'),
+        ('vp9.ivf', '-t 1 -c:v libvpx-vp9 -deadline realtime', 25, '25'),
+        ('ten.webm', '-t 1 -c:v libvpx-vp9 -deadline realtime -pix_fmt yuv420p10le', 25, '25'),
+        ('rgb.webm', '-t 1 -c:v libvpx-vp9 -deadline realtime -pix_fmt gbrp', 25, '25'),
+        ('hidden.webm', '-t 1 -c:v libvpx-vp9 -auto-alt-ref 1 -lag-in-frames 16', 25, '25'),
+        ('twelve.mp4', f'-t 1 -pix_fmt yuv422p12le {HEVC}', 25, '25'),
+        ('grey.mp4', f'-t 1 -pix_fmt gray10le {HEVC}', 25, '25'),
+        ('raw.hevc', f'-t 1 {HEVC}', 25, '25'),
+        ('cra.mp4', f'-t 1 {HEVC}:open-gop=1:keyint=8', 25, '25'),
+        ('hlg.mp4', f'-t 1 {HEVC}:transfer=arib-std-b67:colormatrix=bt2020nc', 25, '25'),
+        ('packed.avi', '-t 1 -c:v mpeg4 -bf 2 -vtag DX50', 25, '25'),
+        ('old.avi', '-t 1 -c:v msmpeg4', 25, '25'),
+        ('a.wmv', '-t 1 -c:v wmv2', 25, '25'),
+        ('a.flv', '-t 1 -c:v flv', 25, '25'),
+        ('a.ogv', '-t 1 -c:v libtheora', 25, '25'),
+        ('a.swf', '-t 1 -c:v flv', 25, '25'),
+        ('a.rm', '-t 1 -vf scale=128:96 -c:v rv20', 25, '25'),
+        ('a.wtv', '-t 1 -c:v mpeg2video', 25, '25'),
+        ('a.mxf', '-t 1 -c:v mpeg2video -pix_fmt yuv422p', 25, '25'),
+        ('a.vob', '-t 1 -c:v mpeg2video -f vob', 25, '25'),
+        ('a.m2v', '-t 1 -c:v mpeg2video', 25, '25'),
+        ('a.y4m', '-t 1 -pix_fmt yuv444p10le -strict -1', 25, '25'),
+        ('a.3gp', '-t 1 -vf scale=176:144 -c:v h263', 25, '25'),
+        ('ntsc.dv', '-t 1 -vf scale=720:480 -r 30000/1001 -pix_fmt yuv411p', 30, '30000/1001'),
+        ('huff.avi', '-t 1 -pix_fmt yuv422p -c:v huffyuv', 25, '25'),
+        ('ut.avi', '-t 1 -pix_fmt gbrp -c:v utvideo', 25, '25'),
+        ('raw.avi', '-t 1 -pix_fmt bgr24 -c:v rawvideo', 25, '25'),
+        ('uyvy.avi', '-t 1 -pix_fmt uyvy422 -c:v rawvideo', 25, '25'),
+        ('deep.nut', '-t 1 -pix_fmt rgb48le -c:v rawvideo', 25, '25'),
+        ('float.nut', '-t 1 -pix_fmt gbrpf32le -c:v rawvideo', 25, '25'),
+        ('mono.nut', '-t 1 -pix_fmt monob -c:v rawvideo', 25, '25'),
+        ('v210.mov', '-t 1 -pix_fmt yuv422p10le -c:v v210', 25, '25'),
+        ('png.mov', '-t 1 -pix_fmt rgba -c:v png', 25, '25'),
+        ('dnx.mov', f'-t 1 -vf scale=256:128 -pix_fmt yuv422p {DNXHD}', 25, '25'),
+        ('svq.mov', '-t 1 -pix_fmt yuv410p -c:v svq1', 25, '25'),
+        ('half.mp4', '-r 1/2 -t 12', 6, '1/2'),
+        ('double.mp4', '-r 120000/1001 -t 0.5', 60, '120000/1001'),
+        ('slow.mp4', '-r 15000/1001 -t 2', 30, '15000/1001'),
+        ('wrap.ts', '-t 2 -output_ts_offset 95442.9 -muxdelay 0', 50, '25'),
+        ('tiny.mkv', '-t 0.2 -vf scale=2:2', 5, '25'),
+        ('wide.mkv', '-t 0.2 -vf scale=4096:16 -colorspace bt709', 5, '25'),
     ],
 )
 def test_kinds_of_film(ffmpeg, tmp_path, name, options, frames, fps):
@@ -766,3 +813,221 @@ def test_names_that_are_too_long(tmp_path, monkeypatch, capsys):
         os.mkdir(tmp_path / ('o' * 300))
     line = capsys.readouterr().err
     assert 'too long: choose a shorter one' in line and len(line) < 200
+
+# ---------------------------------------------------------------- a third look: boxes
+
+
+def boxed(kind, content):
+    return (8 + len(content)).to_bytes(4, 'big') + kind + content
+
+
+def sphere():
+    head = boxed(b'svhd', bytes(4) + b'me\0')
+    shape = boxed(b'prhd', bytes(16)) + boxed(b'equi', bytes(20))
+    return head + boxed(b'proj', shape)
+
+
+@pytest.mark.parametrize(
+    'kind, content, said',
+    [
+        (b'sv3d', sphere(), 'the mark of a spherical picture'),
+        (b'st3d', bytes(4) + b'\2', 'the mark of stereo pictures'),
+    ],
+)
+def test_spheres_and_pairs(ffmpeg, tmp_path, kind, content, said):
+    "Also in a Matroska file."
+    ffmpeg(*CARD, '-frames:v', 5, tmp_path / 'a.mp4')
+    path = with_box(tmp_path / 'a.mp4', kind, content, b'avcC')
+    ffmpeg('-i', path, '-c', 'copy', '-strict', 'unofficial', tmp_path / 'a.mkv')
+    for name in ('a.mp4', 'a.mkv'):
+        clip = read_clip(tmp_path / name)
+        assert any(said in n for n in clip.notes), (name, clip.notes)
+
+
+def element(number, content):
+    "Of Matroska; at most 126 bytes."
+    return bytes.fromhex(number) + bytes([0x80 | len(content)]) + content
+
+
+DOLBY = bytes([1, 0, 5 << 1, 1 << 3 | 5]) + bytes(20)
+
+
+@pytest.mark.parametrize(
+    'inside, said',
+    [
+        (element('41e4', element('41ed', DOLBY)), dict(dvcC=DOLBY)),
+        (element('6d80', element('6240', element('5035', b''))), dict(sinf=b'')),
+        (b'', {}),
+    ],
+)
+def test_elements_that_the_decoder_does_not_hear_of(tmp_path, inside, said):
+    from stitch_nb.probe import described
+
+    film = element('e0', element('b0', b'\x60') + element('ba', b'\x40'))
+    track = element('ae', element('83', b'\1') + film + inside)
+    sound = element('ae', element('83', b'\2'))
+    file = element('1a45dfa3', b'') + element('18538067', element('1654ae6b', sound + track))
+    (tmp_path / 'a.mkv').write_bytes(file)
+    assert described(tmp_path / 'a.mkv') == said
+    for end in range(4, len(file)):  # cut anywhere: no error
+        (tmp_path / 'a.mkv').write_bytes(file[:end])
+        described(tmp_path / 'a.mkv')
+
+
+def test_a_crop_in_matroska(ffmpeg, tmp_path):
+    "16 columns at the left and 8 rows at the top."
+    path = tmp_path / 'a.mkv'
+    ffmpeg(*CARD, '-frames:v', 5, '-color_range', 'tv', '-colorspace', 'bt709', path)
+    data = path.read_bytes()
+    at = data.index(bytes.fromhex('55b0'), data.index(b'V_MPEG4'))
+    size = 3 + (data[at + 2] & 0x7F)  # of the element of colours, whose place is taken
+    crop = element('54cc', b'\x10') + element('54bb', b'\x08')
+    crop += element('ec', bytes(size - len(crop) - 2))
+    path.write_bytes(data[:at] + crop + data[at + size :])
+    assert any('show only 80x56 of its 96x64' in n for n in read_clip(path).notes)
+
+
+@pytest.mark.parametrize('more', [(), ('-movflags', 'frag_keyframe+empty_moov')])
+def test_what_is_encrypted(ffmpeg, tmp_path, more):
+    key = ['-encryption_key', '0' * 32, '-encryption_kid', '1' * 32]
+    scheme = ['-encryption_scheme', 'cenc-aes-ctr', *key, *more]
+    ffmpeg(*CARD, '-frames:v', 5, *scheme, tmp_path / 'a.mp4')
+    with pytest.raises(StitchError, match='is encrypted .DRM'):
+        read_clip(tmp_path / 'a.mp4')
+
+
+@pytest.mark.parametrize('name, code', [('a.mp4', b'avc1'), ('a.mkv', b'MPEG4/ISO/AVC')])
+def test_a_coding_that_is_not_known(ffmpeg, tmp_path, name, code):
+    ffmpeg(*CARD, '-frames:v', 5, tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    at = data.rindex(code)
+    data = data[:at] + b'Z' * len(code) + data[at + len(code) :]
+    (tmp_path / name).write_bytes(data.replace(b'avcC', b'zzzC'))
+    with pytest.raises(StitchError, match='in a coding that is not known here'):
+        read_clip(tmp_path / name)
+
+
+def test_two_films_in_one_file(ffmpeg, tmp_path):
+    "cat a.mp4 b.mp4: players show the first one."
+    ffmpeg(*CARD, '-frames:v', 5, tmp_path / 'a.mp4')
+    data = (tmp_path / 'a.mp4').read_bytes()
+    (tmp_path / 'two.mp4').write_bytes(data + data)
+    clip = read_clip(tmp_path / 'two.mp4')
+    assert len(clip) == 5 and any('2 films lie one behind the other' in n for n in clip.notes)
+    assert not read_clip(tmp_path / 'a.mp4').notes
+
+
+@pytest.mark.parametrize('cover', ['song.m4a', 'song.mp3'])
+def test_a_cover_is_no_film(ffmpeg, tmp_path, cover):
+    ffmpeg(*CARD, '-frames:v', 1, tmp_path / 'c.jpg')
+    maps = '-map 0 -map 1 -t 1 -c:v copy -disposition:v attached_pic'.split()
+    ffmpeg('-f', 'lavfi', '-i', 'sine', '-i', tmp_path / 'c.jpg', *maps, tmp_path / cover)
+    with pytest.raises(StitchError, match='only sound|not a video'):
+        read_clip(tmp_path / cover)
+
+
+STREAM = 188  # bytes of a packet
+
+
+@pytest.mark.parametrize('how', ['lost', 'middle', 'padded', 'junk'])
+def test_streams_off_the_air(ffmpeg, tmp_path, how):
+    "Packets lost, a beginning without key frame, packets of 204 bytes, noise before the first."
+    ffmpeg(*CARD, '-frames:v', 50, '-g', 10, tmp_path / 'a.ts')
+    data = (tmp_path / 'a.ts').read_bytes()
+    packets = [data[i : i + STREAM] for i in range(0, len(data), STREAM)]
+    n = len(packets)
+    if how == 'lost':
+        del packets[n // 3 : n // 3 + 6]
+    elif how == 'middle':
+        packets = packets[:4] + packets[n // 4 :]
+    elif how == 'padded':
+        packets = [p + bytes(16) for p in packets]
+    noise = np.random.default_rng(0).bytes(777) if how == 'junk' else b''
+    (tmp_path / 'b.ts').write_bytes(noise + b''.join(packets))
+    clip = read_clip(tmp_path / 'b.ts')
+    assert clip.fps == 25 and len(list(clip.frames())) == len(clip) <= 50
+    broken = how in ('lost', 'middle')
+    assert any('damaged' in n for n in clip.notes) == broken
+    assert broken or len(clip) == 50
+
+
+@pytest.mark.parametrize('suffix', ['avi', 'mkv'])
+def test_files_that_were_glued_together(ffmpeg, tmp_path, suffix):
+    ffmpeg(*CARD, '-frames:v', 10, tmp_path / f'a.{suffix}')
+    data = (tmp_path / f'a.{suffix}').read_bytes()
+    (tmp_path / f'b.{suffix}').write_bytes(data + data)
+    clip = read_clip(tmp_path / f'b.{suffix}')
+    assert (len(clip), clip.fps) == (20, 25)
+
+
+def test_a_pause_and_a_slide_show(ffmpeg, tmp_path):
+    "Time goes on while nothing new is shown."
+    pause = "setpts='PTS+if(gte(N,12),3/TB,0)'"
+    ffmpeg(*CARD, '-frames:v', 25, '-vf', pause, '-fps_mode', 'passthrough', tmp_path / 'a.mp4')
+    clip = read_clip(tmp_path / 'a.mp4')
+    assert (len(clip), clip.fps) == (100, 25) and '75 frames repeated' in clip.notes[0]
+
+
+@pytest.mark.parametrize(
+    'name', ['a\nb.mp4', b'\xff\xfe.mp4', 'img%03d.mp4', 'a[*?].mp4', 'noext', 'a .mp4 ']
+)
+@pytest.mark.skipif(sys.platform != 'linux', reason='names that not every system has')
+def test_names_that_are_only_names(make_clip, tmp_path, name):
+    import os
+
+    path = os.path.join(os.fsencode(tmp_path), name if isinstance(name, bytes) else name.encode())
+    Path(os.fsdecode(path)).write_bytes(Path(make_clip('plain.mp4')).read_bytes())
+    assert len(list(read_clip(os.fsdecode(path)).frames())) == 10
+
+
+def picture(i, mode='RGB'):
+    return Image.fromarray(np.full((32, 48, 3), 20 * i, np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize(
+    'names, said',
+    [
+        ('f1.png f2.png f5.png f6.png', '2 numbers are missing'),
+        ('f0.png f10.png f20.png', ''),
+        ('a.png b.jpg c.bmp d.webp e.tif', ''),
+        ('A1.PNG A2.PNG', ''),
+        ('a1.png .DS_Store ._a1.png', ''),
+        ('a1.png Thumbs.db', '1 files of the folder are not pictures'),
+        ('clip.mp4', 'clip.mp4 is in it'),
+        ('a1.jp2 a2.exr', 'a1.jp2, a2.exr is in it'),
+        ('', 'nothing is in it'),
+    ],
+)
+def test_folders_as_they_come(tmp_path, names, said):
+    for i, name in enumerate(names.split()):
+        if name.lower().endswith(('png', 'jpg', 'bmp', 'webp', 'tif')) and name[0] != '.':
+            picture(i).save(tmp_path / name)
+        else:
+            (tmp_path / name).write_bytes(b'x')
+    try:
+        heard = read_clip(tmp_path).notes
+    except StitchError as error:
+        heard = (str(error),)
+    assert any(said in n for n in heard) if said else not heard
+
+
+@pytest.mark.parametrize(
+    'mode, name', [('CMYK', 'a.jpg'), ('1', 'a.bmp'), ('P', 'a.png'), ('LA', 'a.png')]
+)
+def test_modes_of_pictures_in_a_folder(tmp_path, mode, name):
+    picture(5, mode).save(tmp_path / name)
+    assert read_clip(tmp_path)[0].shape == (32, 48, 3)
+
+
+def test_a_telephones_picture_under_another_name(tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
+    with pytest.raises(StitchError, match='HEIF; save it as png'):
+        read_clip(tmp_path)
+
+
+def test_date_place_and_time_code_are_said(ffmpeg, tmp_path):
+    said = dict(creation_time='2020-01-01T00:00:00Z', location='+48.1+011.5/')
+    words = [x for k, v in said.items() for x in ('-metadata', f'{k}={v}')]
+    ffmpeg(*CARD, '-frames:v', 5, *words, '-timecode', '01:00:00:00', tmp_path / 'a.mov')
+    (line,) = read_clip(tmp_path / 'a.mov').notes
+    assert all(w in line for w in ('not kept', 'the date', 'the place', 'the time code'))

@@ -7,15 +7,19 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import stitch_nb
 from stitch_nb.core import StitchError
 from stitch_nb.figures.figure9 import read_run
 from stitch_nb.figures.report import changed_files
 from stitch_nb.run.store import OUTPUTS, digest_of, hidden_folder, sweep, write_json, write_sealed
 from stitch_nb.script import named_files
 from stitch_nb.weights import catalogue
+
+PACKAGE = Path(stitch_nb.__file__).parent
 
 
 @pytest.fixture
@@ -74,6 +78,13 @@ def test_changed_numbers_are_said(run):
     record = json.loads((run / 'run.json').read_text())
     (run / 'run.json').write_text(json.dumps(record | dict(key='another')))
     assert changed_files(read_run(run)) == ['run.json']
+
+
+def test_the_record_of_another_run(run):
+    "Sealed, but of other files."
+    outputs = {n: digest_of(run / n) for n in OUTPUTS[:-1]} | {'metrics.json': '0' * 32}
+    write_sealed(run / 'run.json', dict(finished=True, key='b', outputs=outputs))
+    assert changed_files(read_run(run)) == ['metrics.json']
 
 
 @pytest.mark.parametrize(
@@ -272,25 +283,60 @@ def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
 # ---------------------------------------------------------------- the first seconds, and the last
 
 
-COMMAND = 'import sys, time; import stitch_nb.script; print("ready", flush=True); time.sleep(60)\n'
+@pytest.fixture
+def loads(tmp_path):
+    "A program whose command is in a module with this text."
+
+    def make(text):
+        (tmp_path / 'slow.py').write_text(text)
+        program = "from stitch_nb.commands.start import started\nstarted('slow:stitch_x')()\n"
+        (tmp_path / 'stitch_x').write_text(program)
+        return [sys.executable, str(tmp_path / 'stitch_x')]
+
+    return make
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
 @pytest.mark.parametrize('times', [1, 2])
-def test_ctrl_c_while_libraries_load(tmp_path, times):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_libraries_load(loads, times, number):
     "One line, also if it is pressed twice."
-    (tmp_path / 'stitch_x').write_text(COMMAND)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     hear = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, str(tmp_path / 'stitch_x')]
+    command = loads('import time; print("ready", flush=True); time.sleep(60)')
     with subprocess.Popen(command, preexec_fn=hear, **pipes) as process:
         assert process.stdout.readline() == 'ready\n'
         for _ in range(times):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             time.sleep(0.02)
         out, err = process.communicate(timeout=60)
-    assert process.returncode in (130, -2) and err in ('stitch_x: stopped\n', '')
-    assert err or times == 2
+    assert process.returncode in (130, -number) and err == 'stitch_x: stopped\n'
+
+
+def test_importing_sets_nothing_in_the_process(tmp_path):
+    "Also in a program that is called like a command."
+    names = sorted(
+        '.'.join(('stitch_nb', *p.relative_to(PACKAGE).with_suffix('').parts))
+        for p in PACKAGE.rglob('*.py')
+        if not p.name.startswith('_')
+    )
+    program = f"""
+import importlib, os, signal, sys, torch, warnings
+def state():
+    hooks = sys.excepthook, sys.unraisablehook, sys.displayhook
+    signals = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    threads = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    return hooks, signals, threads, dict(os.environ), os.getcwd(), sys.stdout, sys.stderr
+import numpy, cv2, matplotlib, ipywidgets, tqdm.auto
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+    assert state() == before, name
+"""
+    (tmp_path / 'stitch_x').write_text(program)
+    command = [sys.executable, str(tmp_path / 'stitch_x')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
@@ -310,17 +356,14 @@ def test_a_second_ctrl_c_does_not_disturb_the_tidying(tmp_path):
 
 
 @pytest.mark.parametrize('lacks', ['memory', 'import', 'files', 'cause'])
-def test_what_lacks_while_libraries_load(tmp_path, lacks):
+def test_what_lacks_while_libraries_load(loads, lacks):
     raised = dict(
         memory='raise MemoryError',
         import_='raise ImportError("libtorch.so: failed to map segment from shared object")',
         files='raise OSError(24, "Too many open files")',
         cause='try: raise KeyboardInterrupt\nexcept BaseException: [].x',
     )[lacks.replace('import', 'import_')]
-    (tmp_path / 'stitch_x').write_text(f'import stitch_nb.script\n{raised}\n')
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / 'stitch_x')], capture_output=True, text=True
-    )
+    done = subprocess.run(loads(raised), capture_output=True, text=True)
     assert done.returncode and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith('stitch_x: ')
 
@@ -414,3 +457,36 @@ def test_handlers_of_the_caller_come_back(capsys):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     stitch_weights(['list', 'ffhq'])
     assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+def test_an_encoder_in_the_generators_place(tmp_path):
+    import tiny
+    from stitch_nb.models import load_models
+
+    folder = tiny.tiny_bundle(tmp_path / 'b')
+    record = json.loads((folder / 'bundle.json').read_text())
+    record['networks']['generator'] = record['networks']['encoder']
+    (folder / 'bundle.json').write_text(json.dumps(record))
+    with pytest.raises(StitchError, match='generator'):
+        load_models(folder)
+
+
+@pytest.mark.parametrize('error', ['MemoryError', 'OSError'])
+def test_no_memory_is_not_a_damaged_film(monkeypatch, error):
+    "Nor are too many open files."
+    import av.error
+    from stitch_nb import video
+    from stitch_nb.core import sample
+
+    raised = dict(
+        MemoryError=av.error.MemoryError(12, 'Cannot allocate memory'),
+        OSError=OSError(24, 'Too many open files'),
+    )[error]
+
+    def lacking(*_):
+        raise raised
+
+    clip = video.read_clip(sample('talk.mp4')).trim(0, 3)
+    monkeypatch.setattr(video, 'pictures', lacking)
+    with pytest.raises((MemoryError, OSError)) as found:
+        list(clip.frames())
+    assert not isinstance(found.value, StitchError)

@@ -63,8 +63,8 @@ def test_contents(wheel):
         .decode()
     )
     assert (
-        "stitch_demo = stitch_nb.commands.edit:stitch_demo" in scripts
-        and "stitch_edit = stitch_nb.commands.edit:stitch_edit" in scripts
+        "stitch_demo = stitch_nb.commands.start:stitch_demo" in scripts
+        and "stitch_edit = stitch_nb.commands.start:stitch_edit" in scripts
     )
     foreign = "tests/", "nbs/", "tools/", "worlds/", "stitch_worlds/", "stitch_nb/people/"
     assert not [n for n in names if n.startswith(foreign)]

@@ -18,7 +18,7 @@ import time
 import webbrowser
 from pathlib import Path
 
-from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+from ..script import Param, call_parse
 
 import nbformat
 from ..core import StitchError

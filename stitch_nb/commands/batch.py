@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from queue import Queue
 
-from ..script import anno_parser, call_parse  # first: from here on Ctrl-C is one line
+from ..script import anno_parser, call_parse
 
 import torch
 

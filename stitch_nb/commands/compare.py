@@ -13,7 +13,7 @@ from collections import deque
 from functools import lru_cache, partial
 from pathlib import Path
 
-from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+from ..script import Param, call_parse
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
+from ..script import Param, call_parse
 
 import torch
 from tqdm.auto import tqdm

@@ -20,7 +20,7 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..script import call_parse  # first: from here on Ctrl-C is one line
+from ..script import call_parse
 
 import jinja2
 

@@ -10,7 +10,7 @@ __all__ = ['weights_table', 'licence_notice', 'agreed', 'weights_list', 'weights
 import argparse
 import sys
 
-from ..script import ended_well  # first: from here on Ctrl-C is one line
+from ..script import ended_well
 
 from .edit import told
 from ..core import StitchError, bar
