@@ -286,6 +286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                             'stitch_nb/commands/reproduce.py'),
                                               'stitch_nb.commands.reproduce.reproduce': ( 'commands/reproduce.html#reproduce',
                                                                                           'stitch_nb/commands/reproduce.py'),
+                                              'stitch_nb.commands.reproduce.seeds': ( 'commands/reproduce.html#seeds',
+                                                                                      'stitch_nb/commands/reproduce.py'),
                                               'stitch_nb.commands.reproduce.stitch_reproduce': ( 'commands/reproduce.html#stitch_reproduce',
                                                                                                  'stitch_nb/commands/reproduce.py'),
                                               'stitch_nb.commands.reproduce.summary_line': ( 'commands/reproduce.html#summary_line',
