@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'StitchError', 'StitchLookupError', 'to_tensor', 'to_image', 'check_shape', 'refuse', 'check_fields',
            'seeded', 'clone_network', 'atomic_path', 'save_arrays', 'load_arrays', 'save_tensors', 'load_tensors',
-           'load_meta', 'code_values', 'hash_of', 'sample', 'bar']
+           'load_meta', 'sha256_of', 'code_values', 'hash_of', 'sample', 'bar']
 
 # %% ../nbs/00_core.ipynb #77de68da
 import contextlib, copy, dataclasses, errno, hashlib, json, math, numbers, os, struct, types, uuid
@@ -256,6 +256,14 @@ def load_meta(
         return {k: v for k, v in (f.metadata() or {}).items() if k != 'digest'}
 
 # %% ../nbs/00_core.ipynb #f1f836cb
+def sha256_of(
+    path,  # a file
+) -> str:  # 64 hex digits
+    "SHA-256 of a file's bytes."
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
 def _file_digest(path: Path) -> bytes:
     "The content of a file, or the names and contents of a folder's files."
     if path.is_dir():
@@ -263,8 +271,7 @@ def _file_digest(path: Path) -> bytes:
         return hashlib.sha256(
             b''.join(str(p.relative_to(path)).encode() + b'\0' + _file_digest(p) for p in inside)
         ).digest()
-    with open(path, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').digest()
+    return bytes.fromhex(sha256_of(path))
 
 # %% ../nbs/00_core.ipynb #5dd4f6a0
 def _leaf_bytes(part) -> bytes:

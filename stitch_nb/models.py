@@ -6,9 +6,9 @@
 __all__ = ['CLASSES', 'ROLES', 'SCALE', 'LARGEST', 'NEEDED', 'SUFFIXES', 'network_class', 'compact', 'network_config',
            'save_network', 'save_bundle', 'Bundle', 'bundle_folders', 'installed_bundles', 'checked_tensors',
            'in_bytes', 'widened', 'build_network', 'fitted_directions', 'fetched_networks', 'read_record',
-           'load_folder', 'at_resolution', 'official_perceptual', 'official_meta', 'load_official', 'converted_own',
-           'read_own', 'own_files', 'own_parts', 'load_own', 'find_bundle', 'default_models', 'load_models',
-           'bundle_folder', 'convert_weights', 'fit_direction']
+           'load_folder', 'at_resolution', 'official_perceptual', 'official_meta', 'load_official', 'written_class',
+           'converted_own', 'read_own', 'own_files', 'own_parts', 'load_own', 'find_bundle', 'default_models',
+           'load_models', 'bundle_folder', 'convert_weights', 'fit_direction']
 
 # %% ../nbs/88_models.ipynb #77de68da
 import json
@@ -21,10 +21,11 @@ from inspect import signature
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import stitch_nb
-from .core import StitchError, atomic_path, hash_of, load_tensors, save_tensors, seeded
+from .core import StitchError, atomic_path, hash_of, load_meta, load_tensors, save_tensors, seeded, sha256_of
 from .engine.device import pick_device
 from stitch_nb.weights.formats import (
     PARTS,
@@ -42,20 +43,19 @@ from stitch_nb.weights.catalogue import (
     missing_files,
     official_bundles,
     package_member,
-    sha256_of,
 )
 
 # %% ../nbs/88_models.ipynb #0ade7c2c
-CLASSES = dict(
-    Generator="generator",
-    Encoder="encode",
-    Trunk="nets.small",
-    Parser="nets.small",
-    FaceDetector="nets.small",
-    LandmarkNet="nets.small",
-    IdentityNet="nets.small",
-    BiSeNet="nets.bisenet",
-    MobileGenerator="nets.mobile",
+CLASSES = dict(  # name to module and role
+    Generator=("generator", "generator"),
+    Encoder=("encode", "encoder"),
+    Trunk=("nets.small", "perceptual"),
+    Parser=("nets.small", "parser"),
+    FaceDetector=("nets.small", "detector"),
+    LandmarkNet=("nets.small", "landmarks"),
+    IdentityNet=("nets.small", "identity"),
+    BiSeNet=("nets.bisenet", "parser"),
+    MobileGenerator=("nets.mobile", "generator"),
 )
 ROLES = ("generator", "encoder", "parser", "detector", "landmarks", "identity", "perceptual")
 
@@ -66,7 +66,7 @@ def network_class(
     "The network class of this name."
     if not isinstance(name, str) or name not in CLASSES:
         raise StitchError(f"a bundle names the network class {name!r}; known: {', '.join(CLASSES)}")
-    return getattr(import_module(f"stitch_nb.{CLASSES[name]}"), name)
+    return getattr(import_module(f"stitch_nb.{CLASSES[name][0]}"), name)
 
 # %% ../nbs/88_models.ipynb #7b52009b
 def compact(
@@ -213,13 +213,11 @@ def checked_tensors(
     "The tensors of one file, after a check of the SHA-256 in bundle.json."
     path = folder / Path(entry["file"]).name
     try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
+        found = sha256_of(path)
+    except (OSError, ValueError):  # absent, or a name that no file can have
         said = str(path)[:200]
-        raise StitchError(f"bundle file {said!r} is missing: install the bundle again")
-    if sha256_of(path) != entry["sha256"]:
+        raise StitchError(f"bundle file {said!r} is missing: install the bundle again") from None
+    if found != entry["sha256"]:
         raise StitchError(
             f"bundle file {path} is damaged or of another version (SHA-256 differs): install the "
             "bundle again"
@@ -283,11 +281,8 @@ def build_network(
         net = cls(**args)
     except StitchError:
         raise
-    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # arguments of a file: anything may be wrong with them
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise StitchError(f"{where}: no {entry['class']} can be built ({said})") from None
-    except (RuntimeError, AssertionError) as error:
-        said = " ".join(str(error).split())[:160] or type(error).__name__
         raise StitchError(f"{where}: no {entry['class']} can be built ({said})") from None
     try:
         net.load_state_dict(tensors)
@@ -422,12 +417,7 @@ def at_resolution(
 
 
 # %% ../nbs/88_models.ipynb #472b07b9
-NEEDED = (
-    "generator",
-    "encoder",
-    "parser",
-    "perceptual",
-)  # without these files, a bundle that has them in the registry is not loaded
+NEEDED = "generator", "encoder", "parser", "perceptual"  # without these files no bundle is loaded
 
 
 def official_perceptual(device):
@@ -438,21 +428,11 @@ def official_perceptual(device):
     except StitchError:
         pass
     folder = installed_bundles().get("people")
-    entry = (
-        json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["networks"].get(
-            "perceptual"
-        )
-        if folder
-        else None
-    )
-    return (
-        perceptual.TrunkPerceptual(
-            build_network(entry, checked_tensors(folder, entry), entry["file"]),
-            "trunk of the people bundle",
-        ).to(device)
-        if entry
-        else None
-    )
+    entry = folder and read_record(folder)[1]["networks"].get("perceptual")
+    if not entry:
+        return None
+    trunk = build_network(entry, checked_tensors(folder, entry), entry["file"])
+    return perceptual.TrunkPerceptual(trunk, "trunk of the people bundle").to(device)
 
 # %% ../nbs/88_models.ipynb #2e6eb917
 def official_meta(name: str) -> dict:  # of an official bundle
@@ -498,6 +478,18 @@ def load_official(
 SUFFIXES = (".pkl", ".pt", ".pth", ".npy", ".safetensors")
 
 
+def written_class(path: Path) -> dict:  # {class, args}; without them if others wrote the file
+    "What `save_network` wrote into a file's header."
+    try:
+        header = load_meta(path)
+    except SafetensorError as error:
+        raise StitchError(f"{path} is damaged: {error}") from None
+    try:
+        return {k: json.loads(header[k]) for k in ("class", "args") if k in header}
+    except (ValueError, RecursionError):
+        raise StitchError(f"{path.name}: its metadata is no JSON: it is damaged") from None
+
+
 def converted_own(path: Path, kind: str, part: str):  # -> formats.Converted
     "A user's file, converted once and kept in the cache under its hash."
     out = cache_folder() / "own" / f"{path.stem[:40]}-{sha256_of(path)[:16]}-{part}.safetensors"
@@ -507,32 +499,13 @@ def converted_own(path: Path, kind: str, part: str):  # -> formats.Converted
 # %% ../nbs/88_models.ipynb #bd7d738b
 def read_own(path: Path) -> list:  # of (role, name of the file, network or {name: direction})
     "The networks and directions of one file."
+    if path.suffix == ".safetensors" and not path.with_suffix(".json").is_file():
+        if "class" not in written_class(path):
+            return [("directions", path.name, load_tensors(path))]
+        net = convert_weights(path)
+        return [(CLASSES[type(net).__name__][1], path.name, net)]
     if path.suffix == ".safetensors":
-        if path.with_suffix(".json").is_file():
-            found = [load_converted(path)]
-        else:
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                with safe_open(path, framework="pt") as opened:
-                    header = opened.metadata() or {}
-            except SafetensorError as error:
-                raise StitchError(f"{path} is damaged: {error}") from None
-            if "class" not in header:
-                return [("directions", path.name, load_tensors(path))]
-            net = convert_weights(path)
-            role = dict(
-                Generator="generator",
-                Encoder="encoder",
-                Parser="parser",
-                BiSeNet="parser",
-                Trunk="perceptual",
-                FaceDetector="detector",
-                LandmarkNet="landmarks",
-                IdentityNet="identity",
-                MobileGenerator="generator",
-            )
-            return [(role[type(net).__name__], path.name, net)]
+        found = [load_converted(path)]
     else:
         kind = identify(path)
         found = [
@@ -711,21 +684,11 @@ def convert_weights(
         return build(read_network(path))
     if path.with_suffix(".json").is_file():
         return build(load_converted(path))
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except SafetensorError as error:
-        raise StitchError(f"{path} is damaged: {error}") from None
-    if not {"class", "args"} <= set(header):
+    entry = written_class(path)
+    if len(entry) < 2:
         raise StitchError(
             f"{path.name} does not say which network it holds: it was not written by save_network"
         )
-    try:
-        entry = {k: json.loads(header[k]) for k in ("class", "args")}
-    except (ValueError, RecursionError):
-        raise StitchError(f"{path.name}: its metadata is no JSON: it is damaged") from None
     return build_network(entry, load_tensors(path), path.name)
 
 # %% ../nbs/88_models.ipynb #fc074d50

@@ -13,7 +13,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_fields(capsys):
-    doctor.stitch_doctor(["--quick", "--json", "--device", "cpu"])
+    doctor.stitch_doctor(quick=True, json=True, device="cpu")
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
         "python",
@@ -116,7 +116,7 @@ def test_nothing_breaks_it(monkeypatch, broken, capsys):
                 ),
             )
     monkeypatch.setattr(broken, fails)
-    doctor.stitch_doctor(["--quick", "--device", "cpu"])
+    doctor.stitch_doctor(quick=True, device="cpu")
     said = capsys.readouterr().out
     assert (
         "not usable" in said

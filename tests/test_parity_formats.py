@@ -116,16 +116,11 @@ def test_clamp_is_found_in_the_layers(golden, small, tmp_path):
     check("img_clamp1_const", build(found).synthesis(*at(npz, "ws")))
 
 
-def test_tensorflow_pickle(golden, small, tmp_path):
-    found = converted(write_tf(tmp_path / "tf.pkl", small), tmp_path)
-    assert (found.kind, found.config) == ("stylegan2-tf", CONFIG)
-    npz, check = golden("a1_gen_small")
-    z, ws = at(npz, "z", "ws")
-    check("map_psi07", build(found).mapping(z, 0.7))
-    check(
-        "img_const", build(found).synthesis(ws), slack=2
-    )  # biases of the affines go through x - 1 + 1
-    assert equal(to_source_keys(found.kind, found.state_dict), to_source_keys(found.kind, small))
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_tensorflow_pickle_is_refused_with_the_remedy(tmp_path, protocol):
+    said = r"tf.pkl: was written by TensorFlow; convert it with legacy.py .*--source=tf.pkl"
+    with pytest.raises(StitchError, match=said):
+        read_network(write_tf(tmp_path / "tf.pkl", protocol))
 
 
 def test_saved_run(golden, small, tmp_path):
@@ -223,7 +218,6 @@ def test_sizes_are_found(size, tmp_path):
         lambda: write_rosinality(
             tmp_path / "b.pt", to_source_keys("rosinality", G.state_dict()), G.w_avg
         ),
-        lambda: write_tf(tmp_path / "c.pkl", G.state_dict()),
     ):
         found = read_network(write())
         H = build(found)

@@ -239,8 +239,6 @@ def test_commands_are_understood(line, settings):
     module, _, function = getattr(import_module(module), function).target.partition(":")
     if name == "stitch_weights":
         parser = import_module(module).weights_parser()
-    elif name == "stitch_doctor":
-        parser = import_module(module).doctor_parser()
     else:
         parser = anno_parser(getattr(import_module(module), function).__wrapped__, name)
     parser.parse_args(words)  # exits where it does not understand

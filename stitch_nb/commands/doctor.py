@@ -5,13 +5,11 @@
 # %% auto #0
 __all__ = ['RATIO', 'PACKAGES', 'FINDERS', 'probe', 'ask_python', 'ask_torch', 'ask_memory', 'ask_disk', 'ask_ffmpeg',
            'ask_people', 'ask_bundle', 'ask_package', 'mediapipe_networks', 'ask_landmarks', 'time_updates',
-           'clip_seconds', 'ask_speed', 'diagnose', 'advice', 'say_time', 'page', 'doctor_parser', 'ask_clip',
-           'clip_line', 'stitch_doctor']
+           'clip_seconds', 'ask_speed', 'diagnose', 'advice', 'say_time', 'page', 'ask_clip', 'clip_line',
+           'stitch_doctor']
 
 # %% ../../nbs/commands/50_doctor.ipynb #77de68da
-import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -20,7 +18,10 @@ import sys
 import tempfile
 import time
 from fractions import Fraction
+from json import dumps
 from pathlib import Path
+
+from ..script import Param, call_parse  # first: from here on Ctrl-C is one line
 
 import numpy as np
 import torch
@@ -105,12 +106,10 @@ def ask_ffmpeg() -> dict:
     from stitch_nb.video import read_clip, write_video
 
     exe = imageio_ffmpeg.get_ffmpeg_exe()
-    version = subprocess.run(
-        [exe, "-version"], capture_output=True, text=True, timeout=30
+    ask = lambda *words: subprocess.run(
+        [exe, *words], capture_output=True, text=True, timeout=30
     ).stdout.split()
-    encoders = subprocess.run(
-        [exe, "-hide_banner", "-encoders"], capture_output=True, text=True, timeout=30
-    ).stdout.split()
+    version, encoders = ask("-version"), ask("-hide_banner", "-encoders")
     frames = [np.full((32, 48, 3), 60 * t, np.uint8) for t in range(4)]
     with tempfile.TemporaryDirectory() as folder:
         back = list(
@@ -120,9 +119,7 @@ def ask_ffmpeg() -> dict:
     return dict(
         version=version[2] if len(version) > 2 else "unknown",
         round_trip=worst < 4,
-        codecs={
-            c: c in encoders for c in ("libx264", "libx264rgb", "aac", "libvpx-vp9", "prores_ks")
-        },
+        codecs={c: c in encoders for c in "libx264 libx264rgb aac libvpx-vp9 prores_ks".split()},
     )
 
 # %% ../../nbs/commands/50_doctor.ipynb #7b52009b
@@ -274,30 +271,19 @@ def ask_speed(
     chosen = pick_device(device)
     if bundle == "people":
         models = load_models("people", chosen)
-        config, per, how = (
-            RunConfig.for_models(models),
-            time_updates(models.generator, models.perceptual, RunConfig.for_models(models), 3),
-            "measured",
-        )
+        config, how = RunConfig.for_models(models), "measured"
+        per = time_updates(models.generator, models.perceptual, config, 3)
         start = time.perf_counter()
         invert(models.encoder, np.zeros((4, models.resolution, models.resolution, 3), np.uint8))
         per["other"] = (time.perf_counter() - start) / 4 + 0.1
     else:
         config = RunConfig.for_models(SimpleNamespace(meta=dict(recipe="reference")))
-        real = full or chosen.type == "cuda"
-        R = 512 if bundle == "afhqdog" else 1024
-        ratio = {
-            k: 1.0 if real else v * (R / 1024) ** 2
-            for k, v in RATIO[tuning_dtype(config.pti.dtype, chosen)].items()
-        }
-        G, P = (
-            Generator(resolution=R if real else 256).to(chosen).eval().requires_grad_(False),
-            LpipsPerceptual("alex").to(chosen),
-        )
-        per, how = (
-            {k: v * ratio[k] for k, v in time_updates(G, P, config).items()},
-            "measured" if real else "scaled from 256 px",
-        )
+        real, R = full or chosen.type == "cuda", 512 if bundle == "afhqdog" else 1024
+        G = Generator(resolution=R if real else 256).to(chosen).eval().requires_grad_(False)
+        per, how = time_updates(G, LpipsPerceptual("alex").to(chosen), config), "measured"
+        if not real:
+            ratio, how = RATIO[tuning_dtype(config.pti.dtype, chosen)], "scaled from 256 px"
+            per = {k: v * ratio[k] * (R / 1024) ** 2 for k, v in per.items()}
         per["other"] = 2.0 * (chosen.type != "cuda")
     return dict(
         device=str(chosen),
@@ -406,17 +392,9 @@ def say_time(seconds: float) -> str:  # '40 s', '12 min', '3.5 h', '2.1 days'
     return f"{seconds / 86400:.1f} days"
 
 
-def _python_line(a):
-    return f"{a['version']}, {a['system']}"
-
-
 def _torch_line(a):
     card = f" ({a['name']}, {say_bytes(a['free'])} free)" if "name" in a else ""
     return f"{a['version']} on {a['device']}{card}, {a['threads']} threads, tunes in {a['tuning']}"
-
-
-def _memory_line(a):
-    return f"{say_bytes(a['available'])} free of {say_bytes(a['total'])}"
 
 
 def _disk_line(a):
@@ -429,25 +407,13 @@ def _ffmpeg_line(a):
     codecs = ", ".join(c for c, there in a["codecs"].items() if there)
     return f"{a['version']}, a clip written and read {how}; codecs: {codecs}"
 
-# %% ../../nbs/commands/50_doctor.ipynb #cd3d3b28
-def _landmark_line(a):
-    return f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame"
-
-
-def _bundle_line(a):
-    return "complete" if a["complete"] else f"{len(a['missing'])} files missing"
-
-
-def _package_line(a):
-    return a["version"]
-
 
 def _speed_line(a):
     tuning = f"{a['passes']} passes at {a['pti_update']:.3g} s"
     stitching = f"{a['steps']} stitching updates at {a['stitch_update']:.3g} s a frame"
     return f"{say_time(a['seconds'])} on {a['device']} ({tuning}, {stitching}; {a['how']})"
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #cd3d3b28
 def _line(name, answer, text):  # text: function of an answer that is ok
     "One line of the page."
     if not answer.get("ok"):
@@ -456,19 +422,24 @@ def _line(name, answer, text):  # text: function of an answer that is ok
     return f"{name:16} {text(answer)}"
 
 
-_MACHINE = {  # what is asked once, and how its answer is said
-    "Python": ("python", _python_line),
-    "torch": ("torch", _torch_line),
-    "memory": ("memory", _memory_line),
-    "disk": ("disk", _disk_line),
-    "ffmpeg": ("ffmpeg", _ffmpeg_line),
-}
-_LISTS = {"landmarks": _landmark_line, "bundles": _bundle_line, "packages": _package_line}
+_MACHINE = dict(  # a question that is asked once, and how its answer is said
+    python=lambda a: f"{a['version']}, {a['system']}",
+    torch=_torch_line,
+    memory=lambda a: f"{say_bytes(a['available'])} free of {say_bytes(a['total'])}",
+    disk=_disk_line,
+    ffmpeg=_ffmpeg_line,
+)
+_LISTS = dict(
+    landmarks=lambda a: f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame",
+    bundles=lambda a: "complete" if a["complete"] else f"{len(a['missing'])} files missing",
+    packages=lambda a: a["version"],
+)
 
 # %% ../../nbs/commands/50_doctor.ipynb #97577ed4
 def page(found: dict) -> str:
     "The answers as text, one page."
-    rows = [_line(name, found[key], text) for name, (key, text) in _MACHINE.items()]
+    titles = dict(python="Python")
+    rows = [_line(titles.get(k, k), found[k], text) for k, text in _MACHINE.items()]
     for title, text in _LISTS.items():
         rows += ["", title] + [_line(f"  {n}", a, text) for n, a in found[title].items()]
     speed = found.get("speed", {})
@@ -479,32 +450,6 @@ def page(found: dict) -> str:
     rows += ["", "what to do"]
     rows += [f"  - {text}" for text in found.get("advice", []) or ["nothing: all is well"]]
     return "\n".join(rows)
-
-
-def doctor_parser():
-    "The options of `stitch_doctor`."
-    parser = argparse.ArgumentParser(
-        "stitch_doctor",
-        description="What this machine can do: tools, networks, landmarks, "
-        "and how long a clip will take.",
-    )
-    parser.add_argument("clip", nargs="?", help="a video: only say how long its edit will take")
-    parser.add_argument("--models", help="networks, as in stitch_edit, for the clip's estimate")
-    parser.add_argument(
-        "--frames",
-        type=int,
-        default=100,
-        help="length of the clip whose time is estimated (default: 100)",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--quick", action="store_true", help="without the benchmark")
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="time 1024 px for real, also on a processor: about a minute, 8 GB",
-    )
-    return parser
 
 # %% ../../nbs/commands/50_doctor.ipynb #c11b0002
 def ask_clip(
@@ -549,13 +494,20 @@ def clip_line(a: dict) -> str:
     return f"{line} of the largest face; {others}: all of them, @all, about {most}"
 
 # %% ../../nbs/commands/50_doctor.ipynb #17f5e343
-def stitch_doctor(argv: list | None = None):
-    "What this machine can do, on one page."
-    o = doctor_parser().parse_args(argv)
-    if o.clip:
+@call_parse
+def stitch_doctor(
+    clip: Param("A video: only say how long its edit will take", str, opt=False, nargs="?") = None,
+    models: str | None = None,  # networks, as in stitch_edit, for the clip's estimate
+    frames: int = 100,  # length of the clip whose time is estimated
+    device: str = "auto",  # auto, cpu, cuda, mps
+    json: bool = False,  # for programs
+    quick: bool = False,  # without the benchmark
+    full: bool = False,  # time 1024 px for real, also on a processor: about a minute, 8 GB
+):
+    "What this machine can do: tools, networks, landmarks, and how long a clip will take."
+    if clip:
         with told("stitch_doctor", cache_folder()):
-            answer = ask_clip(o.clip, o.models, o.device)
-        print(json.dumps(answer, indent=1) if o.json else clip_line(answer))
-        return
-    found = diagnose(max(o.frames, 1), o.device, not o.quick, o.full)
-    print(json.dumps(found, indent=1) if o.json else page(found))
+            found, text = ask_clip(clip, models, device), clip_line
+    else:
+        found, text = diagnose(max(frames, 1), device, not quick, full), page
+    print(dumps(found, indent=1) if json else text(found))

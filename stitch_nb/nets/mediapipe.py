@@ -543,21 +543,24 @@ class HeadParser(nn.Module):
 
 # %% ../../nbs/nets/50_mediapipe.ipynb #fb17960c
 FOLDER = 'mediapipe/modules/'
-FILES = dict(  # role: class, member of the wheel, SHA-256
+FILES = dict(  # role: class, member of the wheel, SHA-256, bytes
     detector=(
         BlazeFace,
         FOLDER + 'face_detection/face_detection_short_range.tflite',
         'bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8',
+        229_714,
     ),
     landmarks=(
         FaceMesh,
         FOLDER + 'face_landmark/face_landmark.tflite',
         '1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814',
+        1_242_398,
     ),
     selfie=(
         SelfieNet,
         FOLDER + 'selfie_segmentation/selfie_segmentation.tflite',
         '9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c',
+        249_505,
     ),
 )
 
@@ -569,7 +572,7 @@ def load_networks(
     "MediaPipe's networks."
     found = {}
     for role in roles:
-        make, member, sha256 = FILES[role]
+        make, member, sha256, _ = FILES[role]
         data = read(member)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StitchError(

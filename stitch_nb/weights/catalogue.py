@@ -6,12 +6,11 @@
 __all__ = ['NVIDIA', 'PRETRAINED', 'STIT', 'DIRECTIONS', 'MIRROR', 'FACES', 'MOBILE_LICENCE', 'MOBILE_MEMBERS',
            'MEDIAPIPE_MEMBERS', 'LINUX_WHEEL', 'REGISTRY', 'INCLUDES', 'MOST', 'INFLATION', 'OfficialFile',
            'direction_file', 'entries', 'official_bundles', 'bundle_files', 'cache_folder', 'written_by_others',
-           'original_path', 'converted_path', 'is_offline', 'sha256_of', 'only_one', 'read_lock', 'write_lock',
-           'check_file', 'check_content', 'remember', 'say_bytes', 'package_member', 'is_installed', 'by_hand',
-           'convert', 'wheel_of', 'file_state', 'missing_files', 'check_converted', 'published_direction']
+           'original_path', 'converted_path', 'is_offline', 'only_one', 'read_lock', 'write_lock', 'check_file',
+           'check_content', 'remember', 'say_bytes', 'package_member', 'is_installed', 'by_hand', 'convert', 'wheel_of',
+           'file_state', 'missing_files', 'check_converted', 'published_direction']
 
 # %% ../../nbs/weights/30_catalogue.ipynb #77de68da
-import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +23,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ..core import StitchError, StitchLookupError, atomic_path
+from ..core import StitchError, StitchLookupError, atomic_path, sha256_of
+from ..nets.mediapipe import FILES
 from .packages import installed_member, wheel_member
 
 # %% ../../nbs/weights/30_catalogue.ipynb #c1dfd96e
@@ -135,23 +135,7 @@ MOBILE_MEMBERS = (
 )
 
 # %% ../../nbs/weights/30_catalogue.ipynb #af0aeb5d
-MEDIAPIPE_MEMBERS = (
-    (
-        "mediapipe/modules/face_detection/face_detection_short_range.tflite",
-        "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
-        229_714,
-    ),
-    (
-        "mediapipe/modules/face_landmark/face_landmark.tflite",
-        "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
-        1_242_398,
-    ),
-    (
-        "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite",
-        "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
-        249_505,
-    ),
-)
+MEDIAPIPE_MEMBERS = tuple(tuple(rest) for _, *rest in FILES.values())
 LINUX_WHEEL = (  # one wheel for every system: its files are data
     "--only-binary=:all:",
     "--python-version=3.11",
@@ -356,14 +340,6 @@ def is_offline() -> bool:
     )
 
 # %% ../../nbs/weights/30_catalogue.ipynb #4460ee53
-def sha256_of(
-    path: Path,  # a file
-) -> str:  # 64 hex digits
-    "SHA-256 of a file's bytes."
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextmanager
 def only_one(
     path: Path,  # what is worked on; the lock lies beside it

@@ -20,7 +20,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core import StitchError, StitchLookupError, atomic_path
+from ..core import StitchError, StitchLookupError, atomic_path, sha256_of
 from stitch_nb.weights.catalogue import (
     INFLATION,
     MOST,
@@ -41,7 +41,6 @@ from stitch_nb.weights.catalogue import (
     read_lock,
     remember,
     say_bytes,
-    sha256_of,
     write_lock,
 )
 from .packages import pip_download

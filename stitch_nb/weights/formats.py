@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'KINDS', 'RANDOM_FACE', 'RANDOM_FACE_FILES', 'channel_rule', 'skeleton', 'same_entries', 'generator_config',
-           'stylegan_layers', 'rosinality_names', 'tf_names', 'identify', 'Converted', 'layer_records', 'module_state',
-           'read_ada', 'read_tf', 'net_kwargs', 'read_rosinality', 'read_e4e', 'read_bisenet', 'build',
-           'read_random_face', 'read_network', 'to_source_keys', 'convert_file', 'load_converted']
+           'stylegan_layers', 'rosinality_names', 'identify', 'Converted', 'layer_records', 'module_state', 'read_ada',
+           'read_rosinality', 'read_e4e', 'read_bisenet', 'build', 'read_random_face', 'read_network', 'to_source_keys',
+           'convert_file', 'load_converted']
 
 # %% ../../nbs/weights/20_formats.ipynb #77de68da
-import hashlib
 import json
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..nets.bisenet import BiSeNet
-from ..core import StitchError, atomic_path, load_tensors, save_tensors, seeded
+from ..core import StitchError, atomic_path, load_tensors, save_tensors, seeded, sha256_of
 from ..encode import Encoder
 from ..generator import Generator, fir_kernel
 from ..nets.mobile import MobileGenerator
@@ -192,57 +191,9 @@ def rosinality_names(
             ]
     return rows
 
-# %% ../../nbs/weights/20_formats.ipynb #53c1fd44
-def tf_names(R: int, mapping_layers: int) -> list:  # of (our name, theirs, a key of `_TF`)
-    "What NVIDIA's TensorFlow networks call our tensors."
-    rows = [
-        ("mapping.w_avg", "dlatent_avg", ""),
-        ("synthesis.b4.const", "synthesis/4x4/Const/const", "first"),
-    ]
-    for i in range(mapping_layers):
-        rows += [
-            (f"mapping.fc{i}.weight", f"mapping/Dense{i}/weight", "turn"),
-            (f"mapping.fc{i}.bias", f"mapping/Dense{i}/bias", ""),
-        ]
-
-    def layer(ours, theirs, kernel):
-        return [
-            (f"{ours}.weight", f"{theirs}/weight", kernel),
-            (f"{ours}.bias", f"{theirs}/bias", ""),
-            (f"{ours}.affine.weight", f"{theirs}/mod_weight", "turn"),
-            (f"{ours}.affine.bias", f"{theirs}/mod_bias", "one"),
-        ]
-
-    for b, c, i in stylegan_layers(R):
-        r = b[1:]
-        ours, theirs = (
-            f"synthesis.{b}.{c}",
-            f"synthesis/{r}x{r}/" + ("Conv" if i == 0 else "Conv0_up" if c == "conv0" else "Conv1"),
-        )
-        rows += layer(ours, theirs, "up" if c == "conv0" else "kernel")
-        rows += [
-            (f"{ours}.noise_strength", f"{theirs}/noise_strength", ""),
-            (f"{ours}.noise_const", f"synthesis/noise{i}", "noise"),
-        ]
-        if c == "conv1":
-            rows += layer(f"synthesis.{b}.torgb", f"synthesis/{r}x{r}/ToRGB", "kernel")
-    return rows
-
-# %% ../../nbs/weights/20_formats.ipynb #f0349b78
-_TF = {
-    "": (lambda x: x, lambda x: x),
-    "turn": (lambda x: x.T, lambda x: x.T),
-    "first": (lambda x: x[0], lambda x: x[None]),
-    "noise": (lambda x: x[0, 0], lambda x: x[None, None]),
-    "one": (lambda x: x + 1, lambda x: x - 1),
-    "kernel": (lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)),
-    "up": (lambda x: x.flip(0, 1).permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0).flip(0, 1)),
-}
-
 # %% ../../nbs/weights/20_formats.ipynb #0716d970
 PARTS = {
     "stylegan2-ada": ("generator",),
-    "stylegan2-tf": ("generator",),
     "rosinality": ("generator",),
     "e4e": ("encoder", "generator"),
     "bisenet": ("parser",),
@@ -291,10 +242,9 @@ def _ada(
             return _bare(x)
 
 
-def _tf(tree):  # -> the Record of the averaged generator (the last of three networks), or None
-    nets = list(tree) if isinstance(tree, (tuple, list)) else [tree]
-    if nets and all(isinstance(n, Record) and n.name.startswith("dnnlib.tflib.") for n in nets):
-        return nets[-1]
+def _is_tensorflow(tree) -> bool:  # NVIDIA's networks of 2018 and 2019
+    nets = tree if isinstance(tree, (tuple, list)) else [tree]
+    return any(isinstance(n, Record) and n.name.startswith("dnnlib.tflib.") for n in nets)
 
 
 def _rows(x):  # -> the direction as (L,D), or None
@@ -393,8 +343,12 @@ def _open(path) -> tuple:  # -> kind, content
         return "stit-run", tree
     if _rosinality(tree):
         return "rosinality", tree
-    if _tf(tree):
-        return "stylegan2-tf", tree
+    if _is_tensorflow(tree):
+        raise StitchError(
+            f"{path.name}: was written by TensorFlow; convert it with legacy.py of NVIDIA's "
+            f"stylegan2-ada-pytorch (python legacy.py --source={path.name} --dest=new.pkl), "
+            f"and give new.pkl"
+        )
     if _ada(tree) is not None:
         return "stylegan2-ada", tree
     if "cp.resnet.conv1.weight" in bare:
@@ -562,54 +516,7 @@ def read_ada(found, what: str) -> tuple:  # Record or state dict -> config, stat
     )
     return generator_config(state, what, clamp), state, extra
 
-# %% ../../nbs/weights/20_formats.ipynb #ab5fc100
-def read_tf(record: Record, what: str) -> tuple:
-    "NVIDIA's generator of 2019, written by TensorFlow."
-    flat, todo = {}, [("", record)]
-    while todo:
-        prefix, net = todo.pop()
-        if len(flat) > 4096 or prefix.count("/") > 4:
-            raise StitchError(
-                f"{what}: has networks within networks without end; "
-                f"it was made to keep a reader busy"
-            )
-        for name, value in net.state.get("variables") or []:
-            flat[prefix + str(name)] = value
-        todo += [
-            (f"{prefix}{k}/", v)
-            for k, v in (net.state.get("components") or {}).items()
-            if isinstance(v, Record)
-        ]
-    R = 4
-    while f"synthesis/{2 * R}x{2 * R}/Conv1/weight" in flat:
-        R *= 2
-    layers = sum(1 for k in flat if k.startswith("mapping/Dense") and k.endswith("/weight"))
-    rows, kwargs = tf_names(R, layers), net_kwargs(record)
-    if kwargs.get("architecture", "skip") != "skip":
-        raise StitchError(
-            f"{what}: has the architecture {str(kwargs['architecture'])[:20]!r}; "
-            f"only 'skip' is supported (config-f)"
-        )
-    lost = next(
-        (theirs for _, theirs, _ in rows if not isinstance(flat.get(theirs), np.ndarray)), None
-    )
-    if lost or R < 8:
-        raise StitchError(
-            f"{what}: has no {lost or 'layers'}; "
-            "only StyleGAN2 config-e and -f generators of TensorFlow are supported, "
-            "else convert it with NVIDIA's legacy.py first"
-        )
-    state = {
-        ours: _TF[how][0](torch.tensor(flat[theirs])) for ours, theirs, how in rows
-    } | _filters(R)
-    clamp = kwargs.get("conv_clamp")
-    return generator_config(state, what, clamp), state, dict(arguments=_plain(dict(kwargs)))
-
 # %% ../../nbs/weights/20_formats.ipynb #d619cf26
-def net_kwargs(record):
-    return record.state.get("static_kwargs") or {}
-
-
 def _filters(R):
     return {
         f"synthesis.{n}.resample_filter": fir_kernel()
@@ -879,8 +786,6 @@ def read_network(
     arrays, extra, cls, config = {}, {}, "Generator", {}
     if found == "stylegan2-ada":
         config, state, extra = read_ada(_ada(tree), what)
-    elif found == "stylegan2-tf":
-        config, state, extra = read_tf(_tf(tree), what)
     elif found == "rosinality":
         config, state, extra = read_rosinality(_rosinality(tree), tree.get("latent_avg"), what)
     elif found == "e4e" and part == "generator":
@@ -939,15 +844,10 @@ def to_source_keys(
         return {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"} | dict(
             latent_avg=state_dict["w_avg"]
         )
-    if kind not in ("rosinality", "e4e", "stylegan2-tf"):
+    if kind not in ("rosinality", "e4e"):
         return dict(state_dict)
     config = generator_config(state_dict, kind)
     R, layers = config["resolution"], config["mapping_layers"]
-    if kind == "stylegan2-tf":
-        return {
-            theirs: _TF[how][1](state_dict[ours]).contiguous()
-            for ours, theirs, how in tf_names(R, layers)
-        }
 
     def grown(x, before, behind):
         return x.reshape((1,) * before + tuple(x.shape) + (1,) * behind)
@@ -964,11 +864,6 @@ def to_source_keys(
     return {f"decoder.{k}": v for k, v in out.items()} if kind == "e4e" else out
 
 # %% ../../nbs/weights/20_formats.ipynb #fc074d50
-def _sha256(path):  # 64 hex digits
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _record(out):  # -> the JSON beside a converted file, if both are whole
     beside = Path(out).with_suffix(".json")
     try:
@@ -999,7 +894,7 @@ def convert_file(
         )
     if not path.is_file():
         raise StitchError(f"no such file: {path}")
-    source = dict(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
+    source = dict(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
     before = _record(out)
     if (
         before
@@ -1023,7 +918,7 @@ def convert_file(
         **entry,
         file=out.name,
         bytes=out.stat().st_size,
-        sha256=_sha256(out),
+        sha256=sha256_of(out),
         source=source,
         licence=licence,
         arrays=sorted(found.arrays),
@@ -1041,7 +936,7 @@ def load_converted(
     path, record = Path(path), _record(path)
     if record is None:
         raise StitchError(f"{path}: has no complete JSON beside it; convert the source again")
-    if _sha256(path) != record["sha256"]:
+    if sha256_of(path) != record["sha256"]:
         raise StitchError(
             f"{path}: is damaged (SHA-256 differs from the JSON beside it); "
             f"convert the source again"
