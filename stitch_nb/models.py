@@ -25,7 +25,16 @@ from safetensors import SafetensorError
 from torch import nn
 
 import stitch_nb
-from .core import StitchError, atomic_path, hash_of, load_meta, load_tensors, save_tensors, seeded, sha256_of
+from stitch_nb.core import (
+    StitchError,
+    atomic_path,
+    hash_of,
+    load_meta,
+    load_tensors,
+    save_tensors,
+    seeded,
+    sha256_of,
+)
 from .engine.device import pick_device
 from stitch_nb.weights.formats import (
     PARTS,

@@ -430,7 +430,9 @@ _MACHINE = dict(  # a question that is asked once, and how its answer is said
     ffmpeg=_ffmpeg_line,
 )
 _LISTS = dict(
-    landmarks=lambda a: f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame",
+    landmarks=lambda a: (
+        f"works, {a['faces']} face in the sample frame, {a['seconds']:.2f} s a frame"
+    ),
     bundles=lambda a: "complete" if a["complete"] else f"{len(a['missing'])} files missing",
     packages=lambda a: a["version"],
 )

@@ -355,7 +355,8 @@ class Keep:
         if wanted is None:
             return None
         name, key, first = wanted.name, wanted.key, ranks().rank == 0
-        path, note = self.folder / f"{name}-{key}{wanted.suffix}", self.folder / f"{name}-{key}.json"
+        path = self.folder / f"{name}-{key}{wanted.suffix}"
+        note = self.folder / f"{name}-{key}.json"
         with (
             self.progress(name) if self.progress else nullcontext(lambda *_: None) as tick,
             wait_lock(self.folder, f"{name}-{key}", tick) if first else nullcontext(),
