@@ -10,13 +10,12 @@ import pytest
 from PIL import Image
 
 import tiny
-from stitch_nb import pipeline
 from stitch_nb.commands.edit import report, stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig
-from stitch_nb.run import measure
+from stitch_nb.run import checks, measure
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.stitch import StitchConfig
 from stitch_nb.video import read_clip
@@ -138,7 +137,7 @@ def test_the_output_is_tried_once_and_first(call, disc_clip, tmp_path, monkeypat
             raise StitchError("no room left anywhere")
         return ["the sound is silent"]
 
-    monkeypatch.setattr(pipeline, "check_output", look)
+    monkeypatch.setattr(checks, "check_output", look)
     status, line, _ = call(disc_clip, frames="0:2")
     assert status == 2 and "no room left anywhere" in line and len(tried) == 1
     assert not list((tmp_path / "run").rglob("*.np[yz]"))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import tiny
-from stitch_nb import pipeline
+
 from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError, to_image
 from stitch_nb.edit import steps_along
@@ -24,6 +24,7 @@ from stitch_nb.models import at_resolution, checked_tensors, in_bytes, load_mode
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip
 from stitch_nb.pti import PTIConfig, tune_generator
+from stitch_nb.run import preview
 from stitch_nb.run.settings import RunConfig
 from stitch_nb.engine.frames import Lane
 from stitch_nb.run.size import size_for
@@ -275,7 +276,7 @@ def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
     source, edited = picture[-H:, :W], picture[-H:, -W:]
     assert (source == clip[2]).all() and (source != edited).any()
     before = (tmp_path / "run" / "preview.png").stat().st_mtime_ns
-    monkeypatch.setattr(pipeline, "invert", lambda *a: pytest.fail("the first look is drawn again"))
+    monkeypatch.setattr(preview, "invert", lambda *a: pytest.fail("the first look is drawn again"))
     again = []
     assert call(again.append).record == run.record
     assert [p.name for p in again] == ["preview.png"]
