@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from stitch_nb import pipeline
+from stitch_nb.run import people
 from stitch_nb.commands.weights import stitch_weights
 from stitch_nb.core import StitchError
 from stitch_nb.edit import STYLEGAN2_ROW, Edit
 from stitch_nb.models import Bundle
-from stitch_nb.pipeline import edits_by_person, with_published
+from stitch_nb.run.people import edits_by_person, with_published
 from stitch_nb.weights import catalogue, download
 
 ROWS = np.random.default_rng(0).normal(size=(18, 512))
@@ -60,7 +60,7 @@ def server(tmp_path, monkeypatch):
         )
         for name, data in right.items()
     }
-    for module in (catalogue, download, pipeline):
+    for module in (catalogue, download, people):
         monkeypatch.setattr(module, "REGISTRY", files)
     yield SimpleNamespace(sends=sends, asked=asked, right=right)
     web.shutdown()
