@@ -82,6 +82,7 @@ def test_stronger_is_stronger(models, tmp_path):
     assert np.all(np.diff(wide) > 0), wide
 
 
+@pytest.mark.slow
 def test_arms_of_figure_9(models, tmp_path):
     arms = ablate(
         read_clip(sample("talk"), frames=slice(0, 2)),
@@ -100,6 +101,7 @@ def test_arms_of_figure_9(models, tmp_path):
     assert arms["full"].stages["crops"].path == arms["no_pti"].stages["crops"].path  # shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["turn", "pan", "two"])
 def test_the_other_samples(models, tmp_path, name):
     clip = read_clip(sample(name), frames=slice(10, 13))

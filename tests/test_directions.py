@@ -104,6 +104,7 @@ def test_what_stays_soft_gets_the_contrast_of_the_source():
     assert (carry_detail(drawn, drawn, source, gain=8) == source).all()  # never lowered
 
 
+@pytest.mark.slow
 def test_a_measure_rises_and_what_is_held_stays(people):
     "Light above the forehead rises; light in the corners moves less than without being held."
     G = people.generator

@@ -47,6 +47,7 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_links_are_whole(site):
     index = (site / "index.html").read_text()
     assert 'href="70_stitch.html"' in index and f'href="{ADDRESS}/blob/main/LICENSE"' in index
@@ -56,6 +57,7 @@ def test_links_are_whole(site):
     assert website.broken_links(site) == []
 
 
+@pytest.mark.slow
 def test_a_broken_link_fails_the_build(tmp_path):
     done = build(tmp_path, "", ["# Home\n\n[there](70_stitch.ipynb#nowhere)"], [])
     assert done.returncode != 0 and "index.html: 70_stitch.html#nowhere" in done.stderr
@@ -73,6 +75,7 @@ def test_links_of_a_notebook():
     assert not website.colab_badge("https://example.org/U/R", page)
 
 
+@pytest.mark.slow
 def test_formulas_need_no_network(site):
     index, page = ((site / n).read_text() for n in ("index.html", "70_stitch.html"))
     assert index.count("<math") == 2 and page.count("<math") > 3
@@ -83,12 +86,14 @@ def test_formulas_need_no_network(site):
         assert website.with_formulas(same) == same
 
 
+@pytest.mark.slow
 def test_cells_for_readers(site):
     index = (site / "index.html").read_text()
     assert "seen" in index and "secret" not in index and "#| export" not in index
     assert "colab.research.google.com/github/USER/REPO/blob/main/nbs/index.ipynb" in index
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(site):
     "Scripts, styles, fonts and pictures are files of the site."
     for page in site.rglob("*.html"):
@@ -100,6 +105,7 @@ def test_nothing_is_fetched(site):
         assert not found, (page.name, found)
 
 
+@pytest.mark.slow
 def test_reference(site):
     from stitch_nb.stitch import stitch_frame
 

@@ -45,6 +45,7 @@ def test_whole_run_at_1024(dtype, tmp_path):
     assert stages <= set(found)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures(tmp_path):
     "Every part that needs no card gives numbers, at a tiny size; a failure would be a row that says so."
     file, table = tmp_path / "bench.json", tmp_path / "table.md"

@@ -59,7 +59,7 @@ ALLOWED = {  # the call as it is written -> files; every other call that loads i
         *("models.py", "judges.py", "identity.py", "start.py")
     },
     "lane.load": {"frames.py"},  # the same
-    ".load": {"pickles.py"},  # of `PickleReader`, whose names come from a table: checked below
+    ".load": {"pickles.py"},  # of `CheckpointReader`, whose names come from a table: checked below
     "im.load": {"video.py"},  # Pillow decodes an open picture
 }
 HARMLESS = re.compile(
@@ -163,7 +163,7 @@ def test_the_reader_overrides_what_fetches_names():
     "`pickle.Unpickler` is named once, as the base of a class with a `find_class` of its own."
     (tree,) = code_of(ROOT / "stitch_nb" / "weights" / "pickles.py")
     named = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "Unpickler"]
-    (reader,) = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "PickleReader"]
+    (reader,) = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "CheckpointReader"]
     assert named == reader.bases
     assert {"find_class", "persistent_load"} <= {f.name for f in reader.body if hasattr(f, "name")}
 

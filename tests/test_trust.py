@@ -237,6 +237,7 @@ def test_strange_records_of_a_bundle(tmp_path, change):
 # ---------------------------------------------------------------- the app
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == 'nt', reason='signals of Unix')
 def test_the_app_asks_for_its_token_and_ends_with_us(tmp_path):
     "Whatever host a page of another site claims; TERM leaves no server behind."

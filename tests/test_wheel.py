@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # builds the wheel
 ROOT = Path(__file__).resolve().parent.parent
 
 

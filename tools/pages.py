@@ -159,9 +159,11 @@ def main(argv=None) -> int:
     ways = get_context("forkserver")  # a process a page, which finds the slow imports done
     ways.set_forkserver_preload(["nbdev.test", "torch", "scipy.ndimage", "matplotlib.pyplot"])
     with ProcessPoolExecutor(chosen.workers, ways, max_tasks_per_child=1) as pool:
-        jobs = {p: pool.submit(run_page, p, skip, root, chosen.write) for p in pages}
-        for page, job in jobs.items():
-            passed, seconds, found = job.result()
+        # the largest first: they take longest, and the last one keeps all workers but one waiting
+        ordered = sorted(pages, key=lambda p: -p.stat().st_size)
+        jobs = {p: pool.submit(run_page, p, skip, root, chosen.write) for p in ordered}
+        for page in pages:
+            passed, seconds, found = jobs[page].result()
             bad += not passed or bool(found and not chosen.write)
             name = page.relative_to(root) if page.is_relative_to(root) else page
             state = "FAILED" if not passed else "stale" if found else "ok"

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_STEPS', 'MOST_BYTES', 'STORAGES', 'DTYPES', 'INERT', 'MAKERS', 'REFUSED', 'MAGIC', 'Budget', 'mapped', 'Inert',
            'Storage', 'View', 'whole', 'tensor_of', 'array_of', 'Known', 'Record', 'Entries', 'record_class',
-           'known_name', 'check_source', 'maker', 'put_items', 'Dtype', 'Array', 'check_program', 'PickleReader', 'run',
-           'settled', 'storage_id', 'read_stream', 'zip_entries', 'read_archive', 'read_pickle', 'read_numpy']
+           'known_name', 'check_source', 'maker', 'put_items', 'Dtype', 'Array', 'check_program', 'CheckpointReader',
+           'run', 'settled', 'storage_id', 'read_stream', 'zip_entries', 'read_archive', 'read_pickle', 'read_numpy']
 
 # %% ../../nbs/weights/10_pickles.ipynb #77de68da
 import io
@@ -458,7 +458,7 @@ def check_program(
             stack += [0 if name in _PLAIN else 2 for name in gives]
 
 # %% ../../nbs/weights/10_pickles.ipynb #671314cd
-class PickleReader(pickle.Unpickler):
+class CheckpointReader(pickle.Unpickler):
     "The standard library's reader, which finds names in our table and nowhere else."
 
     def __init__(self, file, budget: Budget, persistent=None):
@@ -482,7 +482,7 @@ def run(file, budget: Budget, persistent=None):  # persistent: called with what 
     check_program(file, budget)
     end = file.tell()
     file.seek(begin)
-    value = PickleReader(file, budget, persistent).load()
+    value = CheckpointReader(file, budget, persistent).load()
     file.seek(end)
     return value
 
