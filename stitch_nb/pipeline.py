@@ -33,6 +33,7 @@ from stitch_nb.run.stages import (
     crops_step,
     edited_latents,
     generator_step,
+    heads_step,
     masks_step,
     pivots_step,
     quads_of,
@@ -104,13 +105,15 @@ def run_stages(
 
         # 4. The edit: latents w_i + delta_w, at which theta_p draws e_i.
         w_edit = edited_latents(clip, models, faces, pivots, p.edits)
+        masks = own(heads_step(models, config, theta, w_edit, masks)) or masks
 
         # 5. Stitching, frame by frame: s_i, from theta_p or from a start that the frames share.
         seen = models, config, theta, w_edit, crops, masks, objectives["stitch"]
         start = own(start_step(*seen))
         stitched = own(stitched_step(*seen, start))
 
-        made = dict(pivots=pivots, generator=theta, scores=scores, start=start, stitched=stitched)
+        made = dict(masks=masks, pivots=pivots, generator=theta, scores=scores)
+        made |= dict(start=start, stitched=stitched)
         done.append(replace(p, stages=p.stages | {k: s for k, s in made.items() if s}))
     return done
 

@@ -337,7 +337,7 @@ def stitch_edit(
     stitch_steps: int = None,  # updates per frame (default: 60, mobile 7, official 100)
     norm: str = None,  # of the stitching loss: l1, l2 (default: l1, mobile l1, official l2)
     lambda_m: float = None,  # weight of the content (default: 0.1, mobile 0.6, official 0.01)
-    mask: str = DEFAULT.mask,  # parser (labels of the crop), hull (of the landmarks), auto
+    mask: str = DEFAULT.mask,  # parser (labels of the crop), both (and of the edit), hull, auto
     dilation: int = None,  # width of the border, pixels of the crop; default: R*50/1024
     feather: int = DEFAULT.feather,  # pixels of the crop over which the paste fades out
     keep_detail: Param(

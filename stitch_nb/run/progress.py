@@ -55,8 +55,10 @@ def plan_of(
         stitched=T * steps,
     )
     frames = dict(faces=0.06, crops=0.02, masks=0.06, result=0.15, compare=0.08)
-    order = (*("faces", "crops", "masks", "preview", "pivots", "generator", "scores", "start"),)
-    order += "stitched", "result", "compare"
+    order = (*("faces", "crops", "masks", "preview", "pivots", "generator", "scores"),)
+    if config.mask == "both":
+        frames["heads"], order = 0.12, (*order, "heads")
+    order += "start", "stitched", "result", "compare"
     return {
         name: (u * updates[name], "updates") if name in updates else (T * frames[name], "frames")
         for name in order
@@ -144,6 +146,7 @@ TITLES = dict(
     pivots="inverting",
     generator="tuning the generator",
     scores="measuring",
+    heads="finding the edited heads",
     start="finding a start for stitching",
     stitched="stitching",
     result="pasting and writing",

@@ -24,13 +24,14 @@ MOBILE = dict(  # chosen on a real clip, see the table below
     pti=PTIConfig(passes=8, least=150, batch=4, lr=8e-4, lambda_r=0.0),
     stitch=StitchConfig(steps=7, common=30, lr=4.5e-4, lambda_m=0.6),
     keep_detail=True,
+    mask="both",
     resample="bicubic",
 )
 CHOICES = dict(  # field of `RunConfig` to what it may be
     landmarks=LANDMARKS,
     pivots=("auto", "encoder", "shared", "optimise"),
     perceptual=("auto", "lpips", "bundle"),
-    mask=("auto", "parser", "hull"),
+    mask=("auto", "parser", "both", "hull"),
     variant=("paper", "code"),
     resample=("bilinear", "bicubic"),
     measure=("none", "fast", "full"),
@@ -53,7 +54,7 @@ class RunConfig:
     perceptual: str = "auto"  # 'lpips' or 'bundle' (its own trunk); 'auto': the bundle's if any
     tune: bool = True  # False leaves PTI out (an arm of Figure 9)
     stitching: bool = True  # False pastes the edit by its mask alone (an arm of Figure 9)
-    mask: str = "auto"  # 'parser' (labels), 'hull' (landmarks only); 'auto': what the bundle has
+    mask: str = "auto"  # 'parser' (labels of the crop), 'both' (and of the edit), 'hull'; 'auto'
     variant: str = "paper"  # masks of the 'paper' or of its 'code'
     dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
     inner: int = 0  # pixels of the crop at R by which the face mask is grown first

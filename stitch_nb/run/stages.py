@@ -7,9 +7,9 @@ __all__ = ['TRACKED', 'backend_of', 'faces_step', 'find_everybody', 'load_people
            'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'find_masks', 'is_parsed', 'is_encoded', 'resolved',
            'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots', 'generator_step', 'tune_weights',
            'is_readable', 'load_latents', 'load_pivots', 'load_weights', 'load_generator', 'draw', 'FrameMasks',
-           'load_masks', 'first_to_do', 'edited_latents', 'frame_file', 'save_frames', 'ended', 'has_frame',
-           'start_step', 'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start', 'stretches',
-           'DrawnEdits', 'stitch_plainly', 'stitch_fast', 'Pasted', 'pasted_frames']
+           'load_masks', 'heads_step', 'add_edited_heads', 'first_to_do', 'edited_latents', 'frame_file', 'save_frames',
+           'ended', 'has_frame', 'start_step', 'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start',
+           'stretches', 'DrawnEdits', 'stitch_plainly', 'stitch_fast', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -32,7 +32,7 @@ from stitch_nb.core import (
 from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
 from ..faces import FaceTrack, check_track, choose_person, find_people, landmark_backend
-from ..masks import face_mask, hull_mask, segment, stitch_masks
+from ..masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
 from ..paste import carry_detail, composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
 from ..engine.tuner import latest
@@ -166,7 +166,7 @@ def find_masks(path, tick, crops, parser, R, landmarks, quads):
 
 def is_parsed(models, config) -> bool:
     "Whether masks come from the parser."
-    if config.mask == "parser" and models.parser is None:
+    if config.mask in ("parser", "both") and models.parser is None:
         raise StitchError(
             f"bundle {models.name!r} has no parser: use the landmarks' hull (--mask hull)"
         )
@@ -317,6 +317,27 @@ class FrameMasks:
 def load_masks(masks, R: int, how: dict) -> FrameMasks:
     "The masks of a stage, not in memory."
     return FrameMasks(np.load(masks.path, mmap_mode="r"), R, how)
+
+
+def heads_step(models, config, generator, w_edit, masks) -> WantedStage | None:
+    "As `masks_step`, with what the edited head covers besides; None where that does not count."
+    if config.mask != "both":
+        return None
+    inputs = models.generator, generator, w_edit, masks, models.parser
+    return WantedStage("heads", ".npy", add_edited_heads, inputs, (models.device.type,))
+
+
+def add_edited_heads(path, tick, G, generator, w_edit, masks, parser):
+    "Where the edit makes the face wider than the source's, its pixels are head and no border."
+    heads, G_pti = np.load(masks.path, mmap_mode="r"), load_weights(G, generator)
+
+    def both():
+        for head, edit in zip(heads, draw(G_pti, w_edit)):
+            found = resize_mask(face_mask(segment(parser, edit[None])[0]), head.shape[-1])
+            yield np.maximum(head, found.numpy().astype(np.uint8))
+
+    write_rows(path, both(), len(heads), tick)
+    return {k: masks.note[k] for k in ("mask", "hull_frames")}
 
 
 def first_to_do(
