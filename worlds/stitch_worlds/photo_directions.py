@@ -6,7 +6,8 @@
 __all__ = ['AGE_MODEL', 'AGE_SHA256', 'COLOURS', 'WHO', 'POSE', 'FACE', 'COLOUR', 'ALL', 'RECIPES', 'UPPER_LIP', 'CHEEKS', 'STAY',
            'TINT', 'HAIR', 'LIPS', 'LOOKS', 'LOOK_GRADIENTS', 'GLASSES_FROM', 'LIDS', 'read_weights', 'AgeNet',
            'cut_face', 'readings', 'judge_gradients', 'evened', 'mobile_directions', 'colours_at', 'region',
-           'glasses_lines', 'roughness', 'look_readings', 'sample_looks', 'look_difference', 'look_directions']
+           'glasses_lines', 'roughness', 'look_readings', 'sample_looks', 'regress', 'look_difference',
+           'look_directions']
 
 # %% ../nbs/78_photo_directions.ipynb #77dafb80
 import hashlib
@@ -345,6 +346,22 @@ def sample_looks(
             progress(min(i + batch, samples), samples, 'samples')
     return torch.cat(w), {k: torch.cat(v) for k, v in seen.items()}
 
+# %% ../nbs/78_photo_directions.ipynb #e4a91243
+def regress(
+    w: torch.Tensor,  # (M,D)
+    attributes: torch.Tensor,  # (M,A)
+    k: int,  # which one
+    controls: tuple = (),  # indices of those that stay
+    ridge: float = 0.02,  # added to the attributes' correlation matrix
+) -> torch.Tensor:  # (D,) float32
+    "The mean change of w when attribute k rises by one standard deviation and the controls stay."
+    a = attributes.double()
+    a = (a - a.mean(0)) / a.std(0)
+    own = [k, *(c for c in controls if c != k)]
+    x, a = w.double() - w.double().mean(0), a[:, own]
+    gram = a.T @ a / len(a) + ridge * torch.eye(len(own), dtype=torch.float64)
+    return torch.linalg.solve(gram, a.T @ x / len(a))[0].float()
+
 # %% ../nbs/78_photo_directions.ipynb #688b388b
 STAY = (*FACE, 'yaw', 'pitch', 'age', 'gender', 'skin_light', 'skin_red', 'skin_yellow')
 TINT = tuple(f'{k}_{c}' for k in ('skin', 'ground') for c in ('light', 'red', 'yellow'))
@@ -366,14 +383,15 @@ def look_difference(
     seen: dict,  # of `sample_looks`
     name: str,  # glasses, beard, blond
 ) -> torch.Tensor:  # (D,) float64
-    "How w changes with a look, at equal age, gender, pose, expression and skin."
+    "How w changes with one standard deviation of a look, all that is to `STAY` held equal."
     z = lambda v: (v.nan_to_num(float(v.nanmean())) - v.nanmean()).double() / v[v.isfinite()].std()
     worn = (seen['glasses'] > GLASSES_FROM).double()
     look = dict(glasses=worn, beard=z(seen['shade']) + z(seen['stubble']), blond=z(seen['blond']))
     equal = [z(seen[k]) for k in STAY] + ([worn] if name != 'glasses' else [])
-    design = torch.stack([look[name], *equal, torch.ones_like(worn)], 1)
+    attributes = torch.stack([look[name], *equal], 1)
     who = seen['gender'] > 0 if name == 'beard' else torch.ones(len(w), dtype=torch.bool)
-    return torch.linalg.lstsq(design[who], w[who].double()).solution[0]
+    controls = tuple(range(1, attributes.shape[1]))
+    return regress(w[who], attributes[who], 0, controls, ridge=0.0).double()
 
 
 def look_directions(

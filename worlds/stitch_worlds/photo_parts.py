@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'ROWS', 'KINDS', 'CONTROLS', 'MORE_CONTROLS', 'YEARS', 'STRENGTHS', 'PORTRAIT', 'ACTING', 'TRUE_EDITS',
-           'ENCODER', 'META', 'face_mesh', 'read_faces', 'toy_reader', 'regress', 'group_difference', 'gradient',
-           'on_rows', 'sample_readings', 'fit_row', 'rows_of', 'younger', 'effects', 'make_mobile_directions',
-           'sample_codes', 'degrade', 'train_encoder', 'performance', 'walk', 'with_surroundings', 'make_portrait',
-           'write_mobile', 'toy_mobile', 'worlds_mobile']
+           'ENCODER', 'META', 'face_mesh', 'read_faces', 'toy_reader', 'group_difference', 'gradient', 'on_rows',
+           'sample_readings', 'fit_row', 'rows_of', 'younger', 'effects', 'make_mobile_directions', 'sample_codes',
+           'degrade', 'train_encoder', 'performance', 'walk', 'with_surroundings', 'make_portrait', 'write_mobile',
+           'toy_mobile', 'worlds_mobile']
 
 # %% ../nbs/80_photo_parts.ipynb #5ab0581a
 import json
@@ -50,6 +50,7 @@ from stitch_worlds.photo_directions import (
     look_directions,
     mobile_directions,
     read_weights,
+    regress,
     sample_looks,
 )
 
@@ -114,22 +115,6 @@ def toy_reader(
         return told | dict(age=33 + 15 * told["age"])
 
     return read
-
-# %% ../nbs/80_photo_parts.ipynb #e4a91243
-def regress(
-    w: torch.Tensor,  # (M,D)
-    attributes: torch.Tensor,  # (M,A)
-    k: int,  # which one
-    controls: tuple = (),  # indices of those that stay
-    ridge: float = 0.02,  # added to the attributes' correlation matrix
-) -> torch.Tensor:  # (D,) float32
-    "The mean change of w when attribute k rises by one standard deviation and the controls stay."
-    a = attributes.double()
-    a = (a - a.mean(0)) / a.std(0)
-    own = [k, *(c for c in controls if c != k)]
-    x, a = w.double() - w.double().mean(0), a[:, own]
-    gram = a.T @ a / len(a) + ridge * torch.eye(len(own), dtype=torch.float64)
-    return torch.linalg.solve(gram, a.T @ x / len(a))[0].float()
 
 # %% ../nbs/80_photo_parts.ipynb #40ca70f3
 def group_difference(

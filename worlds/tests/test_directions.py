@@ -6,7 +6,7 @@ import pytest
 
 from stitch_nb.core import load_tensors
 from stitch_nb.models import bundle_folder
-from stitch_worlds.photo_directions import LOOK_GRADIENTS, LOOKS, RECIPES
+from stitch_worlds.photo_directions import LIDS, LOOK_GRADIENTS, LOOKS, RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -40,4 +40,4 @@ def test_glasses_open_the_lids_a_little(shipped):
     "Rows past those of glasses are those of `eyes_open` alone."
     tensors, last = shipped[1], LOOKS["glasses"][1][1]
     glasses, lids = (tensors[k].float().reshape(-1, 512) for k in ("glasses", "eyes_open"))
-    assert float((glasses[last:] - 0.4 * lids[last:]).abs().max()) < 1e-2
+    assert float((glasses[last:] - LIDS * lids[last:]).abs().max()) < 1e-2
