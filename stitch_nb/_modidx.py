@@ -377,6 +377,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                  'stitch_nb/directions.py'),
                                       'stitch_nb.directions.random_latents': ('directions.html#random_latents', 'stitch_nb/directions.py'),
                                       'stitch_nb.directions.response': ('directions.html#response', 'stitch_nb/directions.py'),
+                                      'stitch_nb.directions.square_edges': ('directions.html#square_edges', 'stitch_nb/directions.py'),
                                       'stitch_nb.directions.without': ('directions.html#without', 'stitch_nb/directions.py')},
             'stitch_nb.edit': { 'stitch_nb.edit.Edit': ('edit.html#edit', 'stitch_nb/edit.py'),
                                 'stitch_nb.edit.Edit.__post_init__': ('edit.html#edit.__post_init__', 'stitch_nb/edit.py'),

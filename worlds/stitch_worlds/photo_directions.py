@@ -29,6 +29,7 @@ from stitch_nb.directions import (
     fit_step,
     matrix_power,
     mesh_attributes,
+    square_edges,
     without,
 )
 
@@ -305,9 +306,7 @@ def look_readings(
     views = cut_face(pictures, ages.side, np.random.default_rng(0), 0, 0)
     out['age'], out['gender'] = ages(views)
     R = pictures.shape[-1]
-    x, y, side = (v * R for v in where)
-    x0, y0 = max(round(x - side / 2), 0), max(round(y - side / 2), 0)
-    x1, y1 = min(round(x + side / 2), R), min(round(y + side / 2), R)
+    x0, y0, x1, y1 = square_edges(R, where)
     corner = points.new_tensor([x0, y0])
     scale = points.new_tensor([x1 - x0, y1 - y0]) / mesh.side
     at = lambda ids: colours_at(pictures, points[:, list(ids), :2] * scale + corner)
