@@ -1886,6 +1886,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                  'stitch_nb/run/outputs.py'),
                                        'stitch_nb.run.outputs.Meetings.watch': ( 'run/outputs.html#meetings.watch',
                                                                                  'stitch_nb/run/outputs.py'),
+                                       'stitch_nb.run.outputs.ahead': ('run/outputs.html#ahead', 'stitch_nb/run/outputs.py'),
                                        'stitch_nb.run.outputs.draw_strip': ('run/outputs.html#draw_strip', 'stitch_nb/run/outputs.py'),
                                        'stitch_nb.run.outputs.numbers_of': ('run/outputs.html#numbers_of', 'stitch_nb/run/outputs.py'),
                                        'stitch_nb.run.outputs.paired_frames': ( 'run/outputs.html#paired_frames',
