@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -91,6 +93,14 @@ def test_sources_are_clean():
         assert not [c for c in cells if c.get("outputs")], f"{path.name} has outputs"
         assert sum("Predict, before" in c.source for c in cells) >= 1, path.name
         assert sum("hidden: true" in c.source for c in cells) >= 5, path.name
+
+
+def test_the_course_brings_what_grading_needs():
+    "A grader without a kernel to run the notebook in grades nothing."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    wanted = config["DEFAULT"]["course_requirements"].split()
+    assert {re.split("[<>=]", w)[0] for w in wanted} == {"otter-grader", "ipykernel"}
 
 
 @pytest.mark.slow
