@@ -1,5 +1,6 @@
 "The labs: the student's version has no solutions, right answers pass, planted faults are caught."
 
+import ast
 import json
 import os
 import re
@@ -101,6 +102,21 @@ def test_the_course_brings_what_grading_needs():
     config.read(ROOT / "settings.ini", encoding="utf-8")
     wanted = config["DEFAULT"]["course_requirements"].split()
     assert {re.split("[<>=]", w)[0] for w in wanted} == {"otter-grader", "ipykernel"}
+
+
+@pytest.mark.parametrize("path", LABS, ids=lambda p: p.stem)
+def test_no_test_shows_a_value(path):
+    "The grader runs a test's lines as doctests: a value that is shown, and not expected, fails it."
+    inside, tests = False, []
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "raw":
+            inside = "BEGIN TESTS" in cell.source or (inside and "END TESTS" not in cell.source)
+        elif inside:
+            tests.append(cell.source)
+    assert len(tests) >= 10
+    for statement in (line for text in tests for line in ast.parse(text).body):
+        shown = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant)
+        assert not shown, ast.unparse(statement)
 
 
 @pytest.mark.slow
