@@ -22,6 +22,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                  'stitch_nb.align.to_bytes': ('align.html#to_bytes', 'stitch_nb/align.py')},
             'stitch_nb.commands.apps': { 'stitch_nb.commands.apps.app_notebook': ( 'commands/apps.html#app_notebook',
                                                                                    'stitch_nb/commands/apps.py'),
+                                         'stitch_nb.commands.apps.networks_for': ( 'commands/apps.html#networks_for',
+                                                                                   'stitch_nb/commands/apps.py'),
                                          'stitch_nb.commands.apps.open_when_ready': ( 'commands/apps.html#open_when_ready',
                                                                                       'stitch_nb/commands/apps.py'),
                                          'stitch_nb.commands.apps.serve': ('commands/apps.html#serve', 'stitch_nb/commands/apps.py'),
