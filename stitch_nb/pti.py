@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['PTIConfig', 'squared_error', 'lr_factor', 'morph', 'neighbour', 'latent_spread', 'locality_loss', 'PTIBatch',
-           'pti_objective', 'plain_pti', 'tune_generator']
+           'pti_objective', 'planned_updates', 'plain_pti', 'tune_generator']
 
 # %% ../nbs/40_pti.ipynb #77de68da
 import math
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import chain
 
 import torch
 
@@ -215,6 +215,25 @@ def _check_clip(G, pivots, crops, perceptual, config) -> int:
     return T
 
 
+def planned_updates(
+    G,  # the original generator
+    pivots: torch.Tensor,  # (T,L,D) on its device
+    config: PTIConfig,
+):  # iterator over the passes: of each, a list of (frames, rate, w_r (1,L,D) or None)
+    "All updates before the first: their frames, their rates, the latents of the locality term."
+    rng = seeded(config.seed)
+    alpha = (config.alpha or 0.5 * latent_spread(G)) if config.lambda_r else 0.0
+    for done in range(config.passes):
+        updates = []
+        for u, index in enumerate(order := config.order(len(pivots), rng)):
+            w_r = None
+            if config.lambda_r:
+                z = torch.randn(1, G.z_dim, generator=rng).to(pivots)
+                w_r = neighbour(pivots[index[:1]], z, G=G, alpha=alpha)
+            updates.append((index, config.rate(done, u, len(order)), w_r))
+        yield updates
+
+
 def plain_pti(
     G,  # Generator, original: never changed
     pivots: torch.Tensor,  # (T,L,D), held fixed
@@ -226,27 +245,22 @@ def plain_pti(
 ) -> tuple:  # (G_pti, history): new, frozen; name to (updates,) float64
     "PTI as a loop in float32: the reference for `tune_generator`, which computes the same faster."
     _check_clip(G, pivots, crops, perceptual, config)
-    config, rng, history = config.for_frames(len(pivots)), seeded(config.seed), []
+    config, history = config.for_frames(len(pivots)), []
     G_pti, clip = clone_network(G), PTIBatch(G, perceptual if config.lambda_lpips else None)
     adam = torch.optim.Adam(G_pti.tunable().values(), lr=config.lr)
-    near = partial(neighbour, G=G, alpha=config.alpha or 0.5 * latent_spread(G))
-    for done in range(config.passes):
-        order = config.order(len(pivots), rng)
-        for u, index in enumerate(order):
-            z = torch.randn(1, G.z_dim, generator=rng).to(pivots) if config.lambda_r else None
-            w_r = None if z is None else near(pivots[index[:1]], z)
-            seen = take_crops(crops, index, pivots.device)
-            batch = replace(clip, pivots=pivots[index], crops=seen, w_r=w_r)
-            terms = objective(G_pti, batch, config)
-            loss = weighted(terms, config.weights)
-            adam.param_groups[0]['lr'] = config.rate(done, u, len(order))
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            history.append(as_numbers(loss, terms))
-            if progress:
-                text = f'loss {history[-1]["loss"]:.3f}'
-                progress(len(history), config.passes * len(order), text)
+    updates = config.passes * math.ceil(len(pivots) / config.batch)
+    for index, rate, w_r in chain.from_iterable(planned_updates(G, pivots, config)):
+        seen = take_crops(crops, index, pivots.device)
+        batch = replace(clip, pivots=pivots[index], crops=seen, w_r=w_r)
+        terms = objective(G_pti, batch, config)
+        loss = weighted(terms, config.weights)
+        adam.param_groups[0]['lr'] = rate
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        history.append(as_numbers(loss, terms))
+        if progress:
+            progress(len(history), updates, f'loss {history[-1]["loss"]:.3f}')
     return G_pti.requires_grad_(False), history_of(history)
 
 # %% ../nbs/40_pti.ipynb #cb4e5208
@@ -270,11 +284,8 @@ def tune_generator(
         original, distance = on_device(G, there), on_device(perceptual, there)
         clip = PTIBatch(original, distance if config.lambda_lpips else None)
         with precision(there, tuning_dtype(config.dtype, there)), reuse_memory(there):
-            near = None
-            if config.lambda_r:
-                alpha = config.alpha or 0.5 * latent_spread(original)
-                near = partial(neighbour, G=original, alpha=alpha)
-            how = config, near, progress, checkpoint, checkpoint_every
+            plan = planned_updates(original, pivots.detach().to(there, torch.float32), config)
+            how = config, plan, progress, checkpoint, checkpoint_every
             return tune_clip(objective, clip, original, pivots, crops, *how)
 
     with threads(useful_threads(pixels)):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StitchConfig', 'masked_error', 'StitchFrame', 'stitch_objective', 'as_frame', 'plain_stitch', 'stitch_frame',
-           'clip_frames', 'common_start', 'stitch_frames']
+           'FramesToStitch', 'common_start', 'stitch_frames']
 
 # %% ../nbs/70_stitch.ipynb #77de68da
 import math
@@ -217,7 +217,38 @@ def stitch_frame(
     return tuner.tune([frame], config.steps)[0]
 
 # %% ../nbs/70_stitch.ipynb #8a3fe4b9
-def clip_frames(
+@dataclass(frozen=True)
+class FramesToStitch:
+    "A clip's frames as the engine takes them: a sequence; each is made when it is asked for."
+
+    G_pti: object  # as in `stitch_frames`, like the rest
+    w_edits: torch.Tensor
+    source_crops: object
+    masks: object
+    edit_crops: object = None
+    config: StitchConfig = StitchConfig()
+
+    def __post_init__(self):
+        shape = dict(L=self.G_pti.num_ws, D=self.G_pti.w_dim)
+        T = check_shape(self.w_edits, 'T L D', name='w_edits', **shape)['T']
+        for name in ('source_crops', 'masks', 'edit_crops'):
+            n = T if getattr(self, name) is None else len(getattr(self, name))
+            if n != T:
+                raise StitchError(f'{name} has {n} frames, w_edits has {T}; give one for each')
+
+    def __len__(self):
+        return len(self.w_edits)
+
+    @torch.no_grad()
+    def __getitem__(self, t: int) -> StitchFrame:
+        edit = None if self.edit_crops is None else self.edit_crops[t]
+        if edit is None and self.config.common:  # G_st no longer begins where the edit is drawn
+            device = next(self.G_pti.parameters()).device
+            edit = self.G_pti.synthesis(self.w_edits[t : t + 1].to(device))[0]
+        return as_frame(self.G_pti, self.w_edits[t], self.source_crops[t], edit, self.masks[t])
+
+
+def common_start(
     G_pti,  # as in `stitch_frames`, like the rest
     w_edits: torch.Tensor,
     source_crops,
@@ -225,32 +256,11 @@ def clip_frames(
     edit_crops=None,
     config: StitchConfig = StitchConfig(),
     objective=stitch_objective,
-    common: CommonStart | None = None,
-) -> ClipFrames:
-    "The frames of a clip as the engine takes them; each is made when it is asked for."
-    T = check_shape(w_edits, 'T L D', name='w_edits', L=G_pti.num_ws, D=G_pti.w_dim)['T']
-    for name, items in dict(source_crops=source_crops, masks=masks, edit_crops=edit_crops).items():
-        if items is not None and len(items) != T:
-            raise StitchError(f'{name} has {len(items)} frames, w_edits has {T}; give one for each')
-
-    @torch.no_grad()
-    def frame(t):
-        edit = None if edit_crops is None else edit_crops[t]
-        if edit is None and config.common:  # G_st no longer begins where the edit is drawn
-            device = next(G_pti.parameters()).device
-            edit = G_pti.synthesis(w_edits[t : t + 1].to(device))[0]
-        return as_frame(G_pti, w_edits[t], source_crops[t], edit, masks[t])
-
-    return ClipFrames(objective, G_pti, frame, config, common)
-
-
-def common_start(
-    *clip,  # G_pti, w_edits, source_crops, masks, edit_crops, config, objective: `clip_frames`
     progress=None,  # called with (updates done, of, 'border x.xxx')
-    **how,  # the same by name
 ) -> CommonStart:
     "`config.common` updates over the whole clip: where its frames begin (not in the paper)."
-    return clip_frames(*clip, **how).start_together(len(clip[1]), progress)
+    frames = FramesToStitch(G_pti, w_edits, source_crops, masks, edit_crops, config)
+    return ClipFrames(objective, G_pti, frames, config).start_together(progress)
 
 
 def stitch_frames(
@@ -267,11 +277,11 @@ def stitch_frames(
     objective=stitch_objective,  # (G_st, StitchFrame, StitchConfig) -> dict of terms
 ):  # iterator of (t, stitched (3,R,R), history), in order
     "Stitch a clip, several frames at once; memory does not grow with the clip."
-    clip = G_pti, w_edits, source_crops, masks, edit_crops, config, objective
-    frames, T = clip_frames(*clip, common), len(w_edits)
+    T, clip = len(w_edits), FramesToStitch(G_pti, w_edits, source_crops, masks, edit_crops, config)
+    frames = ClipFrames(objective, G_pti, clip, config, common)
     stop = T if stop is None else min(stop, T)
     if not 0 <= start <= T:
         raise StitchError(f'start={start} is not in 0..{T}')
     if config.common and common is None and start < stop:
-        frames.common = frames.start_together(T)
+        frames.common = frames.start_together()
     return frames.run(start, stop, progress)

@@ -156,16 +156,16 @@ def test_what_a_step_reads_stays_where_it_is(G, clip):
     assert places() == before
     G_pti = make_G()
     adam = make_adam(list(G_pti.tunable().values()), 1e-3)
-    config, near = PTIConfig(dtype='float32', batch=2), lambda pivot, z: pivot + z.mean()
+    config = PTIConfig(dtype='float32', batch=2)
     nets = PTIBatch(G, Pooled()), G_pti, adam
-    clip_tuner = ClipTuner(pti_objective, *nets, *clip, config, near)
-    clip_tuner([0, 1], torch.zeros(1, 32), 1e-3)
-    loaded = clip_tuner.prepare(2)
+    clip_tuner = ClipTuner(pti_objective, *nets, *clip, config)
+    clip_tuner([0, 1], 1e-3, clip[0][:1])
+    loaded = clip_tuner.prepare(2, beside=True)
     where = lambda: [
-        t.data_ptr() for t in (loaded.pivots, loaded.crops, loaded.z, loaded.near, *loaded.features)
+        t.data_ptr() for t in (loaded.pivots, loaded.crops, loaded.w_r, *loaded.features)
     ]
     before = where()
-    clip_tuner([3, 2], torch.ones(1, 32), 1e-3)
+    clip_tuner([3, 2], 1e-3, clip[0][1:2])
     assert where() == before and torch.equal(loaded.crops, clip[1][[3, 2]])
 
 

@@ -241,10 +241,10 @@ def update_ms(
         tuner, index = clip_tuner(case, G_pti, adam, config), list(range(batch))
         tuner.prepare(batch).update.replay.enabled &= graph
         start = time.perf_counter()
-        tuner(index, None, config.lr)
+        tuner(index, config.lr)
         wait(case.device)
         first = time.perf_counter() - start
-        ms = median_ms(lambda: tuner(index, None, config.lr), case.device)
+        ms = median_ms(lambda: tuner(index, config.lr), case.device)
     return dict(ms_per_frame=ms / batch, first_s=first, peak_gib=peak_gib(case.device))
 
 

@@ -9,12 +9,12 @@ __all__ = ['take_crops', 'CropStore', 'TargetFeatures', 'LoadedBatch', 'ClipTune
 import contextlib
 import math
 from dataclasses import replace
-from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
 
-from ..core import clone_network, hash_of, seeded, to_tensor
+from ..core import clone_network, hash_of, to_tensor
 from stitch_nb.engine.device import (
     frames_at_once,
     free_memory,
@@ -155,39 +155,44 @@ class LoadedBatch:
         self,
         tuner,  # a ClipTuner
         of: int,  # frames in the batch, of all processes together
+        beside: bool,  # whether the objective looks at a latent besides the frames
     ):
         G_pti, config, here = tuner.G_pti, tuner.config, tuner.here
         places = share(list(range(of)), here)
         size, first = len(places), places[0] if places else 0
         empty = lambda *shape: torch.zeros(*shape, device=tuner.device)
-        self.batch, self.neighbour = tuner.batch, tuner.neighbour
         self.pivots = empty(size, G_pti.num_ws, G_pti.w_dim)
-        self.near, self.z = empty(1, G_pti.num_ws, G_pti.w_dim), empty(1, G_pti.z_dim)
+        self.w_r = empty(1, G_pti.num_ws, G_pti.w_dim)
         self.crops = tuner.store.buffer(size)
+        self.seen = to_tensor(self.crops) if self.crops.dtype == torch.uint8 else self.crops
         self.features = tuner.features and tuner.features.buffers(size)
         at_once = frames_at_once(G_pti.resolution, max(size, 1), tuner.device, config.memory)
         workers = 1 if config.compile else update_workers(min(at_once, size), tuner.device)
         step, tasks = max(1, min(at_once, size) // workers), []  # frames of a task
         for a in range(0, size, step):
             b = min(a + step, size)
-            frames, part = partial(self.frames, slice(a, b)), slice(first + a, first + b)
-            tasks.append(Task(G_pti, frames, n=b - a, of=of, part=part))
-        if self.neighbour and here.rank == here.world - 1:
-            tasks.append(Task(G_pti, self.around))
+            features = self.features and [f[a:b] for f in self.features]
+            seen = dict(pivots=self.pivots[a:b], crops=self.seen[a:b], features=features)
+            part = slice(first + a, first + b)
+            tasks.append(Task(G_pti, replace(tuner.batch, **seen), n=b - a, of=of, part=part))
+        if beside and here.rank == here.world - 1:
+            tasks.append(Task(G_pti, replace(tuner.batch, w_r=self.w_r)))
         how = dict(frames=of, shared=True, workers=workers)
         self.update = Update(tuner.objective, tasks, tuner.adam, config, **how)
 
-    def frames(self, part: slice):
-        "What the objective looks at: some frames."
-        crops = self.crops[part]
-        crops = to_tensor(crops) if crops.dtype == torch.uint8 else crops
-        features = self.features and [f[part] for f in self.features]
-        return replace(self.batch, pivots=self.pivots[part], crops=crops, features=features)
-
-    @torch.no_grad()
-    def around(self):
-        "What the objective looks at: a latent near a pivot."
-        return replace(self.batch, w_r=self.neighbour(self.near, self.z))
+    def fill(self, tuner, own: list, w_r):
+        "Copy this process's frames, and the latent besides them, into the tensors."
+        if w_r is not None:
+            self.w_r.copy_(w_r)
+        if not own:
+            return
+        mine = send(torch.tensor(own), tuner.device)
+        torch.index_select(tuner.pivots, 0, mine, out=self.pivots)
+        tuner.store.fill(self.crops, own)
+        if self.seen is not self.crops:
+            self.seen.copy_(to_tensor(self.crops))
+        if tuner.features is not None:
+            tuner.features.fill(self.features, own)
 
 # %% ../../nbs/engine/40_clip.ipynb #e6c1000c
 class ClipTuner:
@@ -202,10 +207,9 @@ class ClipTuner:
         pivots: torch.Tensor,  # (T,L,D) on the device
         crops,  # as in `take_crops`
         config,
-        neighbour=None,  # (pivot (1,L,D), z (1,Z)) -> w_r (1,L,D); None: no such term
     ):
         self.objective, self.batch, self.G_pti, self.adam = objective, batch, G_pti, adam
-        self.pivots, self.config, self.neighbour = pivots, config, neighbour
+        self.pivots, self.config = pivots, config
         self.device, self.here, self.sizes = pivots.device, ranks(), {}
         budget = 0 if config.memory == 'low' else None
         self.store, self.features = CropStore(crops, self.device, budget), None
@@ -214,39 +218,26 @@ class ClipTuner:
             at_once = frames_at_once(R, config.batch, self.device, config.memory)
             self.features = TargetFeatures(batch.perceptual, crops, self.device, at_once, budget)
 
-    def prepare(self, of: int) -> LoadedBatch:
+    def prepare(self, of: int, beside: bool = False) -> LoadedBatch:
         "The tensors and the update for batches of so many frames, made once."
-        if of not in self.sizes:
-            self.sizes[of] = LoadedBatch(self, of)
-        return self.sizes[of]
+        if (of, beside) not in self.sizes:
+            self.sizes[of, beside] = LoadedBatch(self, of, beside)
+        return self.sizes[of, beside]
 
     def close(self):
         "End the threads of all updates."
         for loaded in self.sizes.values():
             loaded.update.close()
 
-    def draw_z(self, rng: torch.Generator) -> torch.Tensor:  # (1,Z)
-        "The random number of an update."
-        return torch.randn(1, self.G_pti.z_dim, generator=rng)
-
     def __call__(
         self,
         index: list,  # frames
-        z: torch.Tensor | None,  # (1,Z)
         rate: float,
+        w_r: torch.Tensor | None = None,  # (1,L,D), a latent besides the frames
     ) -> Update:  # its `terms` and `each` hold until the next call
         "One update of all processes together."
-        loaded, own = self.prepare(len(index)), share(index, self.here)
-        at = send(torch.tensor(index), self.device)
-        loaded.near.copy_(self.pivots.index_select(0, at[:1]))
-        if z is not None:
-            loaded.z.copy_(send(z, self.device))
-        if own:
-            mine = send(torch.tensor(own), self.device)
-            torch.index_select(self.pivots, 0, mine, out=loaded.pivots)
-            self.store.fill(loaded.crops, own)
-            if self.features is not None:
-                self.features.fill(loaded.features, own)
+        loaded = self.prepare(len(index), w_r is not None)
+        loaded.fill(self, share(index, self.here), w_r)
         set_rate(self.adam, rate)
         loaded.update()
         return loaded.update
@@ -255,18 +246,16 @@ class ClipTuner:
 def one_pass(
     tuner: ClipTuner,
     done: int,  # passes before this one
-    rng: torch.Generator,
+    updates: list,  # of (frames, rate, w_r): the pass
     progress=None,  # as in `tune_clip`
     checkpoint=None,  # named in the error if the loss is not a number
-) -> tuple:  # the TermRecord; rates (updates,); each frame's last terms: name to (T,)
+) -> tuple:  # the TermRecord; each frame's last terms: name to (T,)
     "Every frame of the clip once."
     config, T = tuner.config, len(tuner.pivots)
-    order = config.order(T, rng)
-    record, rates, each = TermRecord(len(order), tuner.device, config.weights), [], {}
-    text = ''
-    for u, index in enumerate(order):
-        rates.append(config.rate(done, u, len(order)))
-        update = tuner(index, tuner.draw_z(rng) if tuner.neighbour else None, rates[-1])
+    n, text = len(updates), ''
+    record, each = TermRecord(n, tuner.device, config.weights), {}
+    for u, (index, rate, w_r) in enumerate(updates):
+        update = tuner(index, rate, w_r)
         record.add(u, update.terms)
         at = send(torch.tensor(index), tuner.device)
         for name, value in update.each.items():
@@ -282,8 +271,8 @@ def one_pass(
             l2 = update.each.get('l2')
             text = latest(record.numbers(updates=u + 1)) if l2 is None else f'{decibels(l2):.1f} dB'
         if progress:
-            progress(done * len(order) + u + 1, config.passes * len(order), text)
-    return record, rates, each
+            progress(done * n + u + 1, config.passes * n, text)
+    return record, each
 
 
 def decibels(
@@ -299,8 +288,8 @@ def tune_clip(
     G,  # where tuning begins: never changed
     pivots: torch.Tensor,  # (T,L,D), held fixed
     crops,  # as in `take_crops`
-    config,  # passes, order(), rate(), weights, early_stop, lr, batch, dtype, memory, compile, seed
-    neighbour=None,  # as in `ClipTuner`
+    config,  # passes, weights, early_stop, lr, batch, dtype, memory, compile
+    plan,  # iterable over the passes: of each, a list of (frames, rate, w_r (1,L,D) or None)
     progress=None,  # called with (updates done, of, text)
     checkpoint=None,  # file, written every few passes and read if there: the same call goes on
     checkpoint_every: int = 5,  # passes between two writes
@@ -314,34 +303,35 @@ def tune_clip(
     names, params = zip(*G_pti.tunable().items())
     for p in set(G_pti.parameters()).difference(params):
         p.requires_grad_(False)
-    adam, rng, history, done = make_adam(params, config.lr), seeded(config.seed), {}, 0
+    adam, history, done = make_adam(params, config.lr), {}, 0
     if checkpoint is not None:
         clip, distance = [hash_of(crop) for crop in crops], getattr(batch.perceptual, 'name', None)
         identity = hash_of(G, pivots, clip, config, distance, objective_key(objective))
-        done = load_progress(checkpoint, names, params, adam, rng, history, identity)
+        done = load_progress(checkpoint, names, params, adam, history, identity)
     enough = lambda: config.early_stop is not None and bool(
         history.get('psnr') and history['psnr'][-1] >= config.early_stop
     )
-    tuner = None
+    left, tuner = islice(plan, done, None), None  # of a run that goes on, what is left
     with contextlib.ExitStack() as until:
         while done < config.passes and not enough():
             if tuner is None:
-                how = batch, G_pti, adam, pivots, crops, config, neighbour
+                how = batch, G_pti, adam, pivots, crops, config
                 tuner = until.enter_context(contextlib.closing(ClipTuner(objective, *how)))
-            record, rates, each = one_pass(tuner, done, rng, progress, checkpoint)
+            updates = next(left)
+            record, each = one_pass(tuner, done, updates, progress, checkpoint)
             for name, column in record.numbers().items():
                 history.setdefault(name, []).append(column.tolist())
-            history.setdefault('lr', []).append(rates)
+            history.setdefault('lr', []).append([rate for _, rate, _ in updates])
             if 'l2' in each:
                 history.setdefault('psnr', []).append(decibels(each['l2']))
             done += 1
             last = done == config.passes or enough()
             if checkpoint is not None and (last or done % checkpoint_every == 0):
                 if not all(bool(p.isfinite().all()) for p in params):
-                    where = f'in pass {done}, update {len(rates)}: a weight is not finite'
+                    where = f'in pass {done}, update {len(updates)}: a weight is not finite'
                     raise diverged('tuning', where, config, checkpoint)
                 meta = dict(identity=identity, passes=done)
-                save_progress(checkpoint, names, params, adam, rng, history, meta)
+                save_progress(checkpoint, names, params, adam, history, meta)
     empty = {k: [] for k in ('loss', *config.weights, 'lr', 'psnr')} if not history else {}
     return frozen(G_pti), {k: np.array(v, dtype=np.float64) for k, v in (history or empty).items()}
 

@@ -14,7 +14,6 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -103,7 +102,7 @@ class Lane:
             p.copy_(home)
 
     @torch.no_grad()
-    def load(self, frame):
+    def load(self, frame):  # what the objective looks at
         "Take a frame: everything is copied into the lane's own tensors."
         self.w.copy_(frame.w_edit[None])
         self.source.copy_(frame.source)
@@ -118,6 +117,7 @@ class Lane:
                 for mine, new in zip(self.kept, below):
                     mine.copy_(new)
             self.edit.copy_(self.synthesis(self.w)[0] if frame.edit is None else frame.edit)
+        return self.frame
 
 # %% ../../nbs/engine/50_frames.ipynb #e6d10009
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class FrameTuner:
         )
         self.params = [p for lane in self.lanes for p in lane.params]
         self.adam = make_adam(self.params, config.lr)
-        tasks = [Task(lane, lambda lane=lane: lane.frame, k) for k, lane in enumerate(self.lanes)]
+        tasks = [Task(lane, row=k) for k, lane in enumerate(self.lanes)]
         self.update = Update(objective, tasks, self.adam, config, rows=lanes)
 
     def reset(self):
@@ -210,8 +210,9 @@ class FrameLoop:
 
     def begin(self):
         "Load the frames."
-        for k, lane in enumerate(self.tuner.lanes):
-            lane.load(self.frames[min(k, len(self.frames) - 1)])  # a lane too many repeats the last
+        for k, task in enumerate(self.tuner.update.tasks):
+            frame = self.frames[min(k, len(self.frames) - 1)]  # a lane too many repeats the last
+            task.batch = task.network.load(frame)
         self.tuner.restart()
         for k, frame in enumerate(self.frames):
             if frame.empty:
@@ -288,11 +289,11 @@ class ClipFrames:
         self,
         objective,  # (G_st, frame, config) -> dict of terms
         G_pti,  # tuned for the clip; never changed
-        frame_of,  # frame_of(t): a dataclass, see `Lane.load`
+        frames,  # sequence of dataclasses, see `Lane.load`; each may be made when it is asked for
         config,  # steps, lr, rate(), weights, done(), first(), tune, common, workers, ...
         common: CommonStart | None = None,  # where the frames begin
     ):
-        self.objective, self.G_pti, self.frame_of = objective, G_pti, frame_of
+        self.objective, self.G_pti, self.frames = objective, G_pti, frames
         self.config, self.common = config, common
 
     def tuner(self, **how) -> FrameTuner:
@@ -302,7 +303,7 @@ class ClipFrames:
         "Some frames side by side; errors name the frame."
         tuner.reset()
         try:
-            done = tuner.tune([self.frame_of(t) for t in chosen], self.config.steps)
+            done = tuner.tune([self.frames[t] for t in chosen], self.config.steps)
         except StitchError as e:
             names = ', '.join(map(str, chosen))
             raise StitchError(f'frame {names}: {e}') from e
@@ -357,38 +358,31 @@ class ClipFrames:
         self,
         tuner: FrameTuner,  # with one lane
         n: int,  # frames
-    ) -> tuple:  # Update; list of n numbers, to be filled with the frames that it looks at
-        "An update of one working copy by several frames, a lane each where memory allows it."
-        chosen, (lane,) = [0] * n, tuner.lanes
+    ) -> Update:
+        "An update of one working copy by several frames, a lane each."
         at_once = frames_at_once(self.G_pti.resolution, n, tuner.device, self.config.memory)
-        workers = update_workers(at_once, tuner.device)
-        more = n - 1 if workers > 1 else 0
-        places = [lane, *(Lane(self.G_pti, self.config, lane.G_st) for _ in range(more))]
-
-        def loaded(k):
-            lane = places[k % len(places)]
-            lane.load(self.frame_of(chosen[k]))
-            return lane.frame
-
-        tasks = [Task(places[k % len(places)], partial(loaded, k), of=n) for k in range(n)]
-        return Update(self.objective, tasks, tuner.adam, self.config, workers=workers), chosen
+        workers, (lane,) = update_workers(at_once, tuner.device), tuner.lanes
+        lanes = [lane, *(Lane(self.G_pti, self.config, lane.G_st) for _ in range(n - 1))]
+        tasks = [Task(lane, of=n) for lane in lanes]
+        return Update(self.objective, tasks, tuner.adam, self.config, workers=workers)
 
     def start_together(
         self,
-        T: int,  # frames of the clip
         progress=None,  # called with (updates done, of, text)
     ) -> CommonStart:
         "`config.common` updates over the whole clip: where its frames begin."
         config, tuner, drawn = self.config, self.tuner(), seeded(0)
-        n, R = min(COMMON_BATCH, T), self.G_pti.resolution
+        T, R = len(self.frames), self.G_pti.resolution
+        n = min(COMMON_BATCH, T)
         record = TermRecord(config.common, tuner.device, config.weights)
         threading_of, until = threads(useful_threads(n * R * R)), contextlib.ExitStack()
         with precision(tuner.device, tuner.dtype), threading_of, until:
-            update, chosen = self.update_together(tuner, n)
+            update = self.update_together(tuner, n)
             until.callback(update.close)
             for step in range(config.common):
                 set_rate(tuner.adam, COLD * config.rate(step, config.common))
-                chosen[:] = torch.randperm(T, generator=drawn)[:n].tolist()
+                for task, t in zip(update.tasks, torch.randperm(T, generator=drawn).tolist()):
+                    task.batch = task.network.load(self.frames[t])
                 update.clear()
                 update.gradients()
                 tuner.adam.step()

@@ -73,12 +73,12 @@ def _names(code) -> list:
     return [*code.co_names, *(n for c in inner for n in _names(c))]
 
 # %% ../../nbs/engine/30_tuner.ipynb #e6b1000b
-@dataclass(frozen=True)
+@dataclass
 class Task:
     "One call of the objective within an update."
 
     network: object  # what the objective draws with; its weights are tuned
-    batch: object  # () -> what the objective looks at, made from tensors that stay in place
+    batch: object = None  # what the objective looks at, its tensors stay in place
     row: int = 0  # its terms are added up in this row
     n: int = 1  # frames of this call ...
     of: int = 1  # ... among those of the whole batch
@@ -123,9 +123,8 @@ class Update:
 
     def evaluate(self, task: Task) -> tuple:  # the loss; terms, weighted by size; as they are
         "One call of the objective."
-        batch = task.batch()
         with autocast(self.device, self.dtype, cache=self.workers is None):
-            found = self.objective(task.network, batch, self.config)
+            found = self.objective(task.network, task.batch, self.config)
         share = {k: v.sum() / (task.of * v.numel() / task.n) for k, v in found.items()}
         loss = weighted(share, self.config.weights)
         apart = lambda terms: {k: v.detach() for k, v in terms.items()}
@@ -295,11 +294,11 @@ def diverged(
     return StitchError(f'{what} diverged {where}; {remedy}')
 
 # %% ../../nbs/engine/30_tuner.ipynb #e6b10016
-def save_progress(path, names, params, adam, rng, history: dict, meta: dict):
+def save_progress(path, names, params, adam, history: dict, meta: dict):
     "Everything that the next pass depends on, in one file that appears whole; written by rank 0."
     if ranks().rank:
         return
-    tensors = {f'param/{n}': p for n, p in zip(names, params)} | {'rng': rng.get_state()}
+    tensors = {f'param/{n}': p for n, p in zip(names, params)}
     for n, p in zip(names, params):
         tensors |= {f'adam/{k}/{n}': torch.as_tensor(v) for k, v in adam.state[p].items()}
     for k, v in history.items():
@@ -308,7 +307,7 @@ def save_progress(path, names, params, adam, rng, history: dict, meta: dict):
 
 
 @torch.no_grad()
-def load_progress(path, names, params, adam, rng, history: dict, identity: str) -> int:
+def load_progress(path, names, params, adam, history: dict, identity: str) -> int:
     "Put a saved state back, in place; the number of passes that it holds."
     if not Path(path).exists():
         return 0
@@ -322,7 +321,6 @@ def load_progress(path, names, params, adam, rng, history: dict, identity: str) 
         p.copy_(tensors[f'param/{n}'])
         for k, v in adam.state[p].items():
             v.copy_(tensors[f'adam/{k}/{n}'])
-    rng.set_state(tensors['rng'])
     found = {k[8:]: v.tolist() for k, v in tensors.items() if k.startswith('history/')}
     history.update({k: found[k] for k in (*history, *found) if k in found})
     return int(meta['passes'])
