@@ -12,6 +12,19 @@ from golden_numbers import Golden, golden_file, load_manifest  # noqa: E402
 
 torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
 
+# Files that take long, with the slow tests and those in a browser: about how many seconds of one core.
+# The longest begin first, so that at the end no process waits for another one's long file.
+LONG = dict(
+    test_browser=500, test_full_size_official=240, test_faults_run=200, test_mobile=120,
+    test_parity_formats=100, test_figure3=90, test_demo=80, test_resume=70, test_parity_encoder=60,
+    test_doctor=60, test_parity_tuning=60, test_side_by_side=60, test_safety=60, test_figure9=50,
+    test_faces=50, test_batch=40, test_docs=40, test_wheel=40, test_project=30, test_course=30,
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: -LONG.get(item.path.stem, 0))
+
 
 @pytest.fixture(scope='session')
 def parity():

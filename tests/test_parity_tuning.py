@@ -61,8 +61,8 @@ def moved(G, tuned, names):
         ('perc_ramp', 8, dict(ramp='pass')),
         ('l2only_locality', 3, dict(lambda_r=0.1)),
         ('perc_locality', 3, dict(lambda_r=0.1)),
-        ('l2only', 20, {}),
-        ('perc', 20, {}),
+        pytest.param('l2only', 20, {}, marks=pytest.mark.slow),
+        pytest.param('perc', 20, {}, marks=pytest.mark.slow),
     ],
 )
 def test_pti(parity, manifest, monkeypatch, G, kind, passes, changes, tune):
@@ -106,6 +106,8 @@ cases += [
     ('l2_5_style_input', dict(steps=5)),
     ('l2_5_wplus_only', dict(steps=5, tune='latent')),
 ]
+long = lambda name, changes: pytest.mark.slow if changes['steps'] > 5 and 'thr' not in name else ()
+cases = [pytest.param(*case, marks=long(*case)) for case in cases]
 
 
 @pytest.mark.parametrize('name,changes', cases)

@@ -68,7 +68,7 @@ def test_nothing_is_written_twice():
     assert not [where for where in bodies.values() if len(where) > 1]
 
 
-def test_every_module_imports_alone():
+def test_every_module_imports_alone(tmp_path):
     "Each in a process of its own, in which nothing of the package was imported before (forked, so that what others wrote is loaded once)."
     modules = [
         ".".join(("stitch_nb", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
@@ -80,6 +80,7 @@ def test_every_module_imports_alone():
 import os, sys, traceback
 import av, cv2, ipywidgets, matplotlib.pyplot, nbformat, psutil, scipy.ndimage, scipy.optimize
 import scipy.spatial.transform, torch, torchvision, tqdm.auto
+sys.pycache_prefix, sys.dont_write_bytecode = {str(tmp_path)!r}, False  # compiled once for all
 failed = []
 for name in {modules!r}:
     child = os.fork()

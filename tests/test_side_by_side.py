@@ -267,24 +267,22 @@ def test_a_process_leaves_its_group_before_it_ends(tmp_path):
     assert [(tmp_path / f'{rank}').read_text() for rank in range(2)] == ['False'] * 2
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    "PTI under torchrun, gloo; then again, with a process that dies and a second start."
+@pytest.mark.parametrize('deaths', [pytest.param([], marks=pytest.mark.slow), ['9']])
+def test_two_processes_give_what_one_gives(tmp_path, deaths):
+    "PTI under torchrun, gloo; also with a process that dies and a second start."
     config = PTIConfig(passes=6, batch=3, dtype='float32', lr=1e-3, lambda_r=0.5)
     alone, history = tune_generator(make_G(), *make_clip(), Pooled(), config)
-    for name, deaths in (('whole', []), ('killed', ['9'])):
-        folder = tmp_path / name
-        folder.mkdir()
-        for die in deaths:
-            assert torchrun(folder, 2, DIE=die).returncode != 0
-            assert (folder / 'pti.safetensors').exists() and not (folder / 'found.pt').exists()
-        done = torchrun(folder, 2)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found = torch.load(folder / 'found.pt', weights_only=True)
-        assert found['world'] == 2
-        for k, v in alone.state_dict().items():
-            close(found['state'][k], v, atol=1e-5, rtol=1e-4, msg=k)
-        np.testing.assert_allclose(found['loss'], history['loss'], atol=1e-5, rtol=1e-4)
-        np.testing.assert_allclose(found['psnr'], history['psnr'], atol=1e-3, rtol=1e-4)
+    for die in deaths:
+        assert torchrun(tmp_path, 2, DIE=die).returncode != 0
+        assert (tmp_path / 'pti.safetensors').exists() and not (tmp_path / 'found.pt').exists()
+    done = torchrun(tmp_path, 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.load(tmp_path / 'found.pt', weights_only=True)
+    assert found['world'] == 2
+    for k, v in alone.state_dict().items():
+        close(found['state'][k], v, atol=1e-5, rtol=1e-4, msg=k)
+    np.testing.assert_allclose(found['loss'], history['loss'], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(found['psnr'], history['psnr'], atol=1e-3, rtol=1e-4)
 
 
 CLAIM = '''

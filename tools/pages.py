@@ -21,6 +21,8 @@ from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 
+SLOW = ["torch", "torch._dynamo", "torchvision", "scipy.ndimage", "scipy.optimize"]  # to import
+SLOW += ["matplotlib.pyplot", "cv2", "av", "ipywidgets", "tqdm.auto"]
 RELATIVE = 0.05  # of a number; processors, threads and versions of torch round differently
 DIGITS = 2  # units of the last place that is shown
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)", re.I)
@@ -157,7 +159,7 @@ def main(argv=None) -> int:
     threads = max(1, (os.cpu_count() or 1) // chosen.workers)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     ways = get_context("forkserver")  # a process a page, which finds the slow imports done
-    ways.set_forkserver_preload(["nbdev.test", "torch", "scipy.ndimage", "matplotlib.pyplot"])
+    ways.set_forkserver_preload(["nbdev.test", *(SLOW if len(pages) > 1 else ())])
     with ProcessPoolExecutor(chosen.workers, ways, max_tasks_per_child=1) as pool:
         # the largest first: they take longest, and the last one keeps all workers but one waiting
         ordered = sorted(pages, key=lambda p: -p.stat().st_size)
