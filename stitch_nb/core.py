@@ -187,6 +187,12 @@ def save_arrays(
     return Path(path)
 
 
+def _raise_if_no_memory(error: Exception, path):
+    "A file that cannot be read for lack of memory is not damaged."
+    if isinstance(error, MemoryError) or 'allocate memory' in str(error):
+        raise MemoryError(f'no memory to read {path}') from error
+
+
 def load_arrays(
     path,  # .npz
 ) -> dict:  # name -> array
@@ -197,6 +203,7 @@ def load_arrays(
         with np.load(path, allow_pickle=False) as z:
             return {k: z[k] for k in z.files}
     except Exception as e:
+        _raise_if_no_memory(e, path)
         said = (str(e) or type(e).__name__).splitlines()[0]
         raise StitchError(f'{path} is not a readable .npz ({said}); delete it and run again') from e
 
@@ -239,6 +246,7 @@ def load_tensors(
         with safe_open(path, 'pt') as f:
             digest = (f.metadata() or {}).get('digest')
     except Exception as e:
+        _raise_if_no_memory(e, path)
         said = (str(e) or type(e).__name__).splitlines()[0]
         raise StitchError(
             f'{path} is not a readable safetensors file; delete it and run again ({said})'

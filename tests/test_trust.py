@@ -491,3 +491,46 @@ def test_no_memory_is_not_a_damaged_film(monkeypatch, error):
     with pytest.raises((MemoryError, OSError)) as found:
         list(clip.frames())
     assert not isinstance(found.value, StitchError)
+
+
+# ---------------------------------------------------------------- memory that a shell limits
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='limits that not every system keeps')
+@pytest.mark.parametrize('kib, loaded', [(2_000_000, False), (40_000_000, True)])
+def test_a_limit_on_addresses(loads, kib, loaded):
+    "Said before a library is loaded that would abort."
+    command = ' '.join(loads('print("loaded")\ndef stitch_x(): pass'))
+    line = f'ulimit -v {kib}; {command}'
+    done = subprocess.run(['sh', '-c', line], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == ((0, 'loaded\n') if loaded else (2, ''))
+    said = 'a small run takes 4.4 GiB of addresses); raise the limit on addresses (ulimit -v), '
+    said = f'stitch_x: out of memory ({said}which is 1.9 GiB\n'
+    assert done.stderr == ('' if loaded else said)
+
+
+def test_a_panic_of_rust_for_want_of_memory(loads):
+    text = 'class PanicException(BaseException): pass\n'
+    text += 'raise PanicException("PyObject pointer is null")'
+    done = subprocess.run(loads(text), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith('stitch_x: out of memory')
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('name', ['a.safetensors', 'a.npz'])
+def test_no_memory_is_not_a_damaged_file(tmp_path, monkeypatch, name):
+    "Its reader is not told to delete it."
+    import numpy as np
+    import torch
+    from stitch_nb import core
+
+    def lacking(*_, **__):
+        raise OSError('Cannot allocate memory (os error 12)')
+
+    core.save_tensors(tmp_path / 'a.safetensors', dict(x=torch.zeros(2)))
+    core.save_arrays(tmp_path / 'a.npz', x=np.zeros(2))
+    monkeypatch.setattr(core, 'load_file', lacking)
+    monkeypatch.setattr(np, 'load', lacking)
+    read = core.load_tensors if name == 'a.safetensors' else core.load_arrays
+    with pytest.raises(MemoryError, match='no memory to read'):
+        read(tmp_path / name)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..script import Param, call_parse
+from ..script import Param, call_parse, remedy_for_memory
 
 import torch
 from tqdm.auto import tqdm
@@ -57,7 +57,7 @@ def told(
         status, said = 2, _about_file(error, out)
     except (MemoryError, torch.OutOfMemoryError) as error:
         what = " ".join(str(error).split())[:80] or type(error).__name__
-        remedy = f"take fewer frames or --device cpu; {resume_hint(out)}"
+        remedy = remedy_for_memory("take fewer frames or --device cpu") + f"; {resume_hint(out)}"
         status, said = 2, f"out of memory ({what}): {remedy}"
     print(f"{command}: {' '.join(said.split())}", file=sys.stderr)
     raise SystemExit(status)
