@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..align import crop_frame
 from ..core import save_arrays, to_image
 from ..engine.device import frames_at_once
-from ..faces import as_it_lies
+from ..detectors import as_it_lies
 from ..masks import resize_mask
 from stitch_nb.metrics import (
     attribute_change,

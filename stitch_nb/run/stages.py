@@ -31,7 +31,8 @@ from stitch_nb.core import (
 )
 from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
-from ..faces import FaceTrack, check_track, choose_person, find_people, landmark_backend
+from ..detectors import landmark_backend
+from ..faces import FaceTrack, check_track, choose_person, find_people
 from ..masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
 from ..paste import carry_detail, composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
