@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'find_cuts', 'fill_gaps', 'frame_ranges', 'say_ranges', 'around_face', 'same_scene', 'is_leaving',
-           'held_frames', 'FaceTrack', 'place_of', 'say_people', 'choose_person', 'turn_of_faces', 'check_certain',
-           'check_track', 'why_no_face', 'detect_all', 'find_people', 'find_faces']
+           'held_frames', 'FaceTrack', 'place_of', 'say_people', 'said_of_people', 'choose_person', 'turn_of_faces',
+           'check_certain', 'check_track', 'why_no_face', 'detect_all', 'find_people', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
 from dataclasses import dataclass, replace
@@ -222,6 +222,18 @@ def say_people(
     if len(set(when)) == 1:
         return f'{", ".join(who)}, {when[0]}'
     return '; '.join(f'{name}, {frames}' for name, frames in zip(who, when))
+
+
+def said_of_people(
+    tracks,  # of FaceTrack
+    wanted,  # numbers of those who are edited
+    start: int,  # frame of the video at which the clip begins
+) -> str:
+    "Who is there, who is edited, how to choose."
+    chosen, left = sorted(wanted), [t.person for t in tracks if t.person not in wanted]
+    edited = f'{" and ".join(map(str, chosen))} {"are" if len(chosen) > 1 else "is"} edited'
+    other = f'; another: --edit smile=2@{left[0]}, everybody: @all' if left else ''
+    return f'{len(tracks)} people ({say_people(tracks, start)}): {edited}{other}'
 
 
 def choose_person(

@@ -104,7 +104,7 @@ def run_stages(
         scores = own(scores_step(models, config, crops, pivots, theta, perceptual, len(p.quads)))
 
         # 4. The edit: latents w_i + delta_w, at which theta_p draws e_i.
-        w_edit = edited_latents(clip, models, faces, pivots, p.edits)
+        w_edit = edited_latents(clip, models, p.track.edited, pivots, p.edits)
         masks = own(heads_step(models, config, theta, w_edit, masks)) or masks
 
         # 5. Stitching, frame by frame: s_i, from theta_p or from a start that the frames share.

@@ -210,7 +210,7 @@ class Measurer:
         self.G, self.w = load_generator(done.get("generator"), models), None
         if self.sample:
             self.w = load_pivots(done["pivots"], models)
-            self.w_edit = edited_latents(clip, models, done["faces"], done["pivots"], edits)
+            self.w_edit = edited_latents(clip, models, self.edited, done["pivots"], edits)
         self.rows, self.pictures, self.last, self.last_change = [], {}, None, (None, None)
 
     def wants_blend(self, k: int) -> bool:
