@@ -32,11 +32,14 @@ from .run.settings import ARMS, RunConfig, arms_for, check_arms
 from stitch_nb.run.stages import (
     crops_step,
     edited_latents,
+    edits_step,
     generator_step,
     heads_step,
+    load_pivots,
     masks_step,
     pivots_step,
     quads_of,
+    recon_step,
     start_step,
     stitched_step,
 )
@@ -89,7 +92,7 @@ def run_stages(
             look(begun[-1])
 
     for p in begun:
-        own, models, config, (faces, crops, masks) = (
+        own, models, config, (_, crops, masks) = (
             p.own(keep), p.models, p.config, p.stages.values()
         )
         perceptual, _ = choose_perceptual(models, config.perceptual)
@@ -101,19 +104,22 @@ def run_stages(
 
         # 3. PTI: weights theta_p, with which G draws every c_i at its w_i.
         theta = own(generator_step(models, config, crops, pivots, perceptual, objectives["pti"]))
-        scores = own(scores_step(models, config, crops, pivots, theta, perceptual, len(p.quads)))
+        recon = own(recon_step(models, config, theta, load_pivots(pivots, models)))
+        seen = models, config, crops, pivots, theta, recon
+        scores = own(scores_step(*seen, perceptual, len(p.quads)))
 
         # 4. The edit: latents w_i + delta_w, at which theta_p draws e_i.
         w_edit = edited_latents(clip, models, p.track.edited, pivots, p.edits)
-        masks = own(heads_step(models, config, theta, w_edit, masks)) or masks
+        edits = own(edits_step(models, config, theta, w_edit))
+        masks = own(heads_step(models, edits, masks)) or masks
 
         # 5. Stitching, frame by frame: s_i, from theta_p or from a start that the frames share.
-        seen = models, config, theta, w_edit, crops, masks, objectives["stitch"]
+        seen = models, config, theta, w_edit, edits, crops, masks, objectives["stitch"]
         start = own(start_step(*seen))
         stitched = own(stitched_step(*seen, start))
 
-        made = dict(masks=masks, pivots=pivots, generator=theta, scores=scores)
-        made |= dict(start=start, stitched=stitched)
+        made = dict(masks=masks, pivots=pivots, generator=theta, recon=recon, scores=scores)
+        made |= dict(edits=edits, start=start, stitched=stitched)
         done.append(replace(p, stages=p.stages | {k: s for k, s in made.items() if s}))
     return done
 

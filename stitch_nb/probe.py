@@ -7,10 +7,10 @@ __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'RGB_FORMATS', 'STRAN
            'check_pixels', 'missing_bytes', 'described', 'films_in', 'colour_of', 'turn_of', 'tilt_of', 'with_turns',
            'open_video', 'picture_streams', 'picture_stream', 'decoder_of', 'pictures', 'Facts', 'extras_of',
            'expected_frames', 'look_through', 'is_heif', 'examine', 'why_not', 'file_notes', 'fit_rate', 'mend_times',
-           'even_rate', 'schedule', 'choose_rate', 'timing']
+           'main_rate', 'even_rate', 'schedule', 'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
-import itertools, math, os
+import itertools, math, os, re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -136,6 +136,50 @@ def _of_matroska(data: bytes) -> dict:  # as `described`
         found['sinf'] = b''
     return found
 
+# %% ../nbs/04_probe.ipynb #5a1f0d0b
+def _packets_of(head: bytes) -> tuple:  # size of a packet and where the first begins; (): no stream
+    "Whether a file begins as a transport stream, of 188 bytes a packet or of more."
+    for size in (188, 192, 204):
+        for at in range(size):
+            if len(head) > at + 3 * size and head[at::size].strip(b'G') == b'':
+                return size, at
+    return ()
+
+
+def _section(data: bytes, size: int, at: int, number: int) -> bytes:
+    "The first table that the packets of this number hold."
+    found = b''
+    for i in range(at, len(data) - 187, size):
+        head = int.from_bytes(data[i : i + 4], 'big')
+        if head >> 8 & 0x1FFF != number or not head & 0x10:  # another one, or no content
+            continue
+        content = data[i + 4 + (1 + data[i + 4] if head & 0x20 else 0) : i + 188]
+        if head & 0x400000:  # a table begins
+            content = content[1 + content[0] :] if content else b''
+            found = b''
+        found += content
+        if len(found) > 2 and len(found) >= 3 + (int.from_bytes(found[1:3], 'big') & 0xFFF):
+            return found[: (int.from_bytes(found[1:3], 'big') & 0xFFF) - 1]  # without its sum
+    return b''
+
+
+def _of_stream(data: bytes, size: int, at: int) -> dict:  # as `described`
+    "Dolby Vision, as the first program's map states it."
+    programs = _section(data, size, at, 0)[8:]
+    numbers = [int.from_bytes(programs[i : i + 4], 'big') for i in range(0, len(programs), 4)]
+    table = next((_section(data, size, at, n & 0x1FFF) for n in numbers if n >> 16), b'')
+    i = 12 + (int.from_bytes(table[10:12], 'big') & 0xFFF)
+    while i + 5 <= len(table):
+        stop = i + 5 + (int.from_bytes(table[i + 3 : i + 5], 'big') & 0xFFF)
+        i += 5
+        while i + 2 <= stop:
+            kind, a, b = table[i], i + 2, i + 2 + table[i + 1]
+            if kind == 0xB0 and b - a >= 4:
+                return dict(dvcC=table[a:b])
+            i = b
+        i = stop
+    return {}
+
 # %% ../nbs/04_probe.ipynb #cfb8e9d7
 def _inside(data: bytes, at: int, end: int):  # iterator of (kind, where its content begins, end)
     "The boxes of a stretch of an mp4."
@@ -149,13 +193,15 @@ def _inside(data: bytes, at: int, end: int):  # iterator of (kind, where its con
 
 def described(
     path,  # any file
-) -> dict:  # name of a box to its content, bytes; {}: it is no mp4 or mkv, or says nothing
-    "What an mp4 or mkv says of its first picture track beside what the decoder is told."
+) -> dict:  # name of a box to its content, bytes; {}: it is of another kind, or says nothing
+    "What mp4, mkv or a transport stream says of its picture beside what the decoder is told."
     total, at, data = Path(path).stat().st_size, 0, b''
     with open(path, 'rb') as f:
-        if f.read(4) == b'\x1aE\xdf\xa3':
-            f.seek(0)
-            return _of_matroska(f.read(2**22))
+        head = f.read(2**10)
+        if head[:4] == b'\x1aE\xdf\xa3':
+            return _of_matroska(head + f.read(2**22))
+        if packets := _packets_of(head):
+            return _of_stream(head + f.read(2**22), *packets)
         while at < total and not data:
             f.seek(at)
             kind, end = _box(f)
@@ -315,13 +361,13 @@ def pictures(
     stream,
     decoder,
     bad: list | None = None,  # receives lost packets
-    places: dict | None = None,  # receives where packets of key frames begin: time to byte
+    hear=None,  # called with each packet of a key frame
 ):
     "Decoded frames in the order in which they are shown."
     full = (packet for packet in container.demux(stream) if packet.size)  # empty: nothing is new
     for packet in itertools.chain(full, [None]):  # None: hand out what is left
-        if places is not None and packet is not None and packet.is_keyframe:
-            places[packet.pts] = packet.pos
+        if hear and packet is not None and packet.is_keyframe:
+            hear(packet)
         try:
             yield from decoder.decode(packet)
         except av.error.EOFError:
@@ -423,7 +469,7 @@ def _rate_of(stream, guessed: int) -> Fraction:  # frames a second; 0: the file 
 
 
 def _said_of_picture(path, seen) -> dict:
-    "Fields of `Facts` out of the boxes of an mp4."
+    "Fields of `Facts` out of what the container says."
     boxes = described(path)
     clap = [int.from_bytes(boxes.get('clap', b'')[i : i + 4], 'big') for i in range(0, 16, 4)]
     shown = (round(clap[0] / clap[1]), round(clap[2] / clap[3])) if clap[1] and clap[3] else ()
@@ -453,8 +499,8 @@ def look_through(
                 f'{path} has a picture in a coding that is not known here; export it as H.264'
             )
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
-        bad, seen, places, total = [], _Notes(), {}, expected_frames(container, stream)
-        decoded = pictures(container, stream, decoder_of(stream, max_pixels), bad, places)
+        bad, seen, total = [], _Notes(), expected_frames(container, stream)
+        decoded = pictures(container, stream, decoder_of(stream, max_pixels), bad, seen.hear)
         for frame, turn in with_turns(decoded):
             seen.take(frame, turn)
             if progress and len(seen.pts) % 8 == 0:
@@ -474,12 +520,15 @@ def look_through(
             sound_start=None if start is None else start * heard.time_base,
             promised=stream.frames,
             **_said_of_picture(path, seen),
-            entries=seen.entries(places) if not bad else (),
+            entries=seen.entries() if not bad else (),
             **seen.facts(len(bad)),
         )
 
 # %% ../nbs/04_probe.ipynb #b0b0000f
 _INTRA = av.video.frame.PictureType.I
+_DOLBY_UNITS = dict(  # NAL units that hold Dolby's own data, in streams of start codes
+    h264=re.compile(rb'\0\0\x01[\x1c\x3c\x5c\x7c]'), hevc=re.compile(rb'\0\0\x01[\x7c\x7e]\x01')
+)
 
 
 class _Notes:
@@ -489,7 +538,14 @@ class _Notes:
         self.pts, self.sizes, self.first = [], [], None
         self.guessed = self.damaged = self.interlaced = self.last = 0
         self.transparent, self.tilt, self.changes, self.tags = False, 0, [], None
-        self.sides, self.keys = set(), []
+        self.sides, self.keys, self.places = set(), [], {}
+
+    def hear(self, packet):  # of a key frame
+        first, self.places[packet.pts] = not self.places, packet.pos
+        units = _DOLBY_UNITS.get(packet.stream.codec_context.name) if first else None
+        data = bytes(packet) if units else b''
+        if data[:3] in (b'\0\0\0', b'\0\0\1') and units.search(data):
+            self.sides.add('DOVI_RPU_BUFFER')
 
     def take(self, frame, turn):
         size, tags = (frame.width, frame.height), (turn, colour_of(frame)[:2])
@@ -515,9 +571,9 @@ class _Notes:
         if not self.transparent and frame.format.name.startswith(ALPHA):
             self.transparent = bool((frame.to_ndarray(format='rgba')[..., 3] < 255).any())
 
-    def entries(self, places: dict) -> tuple:  # (frame, byte)
+    def entries(self) -> tuple:  # (frame, byte)
         "Key frames, and where their packets begin."
-        found = ((n, places.get(pts)) for n, pts in self.keys if pts is not None)
+        found = ((n, self.places.get(pts)) for n, pts in self.keys if pts is not None)
         return tuple((n, at) for n, at in found if at is not None and at >= 0)
 
     def facts(self, lost: int) -> dict:
@@ -714,6 +770,30 @@ def mend_times(
     return times
 
 # %% ../nbs/04_probe.ipynb #12567343
+def _off(times, rate: Fraction) -> np.ndarray:  # (K,) frames
+    "How far each frame is from where a constant rate would show it."
+    late = (np.asarray(times) - times[0]) * float(rate) - np.arange(len(times))
+    return np.abs(late - np.median(late))
+
+
+def main_rate(
+    times,  # (K,) float64 seconds, mended
+    hint: Fraction,  # frames a second by the header, 0 if nothing
+) -> Fraction | None:  # None: there is no such rate
+    "The rate whose beat nearly all frames keep: a late beginning or a gap says nothing of it."
+
+    def beat(rate):
+        off = _off(times, rate)
+        return np.abs(off - off.round()).mean()
+
+    steps = np.diff(times)
+    near = [r for r in (hint, *USUAL_RATES) if (np.abs(steps * float(r) - 1) < 0.25).mean() >= 0.8]
+    best = min(near, key=beat, default=None)
+    if best is None or beat(best) > 0.05:
+        return None
+    return hint if hint in near and beat(hint) <= beat(best) * 1.1 + 0.02 else best
+
+
 def even_rate(
     times,  # (K,) float64 seconds, mended
     hint: Fraction,  # frames a second by the header, 0 if nothing
@@ -722,18 +802,14 @@ def even_rate(
     n, since = np.arange(len(times)), np.asarray(times) - times[0]
     if len(n) < 3:
         return None
-    about = np.polyfit(since, n, 1)[0]
+    about, main = np.polyfit(since, n, 1)[0], main_rate(times, hint)
     usual = sorted(USUAL_RATES, key=lambda r: abs(float(r) - about))[:3]
-
-    def off(rate):
-        late = since * float(rate) - n
-        return np.abs(late - np.median(late))
-
-    good = [r for r in (hint, *usual) if r and off(r).max() < 0.75]
+    off = {r: _off(times, r) for r in ((main,) if main else (hint, *usual)) if r}
+    good = [r for r in off if off[r].max() < 0.75]
     if not good:
         return None
-    best = min(good, key=lambda r: np.sqrt(np.mean(off(r) ** 2)))
-    return hint if hint in good and off(hint).mean() <= off(best).mean() * 1.1 + 0.02 else best
+    best = min(good, key=lambda r: np.sqrt(np.mean(off[r] ** 2)))
+    return hint if hint in good and off[hint].mean() <= off[best].mean() * 1.1 + 0.02 else best
 
 # %% ../nbs/04_probe.ipynb #b0b0001b
 def schedule(
@@ -752,7 +828,7 @@ def choose_rate(
     times,  # (K,) float64, seconds
     end: float,  # seconds
 ) -> Fraction:  # one of `USUAL_RATES`
-    "The usual rate that loses at most one frame in a hundred and repeats the fewest."
+    "The usual rate that loses at most one frame in a hundred, keeps the beat, repeats the fewest."
     since = np.asarray(times, np.float64) - times[0]
 
     def cost(rate):
@@ -762,6 +838,7 @@ def choose_rate(
         off_beat = np.abs(since * float(rate) - np.round(since * float(rate))).mean()
         return (
             lost > len(times) / 100,
+            off_beat > 0.03,
             lost + repeated if lost <= len(times) / 100 else -rate,
             off_beat,
         )
@@ -790,7 +867,12 @@ def timing(
         note = f'time stamps are uneven: read as {even} frames a second, every frame once'
         return dict(fps=even, n_frames=K, order=None, notes=(note,))
     end = times[-1] + (min(last * float(base), 4 * step) or step)
-    rate = fps or _varying_rate(times, end, step)
+    rate = main_rate(times, hint)
+    if rate and not fps:  # what lies between two beats goes with most of the others
+        since = (times - times[0]) * float(rate)
+        since -= np.median(since - since.round())
+        times = times[0] + since.round() / float(rate)
+    rate = fps or rate or _varying_rate(times, end, step)
     order = schedule(times, end, rate)
     kept = len(np.unique(order))
     kind = 'constant' if even else 'variable'

@@ -41,27 +41,28 @@ def table(tmp_path):
 
 
 def test_one_bad_clip_does_not_stop_the_rest(table, tmp_path, capsys):
-    out = tmp_path / 'runs'
+    out, rows = tmp_path / 'runs', table.read_text().splitlines()
+    table.write_text('\n'.join(rows[:3]) + '\n')  # each row loads the package afresh
     status, _, said = tiny.outcome(stitch_batch, capsys, str(table), str(out), 'cpu')
     assert status == 1
     lines = (out / 'batch.txt').read_text().splitlines()
     states = [re.search(r' (done|failed) ', line)[1] for line in lines[1:]]
-    assert states == ['failed', 'done', 'done']
+    assert states == ['failed', 'done']
     assert 'bad.mp4' in lines[1].split('failed')[1] and lines[1] in said
     record = json.loads((out / 'good_smile1_age-1' / 'run.json').read_text())
     assert record['finished'] and len(record['edits']) == 2
     times = {p: p.stat().st_mtime_ns for p in out.glob('good*/result.mp4')}
     jobs = read_manifest(table, out)
-    assert [is_done(job) for job in jobs] == [False, True, True]
+    assert [is_done(job) for job in jobs] == [False, True]
     asked = []
     run_batch(
         jobs, ['cpu'], lambda s: None, lambda job, d: asked.append(job.number) or dict(state='done')
     )
     assert asked == [1]
     assert times == {p: p.stat().st_mtime_ns for p in out.glob('good*/result.mp4')}
-    text = table.read_text().replace('good.mp4,age=1', 'good.mp4,age=2')
+    text = table.read_text().replace('good.mp4,smile=1 age=-1', 'good.mp4,smile=1 age=-2')
     table.write_text(text)  # another row is another job
-    assert [is_done(job) for job in read_manifest(table, out)] == [False, True, False]
+    assert [is_done(job) for job in read_manifest(table, out)] == [False, False]
 
 
 def test_a_process_that_is_killed_is_a_row_that_failed(table, tmp_path, monkeypatch):

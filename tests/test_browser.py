@@ -21,7 +21,7 @@ import pytest
 pytestmark = pytest.mark.browser
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 PATIENCE = float(
-    os.environ.get("STITCH_PATIENCE", 240)
+    os.environ.get("STITCH_PATIENCE", 900)
 )  # seconds that one step may take on a busy machine
 WIDTHS = 1280, 800
 

@@ -1,9 +1,12 @@
 "The labs: the student's version has no solutions, right answers pass, planted faults are caught."
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -91,6 +94,29 @@ def test_sources_are_clean():
         assert not [c for c in cells if c.get("outputs")], f"{path.name} has outputs"
         assert sum("Predict, before" in c.source for c in cells) >= 1, path.name
         assert sum("hidden: true" in c.source for c in cells) >= 5, path.name
+
+
+def test_the_course_brings_what_grading_needs():
+    "A grader without a kernel to run the notebook in grades nothing."
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    wanted = config["DEFAULT"]["course_requirements"].split()
+    assert {re.split("[<>=]", w)[0] for w in wanted} == {"otter-grader", "ipykernel"}
+
+
+@pytest.mark.parametrize("path", LABS, ids=lambda p: p.stem)
+def test_no_test_shows_a_value(path):
+    "The grader runs a test's lines as doctests: a value that is shown, and not expected, fails it."
+    inside, tests = False, []
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "raw":
+            inside = "BEGIN TESTS" in cell.source or (inside and "END TESTS" not in cell.source)
+        elif inside:
+            tests.append(cell.source)
+    assert len(tests) >= 10
+    for statement in (line for text in tests for line in ast.parse(text).body):
+        shown = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant)
+        assert not shown, ast.unparse(statement)
 
 
 @pytest.mark.slow

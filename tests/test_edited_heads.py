@@ -55,3 +55,10 @@ def test_without_a_parser_it_is_refused(tmp_path, runs):
         edit_clip(
             sample("talk.mp4"), "smile=1", tmp_path, blind, RunConfig(mask="both", **HOW)
         )
+
+
+def test_the_edit_is_drawn_once_and_is_what_is_stitched(runs):
+    edits, stitched = (runs["both"].stages[k].path for k in ("edits", "stitched"))
+    for t, edit in enumerate(np.load(edits)):
+        assert (np.load(stitched / f"{t:06d}.npz")["edit"] == edit).all()
+    assert "edits" not in runs["parser"].stages

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 import tiny
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
@@ -367,11 +368,14 @@ def shell_arguments(room, out, edit="smile=1"):
     return [*said, "--device", "cpu", "--dtype", "float32", "--out", str(out)]
 
 
-def shell(room, out, edit="smile=1", **kwargs):
-    command = [sys.executable, str(Path(__file__).with_name("tiny.py"))]
-    command += shell_arguments(room, out, edit)
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, **pipes, **kwargs)
+def shell(room, out, edit="smile=1"):
+    return forked.start(*shell_arguments(room, out, edit))
+
+
+def ended_well(process) -> bool:
+    _, said = process.communicate()
+    assert process.returncode == 0, said[-2000:]
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -380,8 +384,7 @@ def films(room, tmp_path_factory):
     found = {}
     for edit in ("smile=1", "age=1"):
         out = tmp_path_factory.mktemp("films") / "run"
-        process = shell(room, out, edit)
-        assert process.wait() == 0, process.stderr.read()[-2000:]
+        assert ended_well(shell(room, out, edit))
         found[edit] = out
     return found
 
@@ -394,7 +397,7 @@ def test_two_edits_at_once(room, films, tmp_path, prepared):
         for whole in films.values():
             shutil.copytree(whole / "stages", out / "stages", dirs_exist_ok=True)
     running = {edit: shell(room, out, edit) for edit in films}
-    lines = {edit: p.communicate(timeout=300)[1] for edit, p in running.items()}
+    lines = {edit: p.communicate()[1] for edit, p in running.items()}
     done = [edit for edit, p in running.items() if p.returncode == 0]
     for edit, p in running.items():
         assert p.returncode in (0, 2) and "Traceback" not in lines[edit], lines[edit]
@@ -405,7 +408,7 @@ def test_two_edits_at_once(room, films, tmp_path, prepared):
     assert done
     first = check_film(out, films)
     (other,) = set(films) - {first}
-    assert shell(room, out, other).wait() == 0 and check_film(out, films) == other
+    assert ended_well(shell(room, out, other)) and check_film(out, films) == other
 
 
 def test_a_second_edit_in_the_midst_is_refused(room, tmp_path, monkeypatch):
@@ -443,7 +446,7 @@ def kill_often(room, films, out, rng, kills, span):
     "SIGKILL at random moments, each time the same command again; the film is the same in the end."
     hit = 0
     while hit < kills:
-        process = shell(room, out, start_new_session=True)
+        process = shell(room, out)
         begun = time.time() + 120
         while not (out / ".run" / "by.json").exists() and process.poll() is None:
             assert time.time() < begun
@@ -456,10 +459,7 @@ def kill_often(room, films, out, rng, kills, span):
         if process.returncode == 0:
             check_film(out, films)
             shutil.rmtree(out)
-    process = shell(room, out)
-    _, said = process.communicate()
-    assert process.returncode == 0, said[-2000:]
-    assert check_film(out, films) == "smile=1"
+    assert ended_well(shell(room, out)) and check_film(out, films) == "smile=1"
     assert not [p for p in out.rglob("*") if ".part" in p.name or ".resume" in p.name]
     assert not (out / ".run" / "new").exists() and not list(out.glob("earlier/*"))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import tiny
+from stitch_nb import models as stitch_models
 from stitch_nb.figures import figure3, state as states
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder
@@ -506,6 +507,31 @@ def test_no_folder_stays_behind(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as left:
         apps.stitch_app("3", models="mobile", no_browser=True)
     assert left.value.code == 0 and seen[0][1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "chosen, figure, networks",
+    [
+        ("people", "3", None),
+        ("people", "9", None),
+        ("mobile", "3", "mobile-256"),
+        ("mobile", "9", "mobile-256"),
+        ("mobile-512", "9", "mobile-512"),
+        ("mobile", "walkthrough", None),
+    ],
+)
+def test_apps_open_on_photographs_where_they_are_fetched(monkeypatch, chosen, figure, networks):
+    "A lesson keeps its own networks; so does a figure where only the rendered bundle is there."
+    given = []
+    page = lambda name, folder, models: given.append(models) or Path(f"{name}.ipynb")
+    monkeypatch.setattr(stitch_models, "default_models", lambda: chosen)
+    monkeypatch.setattr(apps, "app_notebook", page)
+    monkeypatch.setattr(apps, "serve", lambda command, port, browser: 0)
+    monkeypatch.setattr(apps.importlib.util, "find_spec", lambda name: True)
+    for asked, expected in ((None, networks), ("people", "people")):
+        with pytest.raises(SystemExit) as left:
+            apps.stitch_app(figure, models=asked, no_browser=True)
+        assert left.value.code == 0 and given.pop() == expected
 
 
 @pytest.fixture(scope="module")

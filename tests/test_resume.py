@@ -2,10 +2,8 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import tiny
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import edit_clip
@@ -184,51 +183,16 @@ def test_a_clip_of_another_content_is_another_clip(tmp_path, monkeypatch, models
     )
 
 
-def shell(out, clip, bundle, limit=None, **kwargs):
+def shell(out, clip, bundle, limit=None):
     "The command as a process of its own, its files no longer than `limit` bytes."
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("tiny.py")),
-        "stitch_edit",
-        str(clip),
-        "--edit",
-        "smile=1",
-        "--models",
-        str(bundle),
-        "--mask",
-        "hull",
-        "--pti_steps",
-        "7",
-        "--stitch_steps",
-        "3",
-        "--lossless",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--out",
-        str(out),
-    ]
-
-    def at_start():
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # it is ignored where the tests themselves run in the background
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=at_start,
-        **kwargs,
-    )
+    words = ["stitch_edit", clip, "--edit", "smile=1", "--models", bundle, "--mask", "hull"]
+    words += ["--pti_steps", "7", "--stitch_steps", "3", "--lossless"]
+    words += ["--device", "cpu", "--dtype", "float32", "--out", out]
+    return forked.start(*words, limit=limit)
 
 
 def finish(process):
-    said, errors = process.communicate(timeout=600)
+    _, errors = process.communicate()
     return process.returncode, re.split(r"[\r\n]+", errors.strip())[-1], errors
 
 
@@ -283,7 +247,7 @@ def test_a_disk_that_is_really_full(tmp_path, clip_path, bundle_path):
 @pytest.mark.parametrize("stage", ["crops", "generator", "stitched"])
 def test_ctrl_c_in_a_shell(tmp_path, clip_path, bundle_path, shell_whole, stage):
     "A real SIGINT to the process group, as a terminal sends it, once the stage before has finished."
-    process = shell(tmp_path, clip_path, bundle_path, start_new_session=True)
+    process = shell(tmp_path, clip_path, bundle_path)
     before = STAGES[STAGES.index(stage) - 1]
     end = time.time() + 300
     while (

@@ -348,18 +348,19 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **
     monkeypatch.setattr(stages, "load_track", lambda faces: track)
     config, P = config or RunConfig(), models.perceptual
     known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator", "start"), "usual")
-    known |= dict(start="") | parts
+    known |= dict(start="", recon="", edits="") | parts
     part = {n: Stage(n, k, Path(k), {}, True) if k else None for n, k in known.items()}
     crops, pivots, theta = part["crops"], part["pivots"], part["generator"]
     pivot = models.generator.w_avg.detach().cpu().expand(2, models.generator.num_ws, -1)
     w_edit = apply_edit(pivot, as_edits(list(edits), models), models.directions)
-    seen = models, config, theta, w_edit, crops, part["masks"], None
+    seen = models, config, theta, w_edit, part["edits"], crops, part["masks"], None
+    drawn = models, config, crops, pivots, theta, part["recon"]
     step = dict(
         faces=lambda: stages.faces_step(clip, stages.backend_of(models, config)),
         masks=lambda: stages.masks_step(models, config, part["faces"], crops, np.ones(2)),
         pivots=lambda: stages.pivots_step(models, config, crops, P),
         generator=lambda: stages.generator_step(models, config, crops, pivots, P),
-        scores=lambda: measure.scores_step(models, config, crops, pivots, theta, P, 40),
+        scores=lambda: measure.scores_step(*drawn, P, 40),
         stitched=lambda: stages.stitched_step(*seen, part["start"]),
         start=lambda: stages.start_step(*seen),
     )[stage]()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from stitch_nb.core import StitchError
-from stitch_nb.probe import local, mend_times, missing_bytes, timing
+from stitch_nb.probe import described, local, mend_times, missing_bytes, timing
 from stitch_nb.video import check_output, read_clip, read_mark, read_picture, write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -729,7 +729,7 @@ def test_what_is_no_film(ffmpeg, tmp_path, kind, said):
 @pytest.mark.parametrize(
     'name, options, frames, fps',
     [
-        ('vfr.mp4', r'-vf select=not(mod(n\,3))+lt(n\,10) -fps_mode vfr -t 2', 49, '24000/1001'),
+        ('vfr.mp4', r'-vf select=not(mod(n\,3))+lt(n\,10) -fps_mode vfr -t 2', 51, '25'),
         ('soft.ts', '-r 24000/1001 -t 1 -c:v libx264 -x264-params pulldown=32', 24, '24000/1001'),
         ('fields.mpg', '-vf fps=50,tinterlace=interleave_top -t 1 -c:v mpeg2video', 25, '25'),
         ('sar.mp4', '-vf setsar=16/11 -t 1', 25, '25'),
@@ -861,8 +861,6 @@ DOLBY = bytes([1, 0, 5 << 1, 1 << 3 | 5]) + bytes(20)
     ],
 )
 def test_elements_that_the_decoder_does_not_hear_of(tmp_path, inside, said):
-    from stitch_nb.probe import described
-
     film = element('e0', element('b0', b'\x60') + element('ba', b'\x40'))
     track = element('ae', element('83', b'\1') + film + inside)
     sound = element('ae', element('83', b'\2'))
@@ -1031,3 +1029,113 @@ def test_date_place_and_time_code_are_said(ffmpeg, tmp_path):
     ffmpeg(*CARD, '-frames:v', 5, *words, '-timecode', '01:00:00:00', tmp_path / 'a.mov')
     (line,) = read_clip(tmp_path / 'a.mov').notes
     assert all(w in line for w in ('not kept', 'the date', 'the place', 'the time code'))
+
+
+# ---------------------------------------------------------------- Dolby Vision in streams
+
+
+def with_units(data, unit):
+    "A unit of Dolby's own data behind each slice."
+    import re
+
+    vcl = {0x1C: lambda n: n[0] & 31 in (1, 5), 0x7C: lambda n: n[0] >> 1 & 63 < 32}[unit[0]]
+    units = re.split(b'\0\0\0?\x01', data)[1:]
+    own = b'\0\0\0\1' + unit + bytes([0x19, 8, 9, 0x10, 0x80, 1, 2, 3, 0x80])
+    return b''.join(b'\0\0\0\1' + n + own * vcl(n) for n in units)
+
+
+def with_descriptor(data, record):
+    "A transport stream whose map of programs says Dolby Vision of its first stream."
+    out = bytearray(data)
+    for i in range(0, len(data), STREAM):
+        if data[i + 1 : i + 3] != b'\x50\0':  # a map begins, as ffmpeg numbers it
+            continue
+        length = int.from_bytes(data[i + 6 : i + 8], 'big') & 0xFFF
+        table = bytearray(data[i + 5 : i + 4 + length])
+        at = 12 + (int.from_bytes(table[10:12], 'big') & 0xFFF)
+        table[at + 3 : at + 5] = (0xF000 | 2 + len(record)).to_bytes(2, 'big')
+        table[at + 5 : at + 5] = bytes([0xB0, len(record)]) + record
+        table[1:3] = (0xB000 | len(table) + 1).to_bytes(2, 'big')
+        total = 0xFFFFFFFF
+        for byte in table:
+            total ^= byte << 24
+            for _ in range(8):
+                total = (total << 1 ^ 0x04C11DB7 * (total >> 31)) & 0xFFFFFFFF
+        table += total.to_bytes(4, 'big')
+        out[i + 5 : i + STREAM] = table + b'\xff' * (STREAM - 5 - len(table))
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    'suffix, codec, unit',
+    [
+        ('hevc', f'{HEVC}:bframes=0', b'\x7c\1'),
+        ('h264', '-c:v libx264 -bf 0', b'\x1c'),
+    ],
+)
+def test_dolby_vision_in_units_of_a_stream(ffmpeg, tmp_path, suffix, codec, unit):
+    raw, own = tmp_path / f'a.{suffix}', tmp_path / f'b.{suffix}'
+    ffmpeg(*CARD, '-frames:v', 8, *codec.split(), raw)
+    own.write_bytes(with_units(raw.read_bytes(), unit))
+    for name in (raw, own):
+        ffmpeg('-fflags', '+genpts', '-r', 25, '-i', name, '-c', 'copy', name.with_suffix('.ts'))
+        for file in (name, name.with_suffix('.ts')):
+            assert any('Dolby' in n for n in read_clip(file).notes) == (name == own)
+
+
+@pytest.mark.parametrize('profile', [5, 8])
+@pytest.mark.parametrize('packet', [188, 192, 204])
+def test_dolby_vision_in_the_map_of_a_stream(ffmpeg, tmp_path, profile, packet):
+    ffmpeg(*CARD, '-frames:v', 8, '-f', 'mpegts', tmp_path / 'a.ts')
+    data = (tmp_path / 'a.ts').read_bytes()
+    data = with_descriptor(data, bytes([1, 0, profile << 1, 1 << 3 | 5, 1 << 4]))
+    more = bytes(4) * (packet == 192), bytes(16) * (packet == 204)
+    packets = (data[i : i + STREAM] for i in range(0, len(data), STREAM))
+    (tmp_path / 'b.ts').write_bytes(b''.join(more[0] + p + more[1] for p in packets))
+    assert read_clip(tmp_path / 'a.ts').notes == ()
+    (said,) = read_clip(tmp_path / 'b.ts').notes
+    assert 'is Dolby Vision' in said and ('profile 5' in said) == (profile == 5)
+    for end in range(1000, 1400, 7):  # cut anywhere: no error
+        (tmp_path / 'c.ts').write_bytes(data[:end])
+        described(tmp_path / 'c.ts')
+
+
+# ---------------------------------------------------------------- recordings that were cut
+
+
+@pytest.mark.parametrize('frames', [16, 36, 120])
+@pytest.mark.parametrize(
+    'kind', ['late .3', 'late .7', 'late 1', 'late 3', 'gap 1', 'gap 2', 'gap 9', 'short']
+)
+def test_a_cut_recording_keeps_its_rate(frames, kind):
+    "A first frame that stays too long, frames that are missing: whatever the header says."
+    name, _, more = kind.partition(' ')
+    steps = np.ones(frames - 1)
+    steps[0 if name != 'gap' else frames // 2] += float(more or -0.6)
+    repeated = int(more) if float(more or 0) >= 1 else 0
+    for rate in map(Fraction, '24000/1001 24 25 30000/1001 30 50 60'.split()):
+        times = np.r_[0, steps.cumsum()] / float(rate)
+        average = (frames - 1) / Fraction(times[-1])
+        for ticks in (1000, 90000):
+            pts = np.round(times * ticks).astype(np.int64)
+            for hint in (Fraction(0), rate, average):
+                found = timing(pts, Fraction(1, ticks), hint)
+                assert found['n_frames'] == frames + repeated
+                assert abs(found['fps'] / rate - 1) < 0.0011 * (hint != rate) + 1e-9
+
+
+def test_a_live_recording_that_was_cut(ffmpeg, tmp_path):
+    "Its first frame belongs to the cut before: 200 ms of two frames, then 25 a second."
+    live = '-g 12 -bf 2 -f matroska -live 1'.split()
+    ffmpeg(*CARD, '-frames:v', 60, *live, tmp_path / 'l.mkv')
+    cut = ['-ss', 0.3, '-i', tmp_path / 'l.mkv', '-t', 0.9, '-c', 'copy']
+    ffmpeg(*cut, *live[4:], tmp_path / 'c.mkv')
+    clip = read_clip(tmp_path / 'c.mkv')
+    assert clip.fps == 25 and len(list(clip.frames())) == len(clip)
+
+
+def test_what_changes_its_rate_keeps_its_beat():
+    "Ten frames at 25 a second, then each third of them."
+    pts = np.r_[np.arange(10), np.arange(12, 52, 3)] * 40
+    found = timing(pts, Fraction(1, 1000), Fraction(0))
+    assert found['fps'] == 25 and 0 <= found['n_frames'] - 52 <= 4

@@ -1,6 +1,7 @@
 "A bundle of 32 pixels, clips with a face that is a red disc, and a landmark backend that finds it: a whole run in a second or two."
 
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -132,10 +133,14 @@ def outcome(command, capsys, *args, **options) -> tuple:
 
 QUICK = dict(mask="hull", pti_steps=2, stitch_steps=2, edit=["smile=1"], device="cpu")
 
-if __name__ == "__main__":  # the command lines, on discs: python tests/tiny.py stitch_edit ...
-    import sys
 
+def main(words):
+    "A command line, on discs."
     use_disc()
-    command = dict(stitch_edit=stitch_edit, stitch_demo=stitch_demo)[sys.argv[1]]
-    sys.argv = sys.argv[1:]
-    command()
+    command = dict(stitch_edit=stitch_edit, stitch_demo=stitch_demo)[words[0]]
+    sys.argv = list(words)
+    command.from_line()
+
+
+if __name__ == "__main__":  # python tests/tiny.py stitch_edit ...
+    main(sys.argv[1:])

@@ -44,6 +44,7 @@ from stitch_nb.run.stages import (
     load_generator,
     load_latents,
     load_masks,
+    load_pictures,
     load_pivots,
     load_track,
     load_weights,
@@ -64,14 +65,18 @@ def score_pictures(
     perceptual,
     frames,  # which of the K, in order
     tick,  # called with frames done
+    recon=None,  # (K,R,R,3) uint8: what `G` draws, where that is known
 ) -> dict:  # psnr (dB), ssim, perceptual: (K,) each, NaN where nothing was drawn
     "What a generator draws at the pivots, against the crops."
     found = {k: np.full(len(w), np.nan) for k in ("psnr", "ssim", "perceptual")}
     batch = frames_at_once(G.resolution, 8, w.device)
     for i in range(0, len(frames), batch):
         now = frames[i : i + batch]
-        with torch.no_grad():
-            drawn = to_image(G.synthesis(w[now]))
+        if recon is None:
+            with torch.no_grad():
+                drawn = to_image(G.synthesis(w[now]))
+        else:
+            drawn = np.asarray(recon[now])
         real = np.asarray(pictures[now])
         found["psnr"][now] = psnr(drawn, real)
         found["ssim"][now] = ssims(drawn, real, w.device)
@@ -80,23 +85,25 @@ def score_pictures(
     return found
 
 # %% ../../nbs/run/40_measure.ipynb #cea6f6c1
-def scores_step(models, config, crops, pivots, generator, perceptual, K: int) -> WantedStage | None:
+def scores_step(
+    models, config, crops, pivots, generator, recon, perceptual, K: int
+) -> WantedStage | None:
     "Of inversion and PTI, (K,) each: PSNR, `_ssim`, `_perceptual`; None if nothing is measured."
     if config.measure == "none":
         return None
     some = sorted(sampled(K, config.measure))  # inversion is scored on these, PTI on all
-    inputs = models.generator, generator, pivots, crops, perceptual, some
+    inputs = models.generator, generator, recon, pivots, crops, perceptual, some
     return WantedStage("scores", ".npz", score_clip, inputs, version=2)
 
 
-def score_clip(path, tick, G, generator, pivots, crops, perceptual, some):
+def score_clip(path, tick, G, generator, recon, pivots, crops, perceptual, some):
     w, pictures = load_latents(pivots, G.w_avg.device), np.load(crops.path, mmap_mode="r")
-    every = list(range(len(w)))
-    parts = dict(inversion=(G, some), pti=(load_weights(G, generator), every))
+    every, kept = list(range(len(w))), load_pictures(recon)
+    parts = dict(inversion=(G, some, None), pti=(load_weights(G, generator), every, kept))
     found, before, total = {}, 0, len(some) + len(every)
-    for name, (drawn_by, frames) in parts.items():
+    for name, (drawn_by, frames, drawn) in parts.items():
         told = lambda n, before=before, name=name: tick(before + n, total, name)
-        scores = score_pictures(drawn_by, w, pictures, perceptual, frames, told)
+        scores = score_pictures(drawn_by, w, pictures, perceptual, frames, told, drawn)
         before += len(frames)
         found[name] = scores.pop("psnr")
         found |= {f"{name}_{k}": v for k, v in scores.items()}

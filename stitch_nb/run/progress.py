@@ -50,14 +50,16 @@ def plan_of(
         preview=12 * (config.pivots == "shared") + 1,
         pivots=pivots,
         generator=T * passes,
+        recon=T * 0.4,
         scores=scored,
+        edits=T * 0.4,
         start=COMMON_BATCH * common,
         stitched=T * steps,
     )
-    frames = dict(faces=0.06, crops=0.02, masks=0.06, result=0.15, compare=0.08)
-    order = (*("faces", "crops", "masks", "preview", "pivots", "generator", "scores"),)
-    if config.mask == "both":
-        frames["heads"], order = 0.12, (*order, "heads")
+    frames = dict(faces=0.06, crops=0.02, masks=0.06, heads=0.06, result=0.15, compare=0.08)
+    order = "faces", "crops", "masks", "preview", "pivots", "generator"
+    order += ("recon", "scores") if config.keep_detail and config.tune else ("scores",)
+    order += ("edits", "heads") if config.mask == "both" else ()
     order += "start", "stitched", "result", "compare"
     return {
         name: (u * updates[name], "updates") if name in updates else (T * frames[name], "frames")
@@ -145,7 +147,9 @@ TITLES = dict(
     preview="drawing a first look",
     pivots="inverting",
     generator="tuning the generator",
+    recon="drawing the clip",
     scores="measuring",
+    edits="drawing the edit",
     heads="finding the edited heads",
     start="finding a start for stitching",
     stitched="stitching",

@@ -6,10 +6,11 @@
 __all__ = ['TRACKED', 'backend_of', 'faces_step', 'find_everybody', 'load_people', 'faces_of', 'find_person', 'load_track',
            'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'find_masks', 'is_parsed', 'is_encoded', 'resolved',
            'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots', 'generator_step', 'tune_weights',
-           'is_readable', 'load_latents', 'load_pivots', 'load_weights', 'load_generator', 'draw', 'FrameMasks',
-           'load_masks', 'heads_step', 'add_edited_heads', 'first_to_do', 'edited_latents', 'frame_file', 'save_frames',
-           'ended', 'has_frame', 'start_step', 'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start',
-           'stretches', 'DrawnEdits', 'stitch_plainly', 'stitch_fast', 'Pasted', 'pasted_frames']
+           'is_readable', 'load_latents', 'load_pivots', 'load_weights', 'load_generator', 'draw', 'load_pictures',
+           'draw_pictures', 'recon_step', 'FrameMasks', 'load_masks', 'edits_step', 'heads_step', 'add_edited_heads',
+           'first_to_do', 'edited_latents', 'frame_file', 'save_frames', 'ended', 'has_frame', 'start_step',
+           'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start', 'stretches', 'DrawnEdits',
+           'stitch_plainly', 'stitch_fast', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
@@ -298,6 +299,23 @@ def draw(
             picture = to_image(G.synthesis(latent[None])[0])
         yield picture
 
+
+def load_pictures(stage):
+    "(K,R,R,3) uint8, not in memory; None for None."
+    return None if stage is None else np.load(stage.path, mmap_mode="r")
+
+
+def draw_pictures(path, tick, G, generator, latents):
+    write_rows(path, draw(load_weights(G, generator), latents), len(latents), tick)
+
+
+def recon_step(models, config, generator, w) -> WantedStage | None:
+    "What the tuned generator draws at the pivots, (K,R,R,3) uint8; None if no detail is kept."
+    if not (config.keep_detail and config.tune):
+        return None
+    inputs = models.generator, generator, w
+    return WantedStage("recon", ".npy", draw_pictures, inputs, (models.device.type,))
+
 # %% ../../nbs/run/30_stages.ipynb #c2d30016
 @dataclass(frozen=True)
 class FrameMasks:
@@ -320,20 +338,27 @@ def load_masks(masks, R: int, how: dict) -> FrameMasks:
     return FrameMasks(np.load(masks.path, mmap_mode="r"), R, how)
 
 
-def heads_step(models, config, generator, w_edit, masks) -> WantedStage | None:
-    "As `masks_step`, with what the edited head covers besides; None where that does not count."
+def edits_step(models, config, generator, w_edit) -> WantedStage | None:
+    "The edited crops e_i, (K,R,R,3) uint8, where masks are found in them; else None."
     if config.mask != "both":
         return None
-    inputs = models.generator, generator, w_edit, masks, models.parser
-    return WantedStage("heads", ".npy", add_edited_heads, inputs, (models.device.type,))
+    inputs = models.generator, generator, w_edit
+    return WantedStage("edits", ".npy", draw_pictures, inputs, (models.device.type,))
 
 
-def add_edited_heads(path, tick, G, generator, w_edit, masks, parser):
+def heads_step(models, edits, masks) -> WantedStage | None:
+    "As `masks_step`, with what the edited head covers besides; None where no edits are kept."
+    if edits is None:
+        return None
+    return WantedStage("heads", ".npy", add_edited_heads, (edits, masks, models.parser))
+
+
+def add_edited_heads(path, tick, edits, masks, parser):
     "Where the edit makes the face wider than the source's, its pixels are head and no border."
-    heads, G_pti = np.load(masks.path, mmap_mode="r"), load_weights(G, generator)
+    heads, pictures = (np.load(s.path, mmap_mode="r") for s in (masks, edits))
 
     def both():
-        for head, edit in zip(heads, draw(G_pti, w_edit)):
+        for head, edit in zip(heads, pictures):
             found = resize_mask(face_mask(segment(parser, edit[None])[0]), head.shape[-1])
             yield np.maximum(head, found.numpy().astype(np.uint8))
 
@@ -399,33 +424,34 @@ def has_frame(folder, t: int, R: int) -> bool:
 
 # %% ../../nbs/run/30_stages.ipynb #e7c44f2d
 def start_step(
-    models, config, generator, w_edit, crops, masks, objective=None
+    models, config, generator, w_edit, edits, crops, masks, objective=None
 ) -> WantedStage | None:
     "What stitching begins with in every frame, .safetensors; None where frames begin at G_pti."
     stitch = tuning_of(config, "stitch", models.device)
     if not (config.stitching and stitch.common):
         return None
-    inputs = models.generator, generator, w_edit, crops, masks, config.masks, stitch, objective
+    inputs = models.generator, generator, w_edit, edits, crops, masks
+    inputs += config.masks, stitch, objective
     how = dict(more=(models.device.type,), version=4)
     return WantedStage("start", ".safetensors", find_start, inputs, **how)
 
 
-def find_start(path, tick, G, generator, w_edit, crops, masks, how, stitch, objective):
-    G_pti, pictures = load_weights(G, generator), np.load(crops.path, mmap_mode="r")
-    heads = load_masks(masks, G.resolution, how)
-    parts = G_pti, w_edit, pictures, heads, None, stitch, objective or stitch_objective
+def find_start(path, tick, G, generator, w_edit, edits, crops, masks, how, stitch, objective):
+    G_pti, heads = load_weights(G, generator), load_masks(masks, G.resolution, how)
+    pictures, kept = np.load(crops.path, mmap_mode="r"), load_pictures(edits)
+    parts = G_pti, w_edit, pictures, heads, kept, stitch, objective or stitch_objective
     save_tensors(path, common_start(*parts, progress=tick).tensors())
 
 
 def stitched_step(
-    models, config, generator, w_edit, crops, masks, objective=None, start=None
+    models, config, generator, w_edit, edits, crops, masks, objective=None, start=None
 ) -> WantedStage:
     "A folder with NNNNNN.npz for each edited frame: the edit and the stitched crop, (R,R,3) uint8."
     if not config.stitching:
         inputs = models.generator, generator, w_edit
         return WantedStage("stitched", "", draw_edits, inputs, version=2, shared=True)
     stitch, place = tuning_of(config, "stitch", models.device), (models.device.type,)
-    inputs = models.generator, generator, w_edit, crops, masks, config.masks, stitch
+    inputs = models.generator, generator, w_edit, edits, crops, masks, config.masks, stitch
     inputs += start, config.engine, objective
     return WantedStage("stitched", "", stitch_clip, inputs, place, version=2, shared=True)
 
@@ -440,12 +466,12 @@ def draw_edits(path, tick, G, generator, w_edit):
 
 
 def stitch_clip(
-    path, tick, G, generator, w_edit, crops, masks, how, stitch, start, engine, objective
+    path, tick, G, generator, w_edit, edits, crops, masks, how, stitch, start, engine, objective
 ):
     "Frame by frame, what has no file yet."
     G_pti, pictures = load_weights(G, generator), np.load(crops.path, mmap_mode="r")
-    heads, common = load_masks(masks, G.resolution, how), load_start(start)
-    clip = G_pti, w_edit, pictures, heads, common, stitch, objective or stitch_objective
+    heads, kept, common = load_masks(masks, G.resolution, how), load_pictures(edits), load_start(start)
+    clip = G_pti, w_edit, kept, pictures, heads, common, stitch, objective or stitch_objective
     frames = stitch_plainly if engine == "plain" else stitch_fast
     for first, stop in stretches(path, len(w_edit), G.resolution):
         with closing(frames(*clip, first, stop)) as results:
@@ -495,24 +521,26 @@ class DrawnEdits:
         return picture
 
 # %% ../../nbs/run/30_stages.ipynb #13d01b31
-def stitch_plainly(G_pti, w_edit, pictures, heads, common, stitch, objective, start, stop):
+def stitch_plainly(G_pti, w_edit, kept, pictures, heads, common, stitch, objective, start, stop):
     "Yield (t, edit, stitched, history) of the frames from start to stop, by the page's loop."
-    for t, edit in enumerate(draw(G_pti, w_edit[start:stop]), start):
-        frame = w_edit[t], np.array(pictures[t]), None, heads[t]
+    edits = draw(G_pti, w_edit[start:stop]) if kept is None else np.array(kept[start:stop])
+    for t, edit in enumerate(edits, start):
+        frame = w_edit[t], np.array(pictures[t]), None if kept is None else edit, heads[t]
         stitched, history = plain_stitch(G_pti, *frame, stitch, objective)
         yield t, edit, to_image(stitched), history
 
 
-def stitch_fast(G_pti, w_edit, pictures, heads, common, stitch, objective, start, stop):
+def stitch_fast(G_pti, w_edit, kept, pictures, heads, common, stitch, objective, start, stop):
     "The same by the engine, several frames at once."
-    edits = DrawnEdits(G_pti, w_edit)
+    drawn = DrawnEdits(G_pti, w_edit)
     at_once = worker_count(stitch, G_pti.resolution, w_edit.device)
     how = dict(config=stitch, common=common, objective=objective)
     how |= dict(start=first_to_do(start, len(w_edit), at_once), stop=stop)
-    parts = G_pti, w_edit, pictures, heads, edits if common else None
+    edits = kept if kept is not None else drawn if common else None  # None: the first loss draws
+    parts = G_pti, w_edit, pictures, heads, edits
     with closing(stitch_frames(*parts, **how)) as results:
         for t, stitched, history in results:
-            edit = edits.take(t)
+            edit = drawn.take(t) if kept is None else np.array(kept[t])
             if t >= start:
                 yield t, edit, to_image(stitched), history
 
@@ -549,8 +577,7 @@ def pasted_frames(
     pictures = np.load(done["crops"].path, mmap_mode="r")
     heads = load_masks(done["masks"], models.resolution, config.masks)
     folder, k = done["stitched"].path, -1
-    tuned = done.get("generator") if config.keep_detail else None
-    recons = tuned and draw(load_generator(tuned, models), load_pivots(done["pivots"], models))
+    recons = load_pictures(done.get("recon"))
     alone, frames = frames is None, clip.frames() if frames is None else frames
     for t, (frame, used) in enumerate(zip(frames, load_track(done["faces"])[1])):
         if not used:
@@ -560,7 +587,7 @@ def pasted_frames(
         kept, full = load_arrays(frame_file(folder, k)), heads[k].full
         alpha = paste_mask(quads[k], full, *frame.shape[:2], config.feather)
         source = np.array(pictures[k]) if config.keep_detail else None
-        recon = next(recons) if recons else None
+        recon = None if recons is None else np.array(recons[k])
         below = source
         if source is not None and not alone:  # what is there by now, others' edits too
             below = crop_frame(frame, quads[k], models.resolution, resample_mode=config.resample)
