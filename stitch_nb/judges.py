@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from .core import StitchError
-from .faces import dlib_model_file
+from .detectors import dlib_model_file
 
 # %% ../nbs/86_judges.ipynb #c1dfd96e
 def _package(name: str):

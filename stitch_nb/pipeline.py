@@ -92,7 +92,7 @@ def run_stages(
             look(begun[-1])
 
     for p in begun:
-        own, models, config, (faces, crops, masks) = (
+        own, models, config, (_, crops, masks) = (
             p.own(keep), p.models, p.config, p.stages.values()
         )
         perceptual, _ = choose_perceptual(models, config.perceptual)
@@ -109,7 +109,7 @@ def run_stages(
         scores = own(scores_step(*seen, perceptual, len(p.quads)))
 
         # 4. The edit: latents w_i + delta_w, at which theta_p draws e_i.
-        w_edit = edited_latents(clip, models, faces, pivots, p.edits)
+        w_edit = edited_latents(clip, models, p.track.edited, pivots, p.edits)
         edits = own(edits_step(models, config, theta, w_edit))
         masks = own(heads_step(models, edits, masks)) or masks
 

@@ -22,8 +22,8 @@ import psutil
 from PIL import Image, ImageCms, ImageOps
 from .core import Progress, StitchError, atomic_path, check_shape
 from .probe import MAX_PIXELS, ONLY_FILES, check_pixels, decoder_of, local
-from .probe import look_through, missing_bytes, open_video, picture_stream, pictures
-from .probe import colour_of, described, timing, with_turns
+from .probe import RGB_FORMATS, colour_of, examine, file_notes, is_heif, open_video
+from .probe import picture_stream, pictures, timing, with_turns
 
 # %% ../nbs/05_video.ipynb #c0c00009
 def natural_key(
@@ -38,7 +38,6 @@ def natural_key(
 
 # %% ../nbs/05_video.ipynb #c0c0000c
 _FLAGS = 'accurate_rnd+full_chroma_int+full_chroma_inp+bicubic'
-_RGB = ('rgb', 'bgr', 'gbr', 'argb', 'abgr', 'pal8', 'gray', 'ya', 'mono', 'rgba', 'bgra')
 _MATRICES = {
     'bt709': 'bt709',
     'smpte170m': 'smpte170m',
@@ -48,9 +47,6 @@ _MATRICES = {
     'fcc': 'fcc',
     'smpte240m': 'smpte240m',
 }
-_STRANGE = {'bt2020c': 'BT.2020 with constant luminance', 'reserved': 'a reserved number'}
-_REFUSED = ('smpte2085', 'chroma-derived-nc', 'chroma-derived-c', 'ictcp', 'ipt-c2')
-_REFUSED += ('ycgco-re', 'ycgco-ro')
 
 
 def matrix_of(
@@ -83,7 +79,7 @@ def _painter(clip, frame, turn: tuple):
     if (frame.width, frame.height) != (w, h):
         options.append('force_original_aspect_ratio=decrease')
     steps, out = [], 'rgba' if clip.has_alpha else 'rgb24'
-    if not frame.format.name.startswith(_RGB):
+    if not frame.format.name.startswith(RGB_FORMATS):
         known = 'colorspace=bt709:color_primaries=bt709:color_trc=bt709'
         scale_range = 'full' if scale == 'pc' else 'limited'
         steps.append(('setparams', f'{known}:range={scale_range}'))
@@ -226,16 +222,12 @@ def _opened(path, max_pixels: int = MAX_PIXELS):
         if isinstance(e, StitchError):
             raise
         with contextlib.suppress(OSError), open(path, 'rb') as f:
-            if _is_heif(f.read(12)):
+            if is_heif(f.read(12)):
                 raise StitchError(f'{path} is a picture in HEIF; save it as png or jpg') from e
         said = str(e).splitlines()[0].removesuffix(f' {str(path)!r}')
         raise StitchError(
             f'{path} is damaged or not a picture ({said}); replace it or remove it from the folder'
         ) from e
-
-
-def _is_heif(head: bytes) -> bool:  # the first bytes of a file
-    return head[4:8] == b'ftyp' and head[8:12] in (b'heic', b'heix', b'mif1', b'avif')
 
 # %% ../nbs/05_video.ipynb #77dc95ca
 def read_picture(
@@ -500,116 +492,14 @@ def _stream(clip, a: int, b: int) -> Iterator[np.ndarray]:
                     )
             yield frame if fresh else frame.copy()
 
-# %% ../nbs/05_video.ipynb #c0c00016
-def _look(path: Path, max_pixels: int, progress):
-    "The facts of a file, or one line that says what is wrong with it."
-    if missing := missing_bytes(path):
-        raise StitchError(
-            f'{path} is cut off, its last {missing} bytes are missing; copy or download it again'
-        )
-    if 'sinf' in described(path):
-        raise StitchError(f'{path} is encrypted (DRM); take a copy that is not protected')
-    try:
-        found = look_through(path, max_pixels, progress)
-    except (av.error.FFmpegError, OSError) as e:
-        raise StitchError(_why_not(path)) from e
-    if found is None:
-        raise StitchError(f'{path} has no picture, only sound or subtitles; choose a video')
-    if not len(found.pts):
-        raise StitchError(f'{path} has no frames that can be decoded; record or export it again')
-    if found.colour[1] in _REFUSED and not found.pixel_format.startswith(_RGB):
-        raise StitchError(
-            f'{path} has its colours in {found.colour[1]}, which is not supported: '
-            'export it again in BT.709'
-        )
-    check_pixels(path, *found.stored, max_pixels)
-    return found
-
-
-def _why_not(path: Path) -> str:
-    "What a file is that can't be opened."
-    with open(path, 'rb') as f:
-        head = f.read(4096)
-    if _is_heif(head):
-        return f'{path} is one picture (HEIF), not a video; save it as png or jpg'
-    if head[4:8] in (b'ftyp', b'mdat', b'wide', b'free') and b'moov' not in head:
-        return f'{path} is cut off: its index is missing; copy or download it again'
-    lists = b'ffconcat', b'#EXTM3U', b'v=0\r', b'v=0\n', b'[playlist]'
-    if head.lstrip(b'\xef\xbb\xbf \r\n').startswith(lists) or b'<MPD' in head:
-        return f'{path} is a list of other files, not a video; give the video itself'
-    if head.startswith(b'version https://git-lfs'):
-        return f'{path} is a pointer of Git LFS, not the video; fetch it with: git lfs pull'
-    if b'<html' in head[:1000].lower():
-        return f'{path} is a web page, not a video; download the video itself'
-    return f'{path} is not a video that we can read; use mp4, mov, mkv, webm or a folder of frames'
-
-# %% ../nbs/05_video.ipynb #aac02444
-def _file_notes(found, alpha: bool, fps: Fraction) -> list:
-    "What a user should know before the work begins."
-    colour, width, height = found.colour, *found.stored
-    if alpha:
-        yield 'the alpha channel says that parts are transparent: they are put on black'
-    if found.damaged:
-        yield 'the video is damaged in places; frames there are what the decoder could save'
-    if found.guessed > 1:
-        yield (
-            f'{found.guessed} frames have no time stamp: frames are taken as evenly spaced, '
-            f'{fps} a second (another rate: --fps)'
-        )
-    if colour[3] in ('smpte2084', 'arib-std-b67'):
-        yield 'the video is HDR: its values are edited as they are, without tone mapping'
-    if colour[1] in _STRANGE:
-        yield f'the colour matrix is {_STRANGE[colour[1]]}: colours are approximate'
-    if found.sar != 1:
-        wide = 1 / found.sar if found.turn[0] else found.sar
-        yield f'pixels are {wide} times as wide as high: kept, and said in the result'
-    if found.interlaced * 10 > len(found.pts):
-        yield (
-            f'{found.interlaced} frames are interlaced: edited and written as whole frames, '
-            'combs stay; deinterlace first for the best result'
-        )
-    if found.sizes:
-        at, w, h = found.sizes[0]
-        yield (
-            f'the picture changes from {width}x{height} to {w}x{h} at frame {at}: '
-            'such frames are fitted into the first size, with black bars'
-        )
-    for at, what in found.changes[:2]:
-        yield f'the {what} that the file states change at frame {at}: each frame is read by its own'
-    if found.shown:
-        w, h = found.shown
-        yield (
-            f'the file asks to show only {w}x{h} of its {width}x{height} pixels (clean aperture), '
-            'which is not applied: all of them are edited'
-        )
-    if found.dolby:
-        colours = ', and its colours (profile 5) are not those of the result' * (found.dolby == 5)
-        yield f'the video is Dolby Vision, whose own data are not kept{colours}'
-    if found.tilt:
-        yield f'the file asks for a rotation by {found.tilt} degrees, which is not applied'
-    if found.tracks > 1:
-        yield (
-            f'{found.tracks} video tracks: only stream {found.stream} ({width}x{height}) is edited '
-            'and kept'
-        )
-    if found.extras:
-        yield f'not kept in the result: {", ".join(found.extras)}'
-    if found.films > 1:
-        yield f'{found.films} films lie one behind the other in the file: only the first is read'
-    if found.sounds > 1:
-        yield f'{found.sounds} sound tracks: only the default one is kept (stream {found.sound})'
-    if width * height > 10_000_000:
-        yield f'frames are large: about {width * height * 40 >> 20} MiB are needed to read them'
-
 # %% ../nbs/05_video.ipynb #31e73ed0
 def _read_file(path: Path, fps: Fraction | None, progress, max_pixels: int) -> Clip:
     "A video file as a clip."
-    found = _look(path, max_pixels, progress)
+    found = examine(path, max_pixels, progress)
     pts, base = found.pts, found.base
     if found.guessed > 1:
         pts, base = np.arange(len(pts)), 1 / (fps or found.rate or Fraction(25))
     times = timing(pts, base, found.rate, found.last, fps)
-    alpha = found.transparent
     begin = int(found.pts[0]) * found.base
     swap, up, left = found.turn
     width, height = found.stored[::-1] if swap else found.stored
@@ -625,7 +515,7 @@ def _read_file(path: Path, fps: Fraction | None, progress, max_pixels: int) -> C
         offset=max(Fraction(0), begin - (begin if sound is None else sound)),
         audio_codec=found.sound_codec,
         pixel_format=found.pixel_format,
-        has_alpha=alpha,
+        has_alpha=found.transparent,
         colour=found.colour,
         sar=1 / found.sar if swap else found.sar,
         rotation=float({(1, 1, 0): 90, (1, 0, 1): 270, (0, 1, 1): 180}.get((swap, up, left), 0)),
@@ -638,7 +528,7 @@ def _read_file(path: Path, fps: Fraction | None, progress, max_pixels: int) -> C
         pts=None if found.guessed else found.pts,
         order=times['order'],
         max_pixels=max_pixels,
-        notes=(*times['notes'], *_file_notes(found, alpha, times['fps'])),
+        notes=(*times['notes'], *file_notes(found, times['fps'])),
     )
 
 # %% ../nbs/05_video.ipynb #c0c00017
@@ -872,7 +762,7 @@ def _encoder(vp9: bool, crf: int) -> list:
 # %% ../nbs/05_video.ipynb #85f2d563
 def _result_colour(clip: Clip | None, width: int, height: int) -> tuple:
     "The matrix to write with, and the tags of range, matrix, primaries and transfer."
-    film = clip is not None and not clip.files and not clip.pixel_format.startswith(_RGB[:-2])
+    film = clip is not None and not clip.files and not clip.pixel_format.startswith(RGB_FORMATS[:-2])
     scale, space, *rest = clip.colour if clip else ('unknown',) * 4
     vague, same = ('unknown', 'reserved'), film and (width, height) == (clip.width, clip.height)
     rest = [('unknown' if same else 'bt709') if c in vague else c for c in rest]

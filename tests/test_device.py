@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from stitch_nb.engine import device
 from stitch_nb.core import StitchError
-from stitch_nb.faces import BundleFaces, MediaPipeFaces
+from stitch_nb.detectors import BundleFaces, MediaPipeFaces
 from stitch_nb.generator import Generator
 from stitch_nb.engine.clip import CropStore
 from stitch_nb.pti import PTIConfig, pti_objective, tune_generator

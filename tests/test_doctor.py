@@ -81,7 +81,7 @@ def test_official_estimate_without_the_files():
     "broken",
     [
         "stitch_nb.models.load_models",
-        "stitch_nb.faces.landmark_backend",
+        "stitch_nb.detectors.landmark_backend",
         "imageio_ffmpeg.get_ffmpeg_exe",
         "psutil.virtual_memory",
         "torch.get_num_threads",

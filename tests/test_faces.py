@@ -4,9 +4,12 @@ import numpy as np, pytest
 from pathlib import Path
 from types import SimpleNamespace
 from stitch_nb.core import StitchError
-from stitch_nb.faces import THUMBNAIL, Detection, TurnedFaces, dlib_model_file, find_faces
+from stitch_nb.detectors import Detection, TurnedFaces, dlib_model_file
+from stitch_nb.faces import find_faces
+from stitch_nb.tracks import THUMBNAIL
 from stitch_nb.faces import find_people
-from stitch_nb.faces import held_frames, is_face_like, landmark_backend, say_ranges
+from stitch_nb.detectors import is_face_like, landmark_backend
+from stitch_nb.faces import held_frames, say_ranges
 from stitch_nb.video import read_clip
 
 H, W = 120, 200
@@ -169,7 +172,7 @@ def test_backends_say_what_is_missing(monkeypatch):
         landmark_backend('bundle', SimpleNamespace(detector=None, landmarks=None))
     with pytest.raises(StitchError, match="use 'auto'"):
         landmark_backend('opencv')
-    monkeypatch.setattr('stitch_nb.faces.find_spec', lambda name: None)
+    monkeypatch.setattr('stitch_nb.detectors.find_spec', lambda name: None)
     with pytest.raises(StitchError, match='pip install'):
         dlib_model_file()
 

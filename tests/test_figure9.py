@@ -9,12 +9,12 @@ from PIL import Image
 
 import tiny
 from stitch_nb import pipeline
-from stitch_nb.figures import app as apps, figure9 as arms
+from stitch_nb.figures import app as apps, arms, claims, curves, figure9, finished, motion
 from stitch_nb.figures.app import Figure9App
 from stitch_nb.commands.figure import stitch_figure
 from stitch_nb.core import StitchError
 from stitch_nb.encode import PivotConfig, SharedConfig
-from stitch_nb.figures.sheet import paint
+from stitch_nb.figures.sheet import OKABE_ITO, paint
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import RunConfig
 from stitch_nb.run.settings import PAPER_ARMS, PIVOT_ARMS, arms_for
@@ -39,7 +39,7 @@ def room(tmp_path_factory):
             read_clip(tiny.face_clip(folder / "clip.mp4", T=4)),
             load_models(tiny.tiny_bundle(folder / "bundle")),
         )
-        made = arms.write_figure_9(
+        made = figure9.write_figure_9(
             clip,
             ["smile=1"],
             folder / "out",
@@ -75,7 +75,7 @@ def test_files(room):
     )
     assert len(read_clip(made["mp4"])) == 4
     said = json.loads(made["numbers"].read_text())
-    assert {c["claim"] for c in said["claims"]} <= {c.says for c in arms.CLAIMS} and set(
+    assert {c["claim"] for c in said["claims"]} <= {c.says for c in claims.CLAIMS} and set(
         said["arms"]["gap"]
     ) == set(PAPER_ARMS)
     picture = np.asarray(Image.open(made["png"]))
@@ -84,7 +84,7 @@ def test_files(room):
 
 def test_a_frame_of_each_measure(room):
     for run in room["runs"].values():
-        values = arms.frame_values(run)
+        values = curves.frame_values(run)
         assert {
             "gap_stitched",
             "edit_flicker",
@@ -112,7 +112,7 @@ def test_every_arm_changes_something():
     assert changed["full"] == CONFIG and all(c != CONFIG for a, c in changed.items() if a != "full")
     assert len({repr(c) for c in changed.values()}) == len(changed)
     assert len({(a.colour, a.dash) for a in arms.LEGEND.values()}) == len(changed) and all(
-        a.colour in arms.OKABE_ITO for a in arms.LEGEND.values()
+        a.colour in OKABE_ITO for a in arms.LEGEND.values()
     )
     assert (
         changed["l2"].stitch.norm == "l2"
@@ -129,13 +129,13 @@ def test_claims_say_when_they_fail():
         no_pti=good,
         no_stitching=bad,
     )
-    found = arms.check_claims(runs)
+    found = claims.check_claims(runs)
     assert [c["holds"] for c in found] == [True, True, False] and [
         bool(c["why"]) for c in found
     ] == [False, False, True]
-    page = arms.claims_html(found)
+    page = claims.claims_html(found)
     assert page.count("<td>yes</td>") == 2 and "<b>no</b>" in page and found[2]["why"] in page
-    assert arms.check_claims(dict(full=good)) == []
+    assert claims.check_claims(dict(full=good)) == []
 
 
 def test_the_best_of_a_row_is_bold():
@@ -154,12 +154,12 @@ def test_refusals(room):
     with pytest.raises(StitchError, match="no arm is chosen"):
         pipeline.check_arms([])
     with pytest.raises(StitchError, match="frame 9 is not in the clip"):
-        arms.write_figure_9(
+        figure9.write_figure_9(
             room["clip"], ["smile=1"], room["folder"] / "o", room["models"], CONFIG, rows=[9]
         )
     assert not (room["folder"] / "o").exists()
     with pytest.raises(StitchError, match="frame -1"):
-        arms.figure_9(room["clip"], room["runs"], [-1])
+        figure9.figure_9(room["clip"], room["runs"], [-1])
 
 
 def test_the_app(room, monkeypatch):
@@ -268,20 +268,20 @@ def test_what_a_still_cannot_show():
         steady[t][10:14, 20:31] += 20
         flickering[t][10:14, 20:31] += 10 + 20 * (t % 2)
     frames = {"source": [frame] * 4, "optimised pivots": flickering, "full": steady}
-    rows = arms.motion_rows(frames)
+    rows = motion.motion_rows(frames)
     assert all(p.shape == frame.shape for pictures in rows.values() for p in pictures)
     spread = {title: pictures[1].astype(int).std(0).max() for title, pictures in rows.items()}
     assert spread["source"] == spread["full"] == 0 and spread["optimised pivots"] == 30
     assert (rows["source"][1] == 128).all()
-    assert arms.arms_apart(frames) == {"source": 20.0, "optimised pivots": 10.0, "full": 0.0}
-    assert (arms.error_map(frame, frame) == 0).all()
-    assert (arms.error_map(frame, frame + np.uint8(40)) == 255).all()
+    assert motion.arms_apart(frames) == {"source": 20.0, "optimised pivots": 10.0, "full": 0.0}
+    assert (motion.error_map(frame, frame) == 0).all()
+    assert (motion.error_map(frame, frame + np.uint8(40)) == 255).all()
 
 
 def test_five_columns_without_their_titles(room):
     "Each column has a row in which it differs from all others."
     clip, runs = room["clip"], room["runs"]
-    sheet = arms.figure_9(clip, runs, [1])
+    sheet = figure9.figure_9(clip, runs, [1])
     titles = [text for _, _, text, *_, upright in sheet.texts if upright]
     assert [t for t in titles if t in ("source", "full")] == ["source", "full"]
     by_row = [[p[0] for p in sheet.pictures[5 * r : 5 * r + 5]] for r in range(4)]
@@ -294,11 +294,11 @@ def test_five_columns_without_their_titles(room):
 
 def test_kept_arms(room, tmp_path):
     "A page shows them again, and nothing of this machine is in them."
-    kept = arms.keep_arms(room["folder"] / "out", tmp_path / "kept")
+    kept = finished.keep_arms(room["folder"] / "out", tmp_path / "kept")
     assert list(kept) == list(PAPER_ARMS)
     assert arms.table_html(kept) == arms.table_html(room["runs"])
     rows = [0, 3]
-    pictures = [paint(arms.figure_9(room["clip"], runs, rows)) for runs in (kept, room["runs"])]
+    pictures = [paint(figure9.figure_9(room["clip"], runs, rows)) for runs in (kept, room["runs"])]
     assert (pictures[0] == pictures[1]).all()
     texts = [p.read_text() for p in (tmp_path / "kept").rglob("*.json")]
     assert texts and not any(str(room["folder"]) in t or "seconds" in t for t in texts)
@@ -310,10 +310,10 @@ def test_arms_follow_the_recipe(room, monkeypatch, tmp_path):
     sharing = replace(CONFIG, pivots="shared", shared=SharedConfig(steps=2), measure="full")
     assert (arms_for(CONFIG), arms_for(sharing)) == (PAPER_ARMS, PIVOT_ARMS)
     clip = room["clip"]
-    made = arms.write_figure_9(
+    made = figure9.write_figure_9(
         clip, ["smile=1"], tmp_path / "out", room["models"], sharing, rows=[1], zoom=(), video=None
     )
-    runs = arms.read_arms(tmp_path / "out")
+    runs = finished.read_arms(tmp_path / "out")
     assert tuple(runs) == PIVOT_ARMS
     key = lambda arm, stage: runs[arm].record["stages"][stage]["key"]
     for stage, different in (("crops", 1), ("masks", 1), ("pivots", 3), ("generator", 3)):
@@ -322,7 +322,7 @@ def test_arms_follow_the_recipe(room, monkeypatch, tmp_path):
     assert set(passes.values()) == {CONFIG.pti.passes}
     said = json.loads(made["numbers"].read_text())["claims"]
     assert [c["method"] for c in said] == ["shared offset"]
-    sheet = arms.figure_9(clip, runs, [1])
+    sheet = figure9.figure_9(clip, runs, [1])
     texts = [text for _, _, text, *_ in sheet.texts]
     assert "off shared" in texts and "off full" not in texts
     maps = [p[0] for p in sheet.pictures[4:8]]
@@ -360,4 +360,4 @@ def test_arms_on_the_command_line(room, monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     done = tiny.outcome(stitch_figure, capsys, "9", clip, arms="full,shared", **how, **tiny.QUICK)
     assert done[0] == 0, done
-    assert tuple(arms.read_arms(tmp_path / "out")) == ("shared", "full")
+    assert tuple(finished.read_arms(tmp_path / "out")) == ("shared", "full")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from tflite import small_network
 
 from stitch_nb.core import StitchError, load_arrays, sample
-from stitch_nb.faces import MediaPipeFaces, find_faces, landmark_backend
+from stitch_nb.detectors import MediaPipeFaces, landmark_backend
+from stitch_nb.faces import find_faces
 from stitch_nb.masks import face_mask, segment
 from stitch_nb.models import load_models
 from stitch_nb.nets.mediapipe import (
@@ -146,7 +147,7 @@ def test_small_two_dark_covered_and_nobody(nets):
 
 
 def test_auto_takes_dlib_or_else_mediapipe(nets, monkeypatch):
-    from stitch_nb import faces
+    from stitch_nb import detectors
 
     def missing(*args):
         raise StitchError('dlib is not installed')
@@ -154,7 +155,7 @@ def test_auto_takes_dlib_or_else_mediapipe(nets, monkeypatch):
     if find_spec('dlib') and find_spec('face_recognition_models'):
         found = landmark_backend('auto', bundle(nets))
         assert found.name == 'dlib' and '300-W' in found.terms
-    monkeypatch.setattr(faces, 'DlibFaces', missing)
+    monkeypatch.setattr(detectors, 'DlibFaces', missing)
     assert landmark_backend('auto', bundle(nets)).name == 'mediapipe'
     with pytest.raises(StitchError, match='--landmarks dlib or face_alignment'):
         landmark_backend('mediapipe', SimpleNamespace(detector=None, landmarks=None))

@@ -19,7 +19,8 @@ from stitch_nb.commands.edit import preview_for
 from stitch_nb.core import StitchError, to_image
 from stitch_nb.edit import steps_along
 from stitch_nb.encode import PivotConfig, SharedConfig, share_pivots
-from stitch_nb.faces import DlibFaces, MediaPipeFaces, find_faces
+from stitch_nb.detectors import DlibFaces, MediaPipeFaces
+from stitch_nb.faces import find_faces
 from stitch_nb.models import at_resolution, checked_tensors, in_bytes, load_models, widened
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.pipeline import edit_clip

@@ -13,7 +13,7 @@ from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.commands.weights import stitch_weights
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder, PivotConfig
-from stitch_nb.faces import centre_landmarks, landmark_backend
+from stitch_nb.detectors import centre_landmarks, landmark_backend
 from stitch_nb.generator import Generator
 from stitch_nb.models import fit_direction, load_models, save_network
 from stitch_nb.nets.mobile import MobileGenerator

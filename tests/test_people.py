@@ -13,7 +13,7 @@ import tiny
 import stitch_nb.run.stages as stages
 from stitch_nb.commands.edit import stitch_edit
 from stitch_nb.core import StitchError
-from stitch_nb.figures.figure9 import read_run
+from stitch_nb.figures.finished import read_run
 from stitch_nb.figures.report import report_html
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import edit_clip

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from stitch_nb.commands.figure import stitch_report
 from stitch_nb.figures import report
-from stitch_nb.figures.figure9 import read_arms, read_run
+from stitch_nb.figures.finished import read_arms, read_run
 from stitch_nb.core import StitchError
 from stitch_nb.models import load_models
 from stitch_nb.pipeline import RunConfig, edit_clip

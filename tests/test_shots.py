@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 
 from stitch_nb.core import load_arrays, sample
-from stitch_nb.faces import (
-    Detection,
-    changed_blocks,
-    find_faces,
-    frame_thumbnail,
-    shot_cuts,
-)
+from stitch_nb.detectors import Detection
+from stitch_nb.faces import find_faces
+from stitch_nb.tracks import changed_blocks, frame_thumbnail, shot_cuts
 from stitch_nb.video import read_clip
 
 CASES = Path(
@@ -176,7 +172,7 @@ def test_changed_blocks():
     'name, cuts, kept', [('card', (10,), range(10)), ('cutaway', (14, 24), range(14, 24))]
 )
 def test_the_cases(name, cuts, kept):
-    from stitch_nb.faces import landmark_backend
+    from stitch_nb.detectors import landmark_backend
     from stitch_nb.models import load_models
 
     file = CASES / f'{name}.mp4'

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import stitch_nb
 from stitch_nb.core import StitchError
-from stitch_nb.figures.figure9 import read_run
+from stitch_nb.figures.finished import read_run
 from stitch_nb.figures.report import changed_files
 from stitch_nb.run.store import OUTPUTS, digest_of, hidden_folder, sweep, write_json, write_sealed
 from stitch_nb.script import named_files

@@ -11,7 +11,7 @@ import torch
 import stitch_nb.run.stages as stages
 from stitch_nb.commands.edit import stitch_demo, stitch_edit
 from stitch_nb.encode import Encoder
-from stitch_nb.faces import Detection
+from stitch_nb.detectors import Detection
 from stitch_nb.generator import Generator
 from stitch_nb.models import save_bundle
 from stitch_nb.nets.small import IdentityNet, Trunk

@@ -20,7 +20,7 @@ import torch
 
 from ..align import check_frame, crop_frame, quads_from_landmarks, reflect_index
 from ..core import StitchError, atomic_path, bar
-from ..faces import BundleFaces, DlibFaces, MediaPipeFaces, first_line
+from ..detectors import BundleFaces, DlibFaces, MediaPipeFaces, first_line
 from stitch_nb.figures.compare import (
     ROWS_OF_FILMS,
     Watch,

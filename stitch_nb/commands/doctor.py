@@ -163,7 +163,7 @@ def ask_landmarks(
 ) -> dict:  # seconds a frame, faces found
     "Find the face in a frame of the sample clip."
     from stitch_nb.core import sample
-    from stitch_nb.faces import landmark_backend
+    from stitch_nb.detectors import landmark_backend
     from stitch_nb.models import load_models
     from stitch_nb.video import read_clip
 

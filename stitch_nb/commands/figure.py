@@ -16,7 +16,8 @@ from ..models import load_models
 from ..run.settings import RunConfig, check_arms
 from ..figures.state import default_clip, open_clip, sample_clips, zoom_names
 from ..figures.figure3 import write_figure_3
-from ..figures.figure9 import read_run, write_figure_9
+from ..figures.figure9 import write_figure_9
+from ..figures.finished import read_run
 from ..figures.report import report_html
 from .edit import REAL, choose_models, settings_of, told
 

@@ -228,7 +228,7 @@ def caption(
 ) -> dict:  # clip to claims, as nbs/figures/claims.json
     "The claims of Figure 9's caption on one clip, smile=2."
     from stitch_nb.encode import PivotConfig
-    from stitch_nb.figures.figure9 import claims_on
+    from stitch_nb.figures.claims import claims_on
     from stitch_nb.models import load_models
     from stitch_nb.run.settings import RunConfig
 

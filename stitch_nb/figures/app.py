@@ -54,19 +54,10 @@ from stitch_nb.figures.figure3 import (
     grids,
     numbers_table,
 )
-from stitch_nb.figures.figure9 import (
-    CURVES,
-    LEGEND,
-    arm_video,
-    check_claims,
-    claims_html,
-    describe_arms,
-    figure_9,
-    plot_curves,
-    plot_png,
-    table_html,
-    title_of,
-)
+from .arms import LEGEND, table_html, title_of
+from .claims import check_claims, claims_html
+from .curves import CURVES, plot_curves, plot_png
+from .figure9 import arm_video, describe_arms, figure_9
 
 # %% ../../nbs/figures/50_app.ipynb #8cac9091
 STYLE = """<style>

@@ -19,23 +19,18 @@ from ..show import as_image
 from ..video import read_clip, read_picture
 from ..metrics import MEASURES
 from .sheet import IMG, data_url, render, smooth_resize, table_of
-from stitch_nb.figures.figure9 import (
-    CHANGES,
-    CURVES,
-    Finished,
+from stitch_nb.figures.arms import (
     LEGEND,
     NUMBERS,
-    check_claims,
-    check_metrics,
-    claims_html,
     explain_true_edit,
     look_up,
     metrics_of,
-    plot_curves,
-    plot_png,
     table_html,
     title_of,
 )
+from .claims import check_claims, claims_html
+from .curves import CURVES, plot_curves, plot_png
+from .finished import CHANGES, Finished, check_metrics
 from ..run.store import read_sealed, wrong_files
 
 # %% ../../nbs/figures/60_report.ipynb #17ba0791

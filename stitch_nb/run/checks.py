@@ -92,8 +92,8 @@ def check_before(
     "All of it."
     check_places(clip, out, truth)
     check_settings(models, config, edits)
-    quality = config.lossless, config.crf, config.mark
-    less = check_output(clip, out / "result.mp4", *quality, working_room(clip, models, folder))
+    quality, room = (config.lossless, config.crf, config.mark), working_room(clip, models, folder)
+    less = check_output(clip, out / "result.mp4", *quality, room)
     if config.credentials:
         check_credentials(config.credentials, out / "result.mp4")
     return [*clip.notes, *less]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..align import crop_frame
 from ..core import save_arrays, to_image
 from ..engine.device import frames_at_once
-from ..faces import as_it_lies
+from ..detectors import as_it_lies
 from ..masks import resize_mask
 from stitch_nb.metrics import (
     attribute_change,
@@ -217,7 +217,7 @@ class Measurer:
         self.G, self.w = load_generator(done.get("generator"), models), None
         if self.sample:
             self.w = load_pivots(done["pivots"], models)
-            self.w_edit = edited_latents(clip, models, done["faces"], done["pivots"], edits)
+            self.w_edit = edited_latents(clip, models, self.edited, done["pivots"], edits)
         self.rows, self.pictures, self.last, self.last_change = [], {}, None, (None, None)
 
     def wants_blend(self, k: int) -> bool:

@@ -189,7 +189,8 @@ def write_run(
     device, first = people[0].models.device, ranks().rank == 0
     parts = [s.key for p in people for s in p.stages.values()]
     parts += config, clip_key(truth) if truth else "", [p.number for p in people]
-    key = hash_of(*parts, MEASURES_VERSION, *(network_key(p.models.identity) for p in people))
+    judges = [network_key(p.models.identity) for p in people]
+    key = hash_of(*parts, MEASURES_VERSION, *judges)
     record = finished(out, key) if first else None
     if first and record is None:
         record = run_record(clip, people, config, key, objectives)

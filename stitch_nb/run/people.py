@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVERYONE', 'PUBLISHED', 'person_of', 'edits_by_person', 'said_edits', 'with_published', 'Person', 'choose_people',
-           'everyone', 'said_of_people']
+           'everyone']
 
 # %% ../../nbs/run/37_people.ipynb #99fd5dfa
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import StitchError
 from ..edit import Edit, read_direction
-from ..faces import FaceTrack, check_track, choose_person, say_people
+from ..faces import FaceTrack, check_track, choose_person, said_of_people
 from ..models import Bundle
 from .settings import RunConfig, as_edits
 from .size import as_large_as_the_face
@@ -160,11 +160,3 @@ def everyone(tracks, backend, config, say=None) -> list:  # of FaceTrack
     if not able:
         raise reason
     return able
-
-# %% ../../nbs/run/37_people.ipynb #67de3396
-def said_of_people(tracks, wanted, start) -> str:
-    "Who is there, who is edited, how to choose."
-    chosen, left = sorted(wanted), [t.person for t in tracks if t.person not in wanted]
-    edited = f"{' and '.join(map(str, chosen))} {'are' if len(chosen) > 1 else 'is'} edited"
-    other = f"; another: --edit smile=2@{left[0]}, everybody: @all" if left else ""
-    return f"{len(tracks)} people ({say_people(tracks, start)}): {edited}{other}"

@@ -13,7 +13,7 @@ from ..core import StitchError, StitchLookupError
 from ..credentials import Credentials
 from ..edit import Edit, parse_edit
 from ..encode import PivotConfig, SharedConfig
-from ..faces import LANDMARKS
+from ..detectors import LANDMARKS
 from ..pti import PTIConfig
 from ..stitch import StitchConfig
 

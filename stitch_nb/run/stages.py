@@ -32,7 +32,8 @@ from stitch_nb.core import (
 )
 from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
-from ..faces import FaceTrack, check_track, choose_person, find_people, landmark_backend
+from ..detectors import landmark_backend
+from ..faces import FaceTrack, check_track, choose_person, find_people
 from ..masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
 from ..paste import carry_detail, composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
@@ -374,9 +375,8 @@ def first_to_do(
     return min(first, max(0, T - at_once))
 
 # %% ../../nbs/run/30_stages.ipynb #16ca8c5a
-def edited_latents(clip, models, faces, pivots, edits):
+def edited_latents(clip, models, edited, pivots, edits):
     "(K,L,D): the pivots after the edits; keyframes count frames of the video, not of the part."
-    edited = load_track(faces)[1]
     nearest = np.maximum(np.cumsum(edited) - 1, 0)  # a pivot for every frame of the clip
     everywhere = load_pivots(pivots, models)[nearest]
     moved = apply_edit(everywhere, edits, models.directions, start=clip.start)

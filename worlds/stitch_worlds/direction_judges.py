@@ -15,7 +15,7 @@ from stitch_nb.core import StitchError, seeded, to_image
 from stitch_nb.directions import random_latents
 from stitch_nb.edit import apply_edit, parse_edit
 from stitch_nb.encode import invert
-from stitch_nb.faces import landmark_backend
+from stitch_nb.detectors import landmark_backend
 from stitch_nb.judges import (
     dlib_vectors,
     face_chips,

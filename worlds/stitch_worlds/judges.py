@@ -28,7 +28,8 @@ from stitch_nb.align import crop_frame, quads_from_landmarks
 from stitch_nb.core import StitchError, atomic_path, bar, hash_of, sample, to_image, to_tensor
 from stitch_nb.edit import apply_edit, parse_edit
 from stitch_nb.encode import invert
-from stitch_nb.faces import BundleFaces, face_patch, find_faces
+from stitch_nb.detectors import BundleFaces, face_patch
+from stitch_nb.faces import find_faces
 from stitch_nb.judges import (
     dlib_vectors,
     face_vectors,

@@ -36,7 +36,7 @@ from stitch_nb.directions import MESH_NAMES as ATTRIBUTES
 from stitch_nb.directions import latent_covariance, mesh_attributes
 from stitch_nb.edit import steps_along
 from stitch_nb.encode import Encoder, pyramid_distance
-from stitch_nb.faces import MediaPipeFaces
+from stitch_nb.detectors import MediaPipeFaces
 from stitch_nb.models import fetched_networks, in_bytes, load_models, save_bundle
 from stitch_nb.nets.mobile import MobileGenerator
 from stitch_nb.script import call_parse
