@@ -2157,6 +2157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                  'stitch_nb.video._from_numbers': ('video.html#_from_numbers', 'stitch_nb/video.py'),
                                  'stitch_nb.video._from_ycgco': ('video.html#_from_ycgco', 'stitch_nb/video.py'),
                                  'stitch_nb.video._has_sound': ('video.html#_has_sound', 'stitch_nb/video.py'),
+                                 'stitch_nb.video._is_clear': ('video.html#_is_clear', 'stitch_nb/video.py'),
                                  'stitch_nb.video._is_film': ('video.html#_is_film', 'stitch_nb/video.py'),
                                  'stitch_nb.video._last_words': ('video.html#_last_words', 'stitch_nb/video.py'),
                                  'stitch_nb.video._less': ('video.html#_less', 'stitch_nb/video.py'),

@@ -403,7 +403,7 @@ class Facts:
     sizes: tuple  # (frame, width, height) wherever the size changes
     interlaced: int  # frames made of two fields
     transparent: bool  # whether anything is
-    changes: tuple = ()  # (frame, 'rotation' or 'colours') wherever the tags change
+    changes: tuple = ()  # (frame, 'rotation', 'colours' or 'shape of pixels') wherever the tags change
     tilt: int = 0  # degrees, of `tilt_of`
     extras: tuple = ()  # what the file has besides picture and sound, in words
     shown: tuple = ()  # width and height of the part that the file asks to show; (): all
@@ -500,9 +500,9 @@ def look_through(
             )
         check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
         bad, seen, total = [], _Notes(), expected_frames(container, stream)
-        decoded = pictures(container, stream, decoder_of(stream, max_pixels), bad, seen.hear)
-        for frame, turn in with_turns(decoded):
-            seen.take(frame, turn)
+        decoder = decoder_of(stream, max_pixels)
+        for frame, turn in with_turns(pictures(container, stream, decoder, bad, seen.hear)):
+            seen.take(frame, turn, decoder.sample_aspect_ratio or 1)
             if progress and len(seen.pts) % 8 == 0:
                 progress(len(seen.pts), max(total, len(seen.pts)), '')
         start = heard.start_time if heard is not None else None
@@ -547,12 +547,12 @@ class _Notes:
         if data[:3] in (b'\0\0\0', b'\0\0\1') and units.search(data):
             self.sides.add('DOVI_RPU_BUFFER')
 
-    def take(self, frame, turn):
-        size, tags = (frame.width, frame.height), (turn, colour_of(frame)[:2])
+    def take(self, frame, turn, shape):
+        size, tags = (frame.width, frame.height), (turn, colour_of(frame)[:2], shape)
         if self.first is None:
             self.first = (size, frame.format.name, colour_of(frame), turn)
             self.sizes, self.tags, self.tilt = [(0, *size)], tags, tilt_of(frame)
-        for i, what in enumerate(('rotation', 'colours')):
+        for i, what in enumerate(('rotation', 'colours', 'shape of pixels')):
             if self.tags[i] != tags[i]:
                 self.changes.append((len(self.pts), what))
         self.tags = tags
@@ -686,7 +686,10 @@ def file_notes(
             'such frames are fitted into the first size, with black bars'
         )
     for at, what in found.changes[:2]:
-        yield f'the {what} that the file states change at frame {at}: each frame is read by its own'
+        where, read = 'at', 'each frame is read by its own'
+        if 'shape' in what:  # the decoder says it some frames early
+            where, read = 'near', 'all are taken as the first'
+        yield f'the {what} that the file states change {where} frame {at}: {read}'
     if found.shown:
         w, h = found.shown
         yield (
@@ -751,10 +754,11 @@ def mend_times(
 ) -> np.ndarray:  # (K,) float64 seconds, increasing
     "Stamps that can't be told apart are spread, jumps of the clock are closed."
     times, last, shift = np.array(times, np.float64), None, 0.0
-    good, raw = np.ones(len(times), bool), np.append(times, np.inf)
+    good, raw = np.ones(len(times), bool), np.append(times, [1e18, 3e18])
+    on = np.abs(np.diff(raw) - step) < step / 4  # the next frame follows as it should
     for i, t in enumerate(times):
         late = step if last is None else t + shift - last
-        back = late < -step / 2 and abs(raw[i + 1] - t - step) < step / 4  # and goes on from there
+        back = on[i] and (late < -step / 2 or on[i + 1] and late < step / 10)  # a join
         if last is not None and (back or not -1 < late < 3600):
             shift = last + step - t
         times[i] = t = t + shift
@@ -773,7 +777,7 @@ def mend_times(
 def _off(times, rate: Fraction) -> np.ndarray:  # (K,) frames
     "How far each frame is from where a constant rate would show it."
     late = (np.asarray(times) - times[0]) * float(rate) - np.arange(len(times))
-    return np.abs(late - np.median(late))
+    return np.abs(late - np.sort(late)[len(late) // 2])
 
 
 def main_rate(

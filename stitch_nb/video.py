@@ -250,21 +250,31 @@ def read_picture(
         return frame
 
 # %% ../nbs/05_video.ipynb #d8c4a5ed
+_ON_BLACK = 'the alpha channel says that parts are transparent: they are put on black'
+
+
+def _is_clear(im: Image.Image) -> bool:
+    "Whether any pixel of an open picture is transparent."
+    has = 'A' in im.mode or 'transparency' in im.info
+    return has and im.convert('RGBA').getextrema()[3][0] < 255
+
+
 def _pages(path, max_pixels: int) -> tuple:  # (frames, milliseconds of each or None, notes)
     "How many pictures of one size a file holds, and for how long each is shown."
     try:
         with _opened(path, max_pixels) as im:
             n = getattr(im, 'n_frames', 1) if im.format in ('WEBP', 'PNG', 'TIFF') else 1
             size, still = im.size, bool(im.info.get('default_image'))
-            shown = []
+            shown, clear = [], False
             for page in range(n if n > 1 else 0):
                 im.seek(page)
                 if im.size != size:
                     return 1, None, (f'its {n} pictures differ in size: the first one is taken',)
                 im.load()
                 shown.append(im.info.get('duration') or 0)
+                clear = clear or _is_clear(im)
             timed = n > 1 and im.format != 'TIFF' and all(shown[still:])
-            return n, shown if timed else None, ()
+            return n, shown if timed else None, (_ON_BLACK,) * (clear or _is_clear(im))
     except StitchError:
         first, n = _float_tiff(Path(path), 0, max_pixels)
         if first is None:
@@ -551,6 +561,7 @@ def _read_pages(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
         ticks = np.cumsum([0, *shown[:-1]]).round().astype(np.int64)
         hint = Fraction(1000 * n, int(sum(shown))).limit_denominator(1001)
         times = timing(ticks, Fraction(1, 1000), hint, round(shown[-1]), fps)
+        times['notes'] = (*notes, *times['notes'])
     return Clip(path, W, H, n_file=times['n_frames'], files=('.',), max_pixels=max_pixels, **times)
 
 # %% ../nbs/05_video.ipynb #86b30580
@@ -602,6 +613,8 @@ def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
             f'{gaps} numbers are missing among the names of the folder: the pictures are taken one '
             'after the other'
         )
+    with contextlib.suppress(StitchError), _opened(files[0], max_pixels) as im:
+        notes += [_ON_BLACK] * _is_clear(im)
     if several:
         notes.append(f'{several[0]} holds several pictures: of such files the first is taken')
     return Clip(

@@ -1139,3 +1139,80 @@ def test_what_changes_its_rate_keeps_its_beat():
     pts = np.r_[np.arange(10), np.arange(12, 52, 3)] * 40
     found = timing(pts, Fraction(1, 1000), Fraction(0))
     assert found['fps'] == 25 and 0 <= found['n_frames'] - 52 <= 4
+
+
+# ---------------------------------------------------------------- a fourth look
+
+
+def joined(ffmpeg, tmp_path, *options):
+    "Two recordings of a second; the second begins with the first's last stamp."
+    for name, more, late in zip('ab', options, (0, 1)):
+        offset = ['-output_ts_offset', late, '-muxdelay', 0]
+        ffmpeg(*CARD, '-t', 1, *more.split(), *offset, '-f', 'mpegts', tmp_path / f'{name}.ts')
+    both = (tmp_path / 'a.ts').read_bytes() + (tmp_path / 'b.ts').read_bytes()
+    (tmp_path / 'both.ts').write_bytes(both)
+    return read_clip(tmp_path / 'both.ts')
+
+
+def test_recordings_that_share_one_stamp(ffmpeg, tmp_path):
+    clip = joined(ffmpeg, tmp_path, '', '')
+    assert (len(clip), clip.fps, clip.order) == (50, 25, None)
+
+
+def test_joined_and_doubled_stamps_are_told_apart():
+    stamps = np.r_[np.arange(25), 24 + np.arange(25)] / 25
+    assert np.allclose(np.diff(mend_times(stamps, 1 / 25)), 1 / 25)
+    doubled = np.arange(50) / 25
+    doubled[25] = doubled[24]
+    assert np.allclose(mend_times(doubled, 1 / 25), np.arange(50) / 25)
+
+
+def test_a_shape_of_pixels_that_changes_is_said(ffmpeg, tmp_path):
+    clip = joined(ffmpeg, tmp_path, '-vf setsar=1', '-vf setsar=16/11')
+    assert clip.sar == 1 and any('shape of pixels' in n for n in clip.notes)
+    assert not any('shape' in n for n in joined(ffmpeg, tmp_path, '', '').notes)
+
+
+@pytest.mark.parametrize('alpha', [90, 255])
+@pytest.mark.parametrize('name', ['a.webp', 'a.png', 'folder'])
+def test_transparent_pictures_are_said(tmp_path, alpha, name):
+    "Two frames of a film, as pages of one file or in a folder."
+    pages = [Image.new('RGBA', (48, 32), (200, 20 * i, 0, alpha)) for i in range(2)]
+    if name == 'folder':
+        (tmp_path / name).mkdir()
+        for i, page in enumerate(pages):
+            page.save(tmp_path / name / f'{i}.png')
+    else:
+        how = dict(lossless=True) if name == 'a.webp' else {}
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], duration=40, **how)
+    said = any('put on black' in n for n in read_clip(tmp_path / name).notes)
+    assert said == (alpha < 255)
+
+
+@pytest.mark.parametrize(
+    'name, options, frames',
+    [
+        ('hidden.mp4', '-ss 0.68 -i a.mp4 -c copy', 33),
+        ('ended.mp4', '-ss 0.52 -i a.mp4 -t 0.6 -c copy', 17),
+        ('drops.avi', '-i a.mp4 -vf select=not(between(n\\,10\\,14)) -fps_mode vfr -c:v mpeg4', 50),
+        ('words.mkv', '-i s.srt -i a.mp4 -map 0 -map 1', 50),
+        ('cover.mp4', '-i c.png -i a.mp4 -map 0 -map 1 -c copy -disposition:v:0 attached_pic', 50),
+        ('hours.mkv', '-i a.mp4 -c copy -output_ts_offset 36000', 50),
+        ('empty.mkv', '-i a.mp4 -f lavfi -i sine -af atrim=0:0 -map 0 -map 1 -c:v copy -t 2', 50),
+        ('palette.avi', '-i a.mp4 -pix_fmt pal8 -c:v rawvideo', 50),
+        ('fifteen.avi', '-i a.mp4 -pix_fmt rgb555le -c:v rawvideo', 50),
+        ('wavelets.mov', '-i a.mp4 -c:v jpeg2000 -pix_fmt yuv444p', 50),
+        ('flat.mp4', '-i a.mp4 -vf setsar=1/100', 50),
+    ],
+)
+def test_kinds_of_container(ffmpeg, tmp_path, monkeypatch, name, options, frames):
+    "Edit lists, dropped chunks, other tracks first, hours on the clock: frames that players show."
+    monkeypatch.chdir(tmp_path)
+    ffmpeg(*CARD, '-t', 2, '-g', 50, 'a.mp4')
+    ffmpeg('-i', 'a.mp4', '-frames:v', 1, 'c.png')
+    Path('s.srt').write_text('1\n00:00:00,000 --> 00:00:01,000\nhello\n')
+    ffmpeg(*options.split(), name)
+    clip = read_clip(name)
+    assert (len(clip), clip.fps, sum(1 for _ in clip.frames())) == (frames, 25, frames)
+    write_video(clip, 'o.mp4', clip.fps, clip)
+    assert len(read_clip('o.mp4')) == frames
