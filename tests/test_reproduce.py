@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from stitch_nb.commands import reproduce as commands
 from stitch_nb.commands.reproduce import (
     chosen,
+    demo,
     number_at,
     page_html,
     read_claims,
@@ -107,6 +110,21 @@ def test_a_falsified_claim_is_reported(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "does not hold: people: directions: published 17, measured 16" in said
     assert out.read_text().count('class="not"') == 1
+
+
+def test_the_demo_is_told_what_to_run(monkeypatch, tmp_path):
+    "The command reads its line: a function that does not would edit another clip elsewhere."
+    run, seen = subprocess.run, []
+
+    def asked(words, **options):
+        seen.append(run([*words, "--no_such_option"], cwd=tmp_path, timeout=120, **options))
+        return seen[0]
+
+    monkeypatch.setattr(commands.subprocess, "run", asked)
+    with pytest.raises(StitchError):
+        demo("people")
+    assert "unrecognized arguments: --no_such_option" in seen[0].stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_this_machine_lacks_is_not_counted():

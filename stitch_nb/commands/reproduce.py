@@ -211,7 +211,7 @@ def demo(
     models: str,  # 'people' or 'mobile'
 ) -> dict:  # seconds, peak_mib, metrics: as nbs/history/demo.json
     "The sample clip, edited by the command `stitch_demo`."
-    run = "from stitch_nb.commands.edit import stitch_demo; stitch_demo()"
+    run = "from stitch_nb.commands.start import stitch_demo; stitch_demo()"
     with tempfile.TemporaryDirectory() as out:
         words = [sys.executable, "-c", run, "--models", models, "--out", out]
         done = subprocess.run(words, capture_output=True, text=True)
