@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms, ImageOps
 from .core import Progress, StitchError, atomic_path, check_shape
-from .probe import MAX_PIXELS, ONLY_FILES, check_pixels, decoder_of, local
+from .probe import MAX_PIXELS, ON_BLACK, ONLY_FILES, check_pixels, decoder_of, local
 from .probe import RGB_FORMATS, colour_of, examine, file_notes, is_heif, open_video
 from .probe import picture_stream, pictures, timing, with_turns
 
@@ -250,9 +250,6 @@ def read_picture(
         return frame
 
 # %% ../nbs/05_video.ipynb #d8c4a5ed
-_ON_BLACK = 'the alpha channel says that parts are transparent: they are put on black'
-
-
 def _is_clear(im: Image.Image) -> bool:
     "Whether any pixel of an open picture is transparent."
     has = 'A' in im.mode or 'transparency' in im.info
@@ -274,7 +271,7 @@ def _pages(path, max_pixels: int) -> tuple:  # (frames, milliseconds of each or 
                 shown.append(im.info.get('duration') or 0)
                 clear = clear or _is_clear(im)
             timed = n > 1 and im.format != 'TIFF' and all(shown[still:])
-            return n, shown if timed else None, (_ON_BLACK,) * (clear or _is_clear(im))
+            return n, shown if timed else None, (ON_BLACK,) * (clear or _is_clear(im))
     except StitchError:
         first, n = _float_tiff(Path(path), 0, max_pixels)
         if first is None:
@@ -614,7 +611,7 @@ def _read_folder(path: Path, fps: Fraction | None, max_pixels: int) -> Clip:
             'after the other'
         )
     with contextlib.suppress(StitchError), _opened(files[0], max_pixels) as im:
-        notes += [_ON_BLACK] * _is_clear(im)
+        notes += [ON_BLACK] * _is_clear(im)
     if several:
         notes.append(f'{several[0]} holds several pictures: of such files the first is taken')
     return Clip(
