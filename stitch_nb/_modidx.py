@@ -1808,7 +1808,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                'stitch_nb.pti.PTIConfig.for_frames': ('pti.html#pticonfig.for_frames', 'stitch_nb/pti.py'),
                                'stitch_nb.pti.PTIConfig.order': ('pti.html#pticonfig.order', 'stitch_nb/pti.py'),
                                'stitch_nb.pti.PTIConfig.rate': ('pti.html#pticonfig.rate', 'stitch_nb/pti.py'),
-                               'stitch_nb.pti.PTIConfig.rates': ('pti.html#pticonfig.rates', 'stitch_nb/pti.py'),
                                'stitch_nb.pti.PTIConfig.reference': ('pti.html#pticonfig.reference', 'stitch_nb/pti.py'),
                                'stitch_nb.pti.PTIConfig.weights': ('pti.html#pticonfig.weights', 'stitch_nb/pti.py'),
                                'stitch_nb.pti._check_clip': ('pti.html#_check_clip', 'stitch_nb/pti.py'),

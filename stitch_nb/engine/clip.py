@@ -300,12 +300,10 @@ def tune_clip(
     keep_little(G_pti, config)
     if config.compile:
         G_pti.synthesis.compile()
-    named = G_pti.tunable()
-    factors = config.rates(G_pti) if hasattr(config, 'rates') else dict.fromkeys(named, 1.0)
-    names, params = tuple(factors), tuple(named[name] for name in factors)
+    names, params = zip(*G_pti.tunable().items())
     for p in set(G_pti.parameters()).difference(params):
         p.requires_grad_(False)
-    adam, history, done = make_adam(params, config.lr, list(factors.values())), {}, 0
+    adam, history, done = make_adam(params, config.lr), {}, 0
     if checkpoint is not None:
         clip, distance = [hash_of(crop) for crop in crops], getattr(batch.perceptual, 'name', None)
         identity = hash_of(G, pivots, clip, config, distance, objective_key(objective))

@@ -380,18 +380,12 @@ class Replay:
 def make_adam(
     params,  # list of parameters, all on one device
     lr: float,
-    factors=None,  # of `lr`, one a parameter; None: 1 for all
 ) -> torch.optim.Adam:
     "Adam in one kernel where there is one, its state there from the start."
-    device, groups = params[0].device, {}
-    for p, factor in zip(params, factors or [1.0] * len(params)):
-        groups.setdefault(factor, []).append(p)
-    groups = [dict(params=ps, factor=factor) for factor, ps in groups.items()]
+    device = params[0].device
     fused, graph = device.type in ('cpu', 'cuda'), device.type == 'cuda'
-    for group in groups:
-        rate = lr * group['factor']
-        group['lr'] = torch.tensor(rate, device=device) if graph else rate
-    adam = torch.optim.Adam(groups, eps=1e-8, fused=fused, capturable=graph)
+    rate = torch.tensor(lr, device=device) if graph else lr
+    adam = torch.optim.Adam(params, lr=rate, eps=1e-8, fused=fused, capturable=graph)
     for p in params:
         step = torch.zeros((), device=p.device if fused else 'cpu')
         adam.state[p] = dict(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
@@ -401,11 +395,10 @@ def make_adam(
 def set_rate(adam, lr: float):
     "The learning rate of the next update; on a card in place, so that a graph reads it."
     for group in adam.param_groups:
-        rate = lr * group['factor']
         if isinstance(group['lr'], torch.Tensor):
-            group['lr'].fill_(rate)
+            group['lr'].fill_(lr)
         else:
-            group['lr'] = rate
+            group['lr'] = lr
 
 
 def adam_tensors(adam) -> list:
