@@ -26,6 +26,7 @@ from stitch_nb.nets.mediapipe import (
     read_graph,
 )
 from stitch_nb.video import read_clip
+from stitch_nb.weights.catalogue import bundle_files, package_member
 
 GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mediapipe.json').read_text())
 
@@ -33,10 +34,9 @@ GOLDEN = json.loads((Path(__file__).parent / 'golden' / 'mediapipe.json').read_t
 def read_member(member):
     "From the fetched wheel, else from an installed package that is never imported."
     try:
-        from stitch_nb.weights.packages import member as fetched
-
-        return fetched('mediapipe', member)
-    except (ImportError, StitchError):
+        wheel = next(f for f in bundle_files('mobile') if f.role == 'landmarks')
+        return package_member(wheel, member)
+    except StitchError:
         pass
     spec = find_spec('mediapipe')
     folder = Path(list(spec.submodule_search_locations)[0]).parent if spec else None
