@@ -38,6 +38,12 @@ def test_frames_and_rate(name, frames, fps, size):
     assert sum(1 for _ in clip.frames()) == frames
 
 
+def test_a_fast_film_is_written(tmp_path):
+    clip = read_clip(CASES / 'fps2000.mp4').trim(0, 4)
+    out = write_video(clip.frames(), tmp_path / 'o.mp4', clip.fps, clip)
+    assert (len(read_clip(out)), read_clip(out).fps) == (4, 2000)
+
+
 @pytest.mark.parametrize(
     'name, words',
     [

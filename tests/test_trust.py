@@ -534,3 +534,21 @@ def test_no_memory_is_not_a_damaged_file(tmp_path, monkeypatch, name):
     read = core.load_tensors if name == 'a.safetensors' else core.load_arrays
     with pytest.raises(MemoryError, match='no memory to read'):
         read(tmp_path / name)
+
+
+def test_the_app_leaves_no_folder(tmp_path, monkeypatch):
+    "However it ends: TERM is heard as Ctrl-C."
+    import tempfile
+
+    from stitch_nb.commands import apps
+
+    def stopped(*_):
+        assert list(tmp_path.glob('stitch_app_*/*.ipynb'))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    monkeypatch.setattr(apps, 'voila_command', lambda *_: [])
+    monkeypatch.setattr(apps, 'serve', stopped)
+    with pytest.raises(SystemExit):
+        apps.stitch_app('3', models='people')
+    assert not list(tmp_path.iterdir())
