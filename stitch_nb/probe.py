@@ -403,7 +403,7 @@ class Facts:
     sizes: tuple  # (frame, width, height) wherever the size changes
     interlaced: int  # frames made of two fields
     transparent: bool  # whether anything is
-    changes: tuple = ()  # (frame, 'rotation', 'colours' or 'shape of pixels') wherever the tags change
+    changes: tuple = ()  # (frame, 'rotation', 'colours' or 'shape of pixels') where tags change
     tilt: int = 0  # degrees, of `tilt_of`
     extras: tuple = ()  # what the file has besides picture and sound, in words
     shown: tuple = ()  # width and height of the part that the file asks to show; (): all

@@ -772,7 +772,8 @@ def _encoder(vp9: bool, crf: int) -> list:
 # %% ../nbs/05_video.ipynb #85f2d563
 def _result_colour(clip: Clip | None, width: int, height: int) -> tuple:
     "The matrix to write with, and the tags of range, matrix, primaries and transfer."
-    film = clip is not None and not clip.files and not clip.pixel_format.startswith(RGB_FORMATS[:-2])
+    film = clip is not None and not clip.files
+    film = film and not clip.pixel_format.startswith(RGB_FORMATS[:-2])
     scale, space, *rest = clip.colour if clip else ('unknown',) * 4
     vague, same = ('unknown', 'reserved'), film and (width, height) == (clip.width, clip.height)
     rest = [('unknown' if same else 'bt709') if c in vague else c for c in rest]

@@ -470,7 +470,8 @@ def stitch_clip(
 ):
     "Frame by frame, what has no file yet."
     G_pti, pictures = load_weights(G, generator), np.load(crops.path, mmap_mode="r")
-    heads, kept, common = load_masks(masks, G.resolution, how), load_pictures(edits), load_start(start)
+    heads, common = load_masks(masks, G.resolution, how), load_start(start)
+    kept = load_pictures(edits)
     clip = G_pti, w_edit, kept, pictures, heads, common, stitch, objective or stitch_objective
     frames = stitch_plainly if engine == "plain" else stitch_fast
     for first, stop in stretches(path, len(w_edit), G.resolution):
