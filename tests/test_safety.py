@@ -58,7 +58,7 @@ ALLOWED = {  # the call as it is written -> files; every other call that loads i
     "import_module": {  # names of a table in the same file
         *("models.py", "judges.py", "identity.py", "start.py")
     },
-    "task.network.load": {"frames.py"},  # the same
+    "task.network.load": {"frames.py"},  # a lane takes a frame into its tensors
     ".load": {"pickles.py"},  # of `CheckpointReader`, whose names come from a table: checked below
     "im.load": {"video.py"},  # Pillow decodes an open picture
 }
