@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,5 +185,9 @@ def test_room_for_the_stages_is_asked_for_before_the_work(models, tmp_path, monk
     with pytest.raises(StitchError, match="no room left in .* the result takes"):
         edit_clip(clip, "smile=1@0", tmp_path / "run", models, config)
     assert not (tmp_path / "run" / "stages").exists()
+    run = partial(working_room, read_clip(clip), models, folder=tmp_path / "run" / "stages")
+    frames, R = len(read_clip(clip)), models.generator.resolution
+    drawn = run(replace(config, keep_detail=True, mask="both")) - run(config)
+    assert drawn == 2 * 3 * frames * R * R  # the edit and the reconstruction
     (tmp_path / "run" / "stages" / "generator-0").mkdir(parents=True)
-    assert working_room(read_clip(clip), models, tmp_path / "run" / "stages") == 0
+    assert run(config) == 0

@@ -71,13 +71,15 @@ def check_settings(models, config, edits):
     stitch_masks((x.square() + y.square() < 0.4).float(), R, **config.masks)
 
 # %% ../../nbs/run/44_checks.ipynb #33123160
-def working_room(clip, models, folder) -> int:  # bytes; 0 where stages were kept before
+def working_room(clip, models, config, folder) -> int:  # bytes; 0 where stages were kept before
     "What the stages of a first run will take on the disk beside the film."
     if any(True for n in ("generator", "stitched") for _ in folder.glob(f"{n}-*")):
         return 0
     G = models.generator
     weights = sum(t.nbytes for t in (*G.parameters(), *G.buffers()))
-    return room_for_stages(len(clip), min(models.meta.get("sizes") or [G.resolution]), weights)
+    drawn = (config.keep_detail and config.tune) + (config.mask == "both")  # recon, edits
+    R = min(models.meta.get("sizes") or [G.resolution])
+    return room_for_stages(len(clip), R, weights, drawn)
 
 
 def check_before(
@@ -92,8 +94,8 @@ def check_before(
     "All of it."
     check_places(clip, out, truth)
     check_settings(models, config, edits)
-    quality, room = (config.lossless, config.crf, config.mark), working_room(clip, models, folder)
-    less = check_output(clip, out / "result.mp4", *quality, room)
+    quality, stages = (config.lossless, config.crf, config.mark), (clip, models, config, folder)
+    less = check_output(clip, out / "result.mp4", *quality, working_room(*stages))
     if config.credentials:
         check_credentials(config.credentials, out / "result.mp4")
     return [*clip.notes, *less]

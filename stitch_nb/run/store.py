@@ -530,9 +530,10 @@ def room_for_stages(
     T: int,  # frames
     R: int,  # pixels of the crop's side
     weights: int,  # bytes of the generator
+    drawn: int = 0,  # pictures of each frame that are kept besides
 ) -> int:  # bytes
     "What a run's stages take at least: crops, masks, two pictures a stitched frame, the networks."
-    return T * R * R * (3 + 1 + 6) + 2 * weights
+    return T * R * R * (3 + 1 + 6 + 3 * drawn) + 2 * weights
 
 
 OUTPUTS = ("result.mp4", "compare.mp4", "strip.png", "metrics.json", "frames.json", "run.json")
