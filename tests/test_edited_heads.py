@@ -62,3 +62,13 @@ def test_the_edit_is_drawn_once_and_is_what_is_stitched(runs):
     for t, edit in enumerate(np.load(edits)):
         assert (np.load(stitched / f"{t:06d}.npz")["edit"] == edit).all()
     assert "edits" not in runs["parser"].stages
+
+
+def test_the_arm_without_stitching_pastes_the_same_edit(runs, tmp_path):
+    edits = runs["both"].stages["edits"].path
+    how = dict(models="people", stages=edits.parent)
+    clip, config = read_clip(sample("talk.mp4"), "40:42"), RunConfig(mask="both", **HOW)
+    run = edit_clip(clip, "gender=-3", tmp_path, config=replace(config, stitching=False), **how)
+    assert run.record["stages"]["edits"]["reused"]
+    for t, edit in enumerate(np.load(edits)):
+        assert (np.load(run.stages["stitched"].path / f"{t:06d}.npz")["stitched"] == edit).all()

@@ -77,7 +77,7 @@ def working_room(clip, models, config, folder) -> int:  # bytes; 0 where stages 
         return 0
     G = models.generator
     weights = sum(t.nbytes for t in (*G.parameters(), *G.buffers()))
-    drawn = (config.keep_detail and config.tune) + (config.mask == "both")  # recon, edits
+    drawn = config.keeps_recon + config.keeps_edits
     R = min(models.meta.get("sizes") or [G.resolution])
     return room_for_stages(len(clip), R, weights, drawn)
 

@@ -27,7 +27,13 @@ from stitch_nb.run.measure import (
     summary,
 )
 from .record import close_record, put_in_place, run_record, stand_ins
-from .stages import draw, load_generator, load_pivots, pasted_frames
+from stitch_nb.run.stages import (
+    draw,
+    load_generator,
+    load_pictures,
+    load_pivots,
+    pasted_frames,
+)
 from stitch_nb.run.store import (
     clip_key,
     finished,
@@ -147,8 +153,12 @@ def draw_strip(clip, people, measurers) -> np.ndarray:
     for p, m in zip(people, measurers):
         models, chosen = p.models, m.chosen
         w = load_pivots(p.stages["pivots"], models)
-        G_pti = load_generator(p.stages.get("generator"), models)
-        drawn = draw(models.generator, w[chosen]), draw(G_pti, w[chosen])
+        recon = load_pictures(p.stages.get("recon"))
+        if recon is None:
+            recon = draw(load_generator(p.stages.get("generator"), models), w[chosen])
+        else:
+            recon = recon[chosen]
+        drawn = draw(models.generator, w[chosen]), recon
         for k, inversion, pti in zip(chosen, *drawn):
             source, blended, stitched = m.pictures[k]
             rows.append([source, inversion, pti, blended, stitched])

@@ -58,8 +58,8 @@ def plan_of(
     )
     frames = dict(faces=0.06, crops=0.02, masks=0.06, heads=0.06, result=0.15, compare=0.08)
     order = "faces", "crops", "masks", "preview", "pivots", "generator"
-    order += ("recon", "scores") if config.keep_detail and config.tune else ("scores",)
-    order += ("edits", "heads") if config.mask == "both" else ()
+    order += ("recon", "scores") if config.keeps_recon else ("scores",)
+    order += ("edits", "heads") if config.keeps_edits else ()
     order += "start", "stitched", "result", "compare"
     return {
         name: (u * updates[name], "updates") if name in updates else (T * frames[name], "frames")

@@ -79,6 +79,16 @@ class RunConfig:
         names = "dilation", "inner", "variant", "whole_image_border", "edge"
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def keeps_recon(self) -> bool:
+        "Whether what PTI draws at the pivots is a stage: pasting takes the source's detail by it."
+        return self.keep_detail and self.tune
+
+    @property
+    def keeps_edits(self) -> bool:
+        "Whether the edited crops are a stage: masks are found in them too."
+        return self.mask == "both"
+
     @classmethod
     def for_models(cls, models, **changes) -> "RunConfig":
         "The settings that suit a bundle: its recipe; `changes` replace fields."

@@ -311,7 +311,7 @@ def draw_pictures(path, tick, G, generator, latents):
 
 def recon_step(models, config, generator, w) -> WantedStage | None:
     "What the tuned generator draws at the pivots, (K,R,R,3) uint8; None if no detail is kept."
-    if not (config.keep_detail and config.tune):
+    if not config.keeps_recon:
         return None
     inputs = models.generator, generator, w
     return WantedStage("recon", ".npy", draw_pictures, inputs, (models.device.type,))
@@ -340,7 +340,7 @@ def load_masks(masks, R: int, how: dict) -> FrameMasks:
 
 def edits_step(models, config, generator, w_edit) -> WantedStage | None:
     "The edited crops e_i, (K,R,R,3) uint8, where masks are found in them; else None."
-    if config.mask != "both":
+    if not config.keeps_edits:
         return None
     inputs = models.generator, generator, w_edit
     return WantedStage("edits", ".npy", draw_pictures, inputs, (models.device.type,))
@@ -448,7 +448,7 @@ def stitched_step(
 ) -> WantedStage:
     "A folder with NNNNNN.npz for each edited frame: the edit and the stitched crop, (R,R,3) uint8."
     if not config.stitching:
-        inputs = models.generator, generator, w_edit
+        inputs = models.generator, generator, w_edit, edits
         return WantedStage("stitched", "", draw_edits, inputs, version=2, shared=True)
     stitch, place = tuning_of(config, "stitch", models.device), (models.device.type,)
     inputs = models.generator, generator, w_edit, edits, crops, masks, config.masks, stitch
@@ -456,12 +456,13 @@ def stitched_step(
     return WantedStage("stitched", "", stitch_clip, inputs, place, version=2, shared=True)
 
 
-def draw_edits(path, tick, G, generator, w_edit):
+def draw_edits(path, tick, G, generator, w_edit, edits):
     "Without stitching: the edit as `G_pti` draws it, twice."
-    G_pti = load_weights(G, generator)
+    G_pti, kept = load_weights(G, generator), load_pictures(edits)
     for start, stop in stretches(path, len(w_edit), G.resolution):
-        edits = enumerate(draw(G_pti, w_edit[start:stop]), start)
-        save_frames(path, tick, len(w_edit), ((t, edit, edit, {}) for t, edit in edits))
+        drawn = draw(G_pti, w_edit[start:stop]) if kept is None else np.array(kept[start:stop])
+        pairs = ((t, edit, edit, {}) for t, edit in enumerate(drawn, start))
+        save_frames(path, tick, len(w_edit), pairs)
     return ended(path, len(w_edit))
 
 
