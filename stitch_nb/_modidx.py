@@ -1658,6 +1658,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                                                                    'stitch_nb/nets/mobile.py'),
                                        'stitch_nb.nets.mobile.UpLayer.forward': ( 'nets/mobile.html#uplayer.forward',
                                                                                   'stitch_nb/nets/mobile.py'),
+                                       'stitch_nb.nets.mobile.draw_wider': ('nets/mobile.html#draw_wider', 'stitch_nb/nets/mobile.py'),
                                        'stitch_nb.nets.mobile.fit_small_image': ( 'nets/mobile.html#fit_small_image',
                                                                                   'stitch_nb/nets/mobile.py'),
                                        'stitch_nb.nets.mobile.planes': ('nets/mobile.html#planes', 'stitch_nb/nets/mobile.py'),

@@ -676,11 +676,12 @@ def save_clip(
     fps: Fraction,
     truth: dict | None = None,  # arrays beside labels and landmarks
     speech: Speech | None = None,  # its sound
+    crf: int = 15,  # quality of H.264; lower is better
 ) -> None:
     "Write NAME.mp4, with its voice, and NAME.truth.npz."
     with tempfile.TemporaryDirectory() as tmp:
         silent, sound, extra = Path(tmp) / "silent.mp4", Path(tmp) / "voice.wav", []
-        write_video(iter(frames), silent, fps, crf=15)
+        write_video(iter(frames), silent, fps, crf=crf)
         if speech:
             with wave.open(str(sound), "wb") as w:
                 w.setnchannels(1)
