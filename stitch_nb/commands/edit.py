@@ -418,7 +418,7 @@ def edit_and_report(clip, truth, edit, out, models, device, asked, fetch=None, d
         print(report(run))
 
 
-TWO_SECONDS = "0:50"  # of portrait: he talks, blinks and turns once
+TWO_SECONDS = "0:50"  # of portrait: she talks, blinks and turns once
 TRUE_EDITS = {
     ("talk", "smile=2"): "talk_smile",
     ("talk", "age=2"): "talk_age",
