@@ -4,7 +4,7 @@ Weights come from a formula (numbers from each entry's name), so nothing has to 
 Needs torch, numpy, scipy and pillow only; what needs more is left out, and said.
 
     python tools/bench.py                        what suits this machine, under five minutes on one with a GPU
-    python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip compile threads run official
+    python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip threads run official
     python tools/bench.py --sizes people         sizes: people mobile official
     python tools/bench.py --json FILE            all numbers; --add keeps what is there, of two times the shorter;
                                                  --table FILE writes them as markdown, reference numbers beside them
@@ -234,8 +234,6 @@ def update_ms(
     config = PTIConfig.reference(dtype=dtype, batch=batch, **changes)
     G_pti = clone_network(case.G)
     G_pti.synthesis.plan = plan
-    if config.compile:
-        G_pti.synthesis.compile()
     adam = make_adam(list(G_pti.tunable().values()), config.lr)
     with precision(case.device, dtype, search), reuse_memory(case.device):
         tuner, index = clip_tuner(case, G_pti, adam, config), list(range(batch))
@@ -706,10 +704,6 @@ def beside(case: Case, book: Book, parts, cuda: bool):
     if 'around' in parts:
         for name, row in around_rows(case).items():
             book.add(f'around {case.R}', name, lambda row=row: row)
-    if 'compile' in parts and case.R >= 1024:
-        how = dict(compile=True, need=90)
-        name = 'bfloat16, batch 4, compiled'
-        book.add(f'update {case.R}', name, update_ms, case, 'bfloat16', 4, **how)
 
 
 def measure(options) -> Book:
@@ -771,7 +765,6 @@ PARTS = (
     'profile',
     'around',
     'clip',
-    'compile',
     'threads',
     'run',
     'official',
