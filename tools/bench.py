@@ -22,7 +22,7 @@ import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -531,6 +531,7 @@ def whole_run(frames: int, device, passes=None, steps=None) -> dict:
     return found | {k: v['seconds'] for k, v in run.record['stages'].items()}
 
 
+@cache
 def formula_bundle(device):
     "Generator, e4e, BiSeNet and a perceptual distance as large as the published ones."
     from stitch_nb.encode import Encoder
