@@ -68,6 +68,7 @@ def test_the_benchmark_measures(tmp_path):
     assert found["clip 32"]["bfloat16"]["minutes_300_frames_authors"] > 0
 
 
+@pytest.mark.slow
 def test_a_cards_agreement_and_stacked_weights():
     "What the benchmark compares a card with gives 0 against itself; grouped convolutions run."
     sys.path.insert(0, str(TOOL.parent))
