@@ -1312,8 +1312,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                      'stitch_nb.generator.Mapping.__init__': ('generator.html#mapping.__init__', 'stitch_nb/generator.py'),
                                      'stitch_nb.generator.Mapping.forward': ('generator.html#mapping.forward', 'stitch_nb/generator.py'),
                                      'stitch_nb.generator.Mapping.single': ('generator.html#mapping.single', 'stitch_nb/generator.py'),
-                                     'stitch_nb.generator.Mapping.update_average': ( 'generator.html#mapping.update_average',
-                                                                                     'stitch_nb/generator.py'),
                                      'stitch_nb.generator.Plan': ('generator.html#plan', 'stitch_nb/generator.py'),
                                      'stitch_nb.generator.StyledConv': ('generator.html#styledconv', 'stitch_nb/generator.py'),
                                      'stitch_nb.generator.StyledConv.__init__': ( 'generator.html#styledconv.__init__',

@@ -116,7 +116,7 @@ class Plan(NamedTuple):
 
     channels_last: bool = True  # memory order of the activations
     phases: bool = False  # double by `conv_phases` instead of `upsample_conv`
-    plain: bool = False  # PyTorch's own gradients, for torch.compile and torch.func
+    plain: bool = False  # PyTorch's own gradients, for torch.func
 
 
 def choose_plan(
@@ -124,12 +124,11 @@ def choose_plan(
     N: int = 1,  # pictures that are drawn together
 ) -> Plan:
     "The plan that measured fastest on this kind of device, at the current precision."
-    plain = torch.compiler.is_compiling()
     if x.device.type != 'cuda':
-        return Plan(plain=plain)
+        return Plan()
     half = compute_dtype(x) in (torch.bfloat16, torch.float16)
     alone = half and N == 1
-    return Plan(channels_last=alone, phases=alone, plain=plain)
+    return Plan(channels_last=alone, phases=alone)
 
 # %% ../nbs/20_generator.ipynb #91032ad7
 class StyledConv(nn.Module):
@@ -281,11 +280,6 @@ class Mapping(nn.Module):
             return w
         k = self.num_ws if cutoff is None else cutoff
         return torch.cat([self.w_avg.lerp(w[:, :k], truncation), w[:, k:]], 1)
-
-    @torch.no_grad()
-    def update_average(self, w, decay=0.995):  # w (N,D)
-        "Move the average face towards the mean of `w` (used while a generator is trained)."
-        self.w_avg.copy_(w.detach().mean(0).lerp(self.w_avg, decay))
 
 # %% ../nbs/20_generator.ipynb #63266754
 class SynthesisBlocks(nn.Module):

@@ -43,10 +43,8 @@ class PTIConfig:
     lambda_l2: float = 10.0  # weight of the mean squared error, pixels in [-1,1]; authors: 10
     lambda_r: float = 0.1  # weight of the locality term; PTI paper: 0.1, authors' runs: 0
     alpha: float | None = None  # its distance from a pivot; authors: 30; None: half W's spread
-    early_stop: float | None = None  # dB: stop after a pass whose mean PSNR is that; None: never
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
     memory: str = 'normal'  # 'low': one frame at a time, little kept; slower
-    compile: bool = False  # torch.compile first, for a minute or more; then faster updates
     seed: int = 0  # order of frames and the locality term's z
 
     def __post_init__(self):
@@ -65,8 +63,6 @@ class PTIConfig:
             refuse(self, 'lambda_l2', 'make it or lambda_lpips positive, or nothing is fitted')
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             refuse(self, 'alpha', 'use a positive distance or None')
-        if self.early_stop is not None and not math.isfinite(self.early_stop):
-            refuse(self, 'early_stop', 'use decibels, e.g. 34, or None')
 
     def for_frames(self, frames: int) -> 'PTIConfig':
         "This configuration, with passes enough for `least` updates on a clip of `frames` frames."

@@ -28,7 +28,6 @@ class StitchConfig:
     ramp: bool = True  # let the rate fall to zero along a cosine; authors: False
     norm: str = 'l1'  # 'l1' (paper) or 'l2' (authors' code)
     lambda_m: float = 0.1  # weight of the content term; authors: 0.01, with 100 steps
-    area: str = 'mask'  # sums are divided by the 'mask' (code) or by the 'crop' (a plain norm)
     border_threshold: float = 0.0  # border term to stop at; authors: 0.005, 0.002 with l2; 0: never
     tune: str = 'generator'  # what is optimised (paper), or 'latent' (W+ only, for comparison)
     first_resolution: int | None = None  # px, tuned from here on; authors: 4; None: min(32, R/4)
@@ -46,7 +45,6 @@ class StitchConfig:
             weights=('lambda_m', 'border_threshold', 'tie'),
             choices=(
                 ('norm', ('l1', 'l2')),
-                ('area', ('mask', 'crop')),
                 ('tune', ('generator', 'latent')),
                 ('dtype', DTYPES),
                 ('memory', ('normal', 'low')),
@@ -95,7 +93,6 @@ def masked_error(
     target: torch.Tensor,  # the same shape
     mask: torch.Tensor,  # (R,R) float, 1 = counts
     norm: str = 'l1',  # 'l1' or 'l2'
-    area: str = 'mask',  # divide the sum by the 'mask' or by the 'crop'
     tie: float = 0.0,  # L1 differences at or below count as none
 ) -> torch.Tensor:  # number; 0 for an empty mask
     "How far `image` is from `target` where the mask is."
@@ -107,8 +104,6 @@ def masked_error(
     else:
         felt = (d.detach().abs() > tie).to(d.dtype)
         total = (d * felt).abs().sum()
-    if area == 'crop':
-        return total / mask.numel()
     return total / mask.sum().clamp_min(1e-8)
 
 # %% ../nbs/70_stitch.ipynb #a17ac731
@@ -135,11 +130,10 @@ def stitch_objective(
     config: StitchConfig,
 ) -> dict:  # border, content: numbers
     "The terms of stitching tuning, not weighted."
-    how = config.norm, config.area
     stitched = G_st.synthesis(frame.w_edit[None])[0]
     return dict(
-        border=masked_error(stitched, frame.source, frame.border, *how),
-        content=masked_error(stitched, frame.edit, frame.content, *how, config.tie),
+        border=masked_error(stitched, frame.source, frame.border, config.norm),
+        content=masked_error(stitched, frame.edit, frame.content, config.norm, config.tie),
     )
 
 # %% ../nbs/70_stitch.ipynb #4d134bc0

@@ -396,7 +396,7 @@ class Clip:
             return next(one)
 
 # %% ../nbs/05_video.ipynb #c0c00014
-def _from(container, stream, clip, k: int) -> Iterator:
+def _from(container, stream, decoder, clip, k: int) -> Iterator:
     "(number, frame, turn) of decoded frames, from number k or an earlier one on."
 
     def numbered(first, others, at=0):
@@ -404,7 +404,6 @@ def _from(container, stream, clip, k: int) -> Iterator:
             yield i, frame, turn
 
     places = {int(t): i for i, t in enumerate(clip.pts)} if clip.pts is not None else {}
-    decoder = decoder_of(stream, clip.max_pixels)
     ordered = clip.pts is not None and (np.diff(clip.pts) > 0).all()
     at, byte = max((e for e in clip.entries if e[0] <= k), default=(0, 0))
     if ordered and at > 0 and not clip.seekable:
@@ -442,7 +441,8 @@ def _decode(clip, k: int) -> Iterator[np.ndarray]:
             stream, graph, kind = picture_stream(container), None, None
             if stream is None:
                 return
-            for i, frame, turn in _from(container, stream, clip, k):
+            decoder = decoder_of(stream, clip.max_pixels)
+            for i, frame, turn in _from(container, stream, decoder, clip, k):
                 if i < k:
                     continue
                 check_pixels(clip.path, frame.width, frame.height, clip.max_pixels)

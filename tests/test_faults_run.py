@@ -350,8 +350,7 @@ def test_frames_without_a_face_stay_as_they_are(tmp_path, monkeypatch, room):
     frames[8:22] = [card] * 14
     clip = tiny.write_video(frames, tmp_path / "card.mp4", 25, lossless=True)
     tiny.use_disc(monkeypatch)
-    config = replace(CONFIG, max_missing=0.9)
-    run = edit_clip(clip, "smile=0:0,25:0,26:3", tmp_path / "run", room[1], config)
+    run = edit_clip(clip, "smile=0:0,25:0,26:3", tmp_path / "run", room[1], CONFIG)
     untouched = run.record["stages"]["faces"]["untouched"]
     assert set(range(9, 21)) <= set(untouched)
     changed = [(a != b).any() for a, b in zip(frames, read_clip(run.result).frames(), strict=True)]

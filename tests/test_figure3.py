@@ -352,7 +352,6 @@ def test_classes(app):
 
 
 CHANGES = dict(
-    inner=dict(inner=3),
     variant=dict(variant="code"),
     edge=dict(edge=False),
     feather=dict(feather=0),

@@ -196,7 +196,7 @@ def test_one_offset_is_found():
     with torch.no_grad():
         crops = G.synthesis(true)
     wrong = true + 0.3 * torch.randn(1, *true.shape[1:])
-    config = SharedConfig(steps=80, batch=3, lr=0.03, dtype="float32")
+    config = SharedConfig(steps=120, dtype="float32")
     pivots, distances = share_pivots(G, wrong, crops, config)
     assert torch.allclose(pivots - wrong, (pivots - wrong)[:1].expand_as(wrong), atol=1e-6)
     assert distances[-5:].mean() < 0.5 * distances[0]

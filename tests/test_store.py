@@ -429,7 +429,7 @@ def test_auto_is_what_it_comes_to(monkeypatch, everybody, stage, pivots):
     assert keys["float32"] != keys["bfloat16"]
 
 
-MASKS = dict(dilation=3, inner=2, variant="code", whole_image_border=True, edge=False)
+MASKS = dict(dilation=3, variant="code", edge=False)
 
 
 def test_what_stitching_depends_on(monkeypatch, everybody):

@@ -4,7 +4,7 @@ Weights come from a formula (numbers from each entry's name), so nothing has to 
 Needs torch, numpy, scipy and pillow only; what needs more is left out, and said.
 
     python tools/bench.py                        what suits this machine, under five minutes on one with a GPU
-    python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip compile threads run official
+    python tools/bench.py --part update stitch   only these: check plain forward both update stitch profile around clip threads run official
     python tools/bench.py --sizes people         sizes: people mobile official
     python tools/bench.py --json FILE            all numbers; --add keeps what is there, of two times the shorter;
                                                  --table FILE writes them as markdown, reference numbers beside them
@@ -22,7 +22,7 @@ import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -234,8 +234,6 @@ def update_ms(
     config = PTIConfig.reference(dtype=dtype, batch=batch, **changes)
     G_pti = clone_network(case.G)
     G_pti.synthesis.plan = plan
-    if config.compile:
-        G_pti.synthesis.compile()
     adam = make_adam(list(G_pti.tunable().values()), config.lr)
     with precision(case.device, dtype, search), reuse_memory(case.device):
         tuner, index = clip_tuner(case, G_pti, adam, config), list(range(batch))
@@ -533,6 +531,7 @@ def whole_run(frames: int, device, passes=None, steps=None) -> dict:
     return found | {k: v['seconds'] for k, v in run.record['stages'].items()}
 
 
+@cache
 def formula_bundle(device):
     "Generator, e4e, BiSeNet and a perceptual distance as large as the published ones."
     from stitch_nb.encode import Encoder
@@ -706,10 +705,6 @@ def beside(case: Case, book: Book, parts, cuda: bool):
     if 'around' in parts:
         for name, row in around_rows(case).items():
             book.add(f'around {case.R}', name, lambda row=row: row)
-    if 'compile' in parts and case.R >= 1024:
-        how = dict(compile=True, need=90)
-        name = 'bfloat16, batch 4, compiled'
-        book.add(f'update {case.R}', name, update_ms, case, 'bfloat16', 4, **how)
 
 
 def measure(options) -> Book:
@@ -771,7 +766,6 @@ PARTS = (
     'profile',
     'around',
     'clip',
-    'compile',
     'threads',
     'run',
     'official',

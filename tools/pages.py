@@ -23,6 +23,7 @@ from pathlib import Path
 
 SLOW = ["torch", "torch._dynamo", "torchvision", "scipy.ndimage", "scipy.optimize"]  # to import
 SLOW += ["matplotlib.pyplot", "cv2", "av", "ipywidgets", "tqdm.auto"]
+SLOW += ["stitch_nb.commands.edit", "stitch_nb.figures.app"]
 RELATIVE = 0.05  # of a number; processors, threads and versions of torch round differently
 DIGITS = 2  # units of the last place that is shown
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)", re.I)

@@ -251,7 +251,6 @@ def settings_of(
     lambda_m=None,
     dtype=None,
     memory=None,
-    compile=None,
     seed=DEFAULT.pti.seed,
     **others,  # fields of `RunConfig`
 ) -> RunConfig:
@@ -264,7 +263,7 @@ def settings_of(
 
     both = given(dtype=dtype, memory=memory)
     exact = None if pti_steps is None else 0  # who names a number of passes gets that number
-    pti = given(passes=pti_steps, least=exact, lr=pti_lr, compile=compile or None)
+    pti = given(passes=pti_steps, least=exact, lr=pti_lr)
     stitch = given(steps=stitch_steps, norm=norm, lambda_m=lambda_m)
     return replace(
         base,
@@ -277,7 +276,7 @@ def settings_of(
 SETTINGS = (  # options of `stitch_edit` that `settings_of` takes
     *("landmarks", "person", "mask", "dilation", "feather", "keep_detail", "pivots"),
     *("perceptual", "lossless", "measure", "pti_steps", "pti_lr", "stitch_steps", "norm"),
-    *("lambda_m", "dtype", "memory", "compile", "seed", "engine"),
+    *("lambda_m", "dtype", "memory", "seed", "engine"),
 )
 
 # %% ../../nbs/commands/10_edit.ipynb #d33ec9c9
@@ -354,7 +353,6 @@ def stitch_edit(
     measure: str = DEFAULT.measure,  # none; fast: what is slow on some frames only; full: on all
     dtype: str = None,  # float32 (reference), tf32, bfloat16; auto: what suits (default)
     memory: str = None,  # normal; low: one frame at a time, slower (default: normal)
-    compile: bool = False,  # torch.compile in tuning: a minute first, then faster
     seed: int = DEFAULT.pti.seed,  # of the order of frames in tuning
     engine: str = DEFAULT.engine,  # fast; plain: the loops of the lesson, the slow reference
     truth: str = "",  # the same clip truly edited, if there is one: measured against

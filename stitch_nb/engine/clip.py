@@ -167,7 +167,7 @@ class LoadedBatch:
         self.seen = to_tensor(self.crops) if self.crops.dtype == torch.uint8 else self.crops
         self.features = tuner.features and tuner.features.buffers(size)
         at_once = frames_at_once(G_pti.resolution, max(size, 1), tuner.device, config.memory)
-        workers = 1 if config.compile else update_workers(min(at_once, size), tuner.device)
+        workers = update_workers(min(at_once, size), tuner.device)
         step, tasks = max(1, min(at_once, size) // workers), []  # frames of a task
         for a in range(0, size, step):
             b = min(a + step, size)
@@ -288,7 +288,7 @@ def tune_clip(
     G,  # where tuning begins: never changed
     pivots: torch.Tensor,  # (T,L,D), held fixed
     crops,  # as in `take_crops`
-    config,  # passes, weights, early_stop, lr, batch, dtype, memory, compile
+    config,  # passes, weights, lr, batch, dtype, memory
     plan,  # iterable over the passes: of each, a list of (frames, rate, w_r (1,L,D) or None)
     progress=None,  # called with (updates done, of, text)
     checkpoint=None,  # file, written every few passes and read if there: the same call goes on
@@ -298,8 +298,6 @@ def tune_clip(
     pivots = pivots.detach().to(next(G.parameters()).device, torch.float32)
     G_pti = clone_network(G)
     keep_little(G_pti, config)
-    if config.compile:
-        G_pti.synthesis.compile()
     names, params = zip(*G_pti.tunable().items())
     for p in set(G_pti.parameters()).difference(params):
         p.requires_grad_(False)
@@ -308,12 +306,9 @@ def tune_clip(
         clip, distance = [hash_of(crop) for crop in crops], getattr(batch.perceptual, 'name', None)
         identity = hash_of(G, pivots, clip, config, distance, objective_key(objective))
         done = load_progress(checkpoint, names, params, adam, history, identity)
-    enough = lambda: config.early_stop is not None and bool(
-        history.get('psnr') and history['psnr'][-1] >= config.early_stop
-    )
     left, tuner = islice(plan, done, None), None  # of a run that goes on, what is left
     with contextlib.ExitStack() as until:
-        while done < config.passes and not enough():
+        while done < config.passes:
             if tuner is None:
                 how = batch, G_pti, adam, pivots, crops, config
                 tuner = until.enter_context(contextlib.closing(ClipTuner(objective, *how)))
@@ -325,7 +320,7 @@ def tune_clip(
             if 'l2' in each:
                 history.setdefault('psnr', []).append(decibels(each['l2']))
             done += 1
-            last = done == config.passes or enough()
+            last = done == config.passes
             if checkpoint is not None and (last or done % checkpoint_every == 0):
                 if not all(bool(p.isfinite().all()) for p in params):
                     where = f'in pass {done}, update {len(updates)}: a weight is not finite'
@@ -339,9 +334,7 @@ def tune_clip(
 def frozen(
     G_pti,  # a tuned network: changed in place
 ):
-    "A network as tuning hands it out: no gradients, not compiled, nothing drawn again."
-    if getattr(G_pti.synthesis, '_compiled_call_impl', None):
-        G_pti.synthesis._compiled_call_impl = None
+    "A network as tuning hands it out: no gradients, nothing drawn again."
     if hasattr(G_pti.synthesis, 'again'):
         G_pti.synthesis.again = None
     for p in G_pti.parameters():

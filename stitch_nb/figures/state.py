@@ -483,7 +483,7 @@ class HalfSize(nn.Module):
 def mask_settings(state, settings) -> tuple:
     "What masks and border are made with, beside the head."
     c = state.config
-    return settings.dilation, c.inner, c.variant, c.whole_image_border, c.edge
+    return settings.dilation, c.variant, c.edge
 
 
 def crop_key(state, settings, column, t, quality="full") -> tuple:

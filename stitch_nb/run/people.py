@@ -131,7 +131,7 @@ def choose_people(
         else:
             meant = [choose_person(tracks, who, clip.start)]
         for track in meant:
-            check_track(track, backend, config.max_missing)
+            check_track(track, backend)
             wanted[track.person] = wanted.get(track.person, ()) + some
     if say and len(tracks) > 1:
         say(said_of_people(tracks, wanted, clip.start))
@@ -151,7 +151,7 @@ def everyone(tracks, backend, config, say=None) -> list:  # of FaceTrack
     able = []
     for track in tracks:
         try:
-            check_track(track, backend, config.max_missing)
+            check_track(track, backend)
             able.append(track)
         except StitchError as error:
             reason = error

@@ -45,7 +45,6 @@ class RunConfig:
 
     landmarks: str = "auto"  # who finds faces: one of `LANDMARKS`; 'none': the centre of the frame
     person: int | str = "largest"  # 'largest', or 0, 1, ... from left to right
-    max_missing: float = 0.5  # part of the frames that may lack a face
     scale: float | None = None  # side of the crop relative to FFHQ's square; None: the bundle's
     sigma_centre: float = 1.0  # frames, smoothing of the crop's centre; paper's code: 1
     sigma_axes: float = 3.0  # frames, smoothing of its size and rotation; paper's code: 3
@@ -57,8 +56,6 @@ class RunConfig:
     mask: str = "auto"  # 'parser' (labels of the crop), 'both' (and of the edit), 'hull'; 'auto'
     variant: str = "paper"  # masks of the 'paper' or of its 'code'
     dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
-    inner: int = 0  # pixels of the crop at R by which the face mask is grown first
-    whole_image_border: bool = False  # everything outside of the mask is border
     edge: bool = True  # the rim of the crop is border where the mask reaches it (paper: no)
     feather: int = 1  # pixels of the crop at R over which the paste fades; 0: a hard edge (paper)
     resample: str = "bilinear"  # frame to crop and back; 'bicubic' is sharper (paper: bilinear)
@@ -76,7 +73,7 @@ class RunConfig:
     @property
     def masks(self) -> dict:
         "As `stitch_masks` takes it."
-        names = "dilation", "inner", "variant", "whole_image_border", "edge"
+        names = "dilation", "variant", "edge"
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -107,14 +104,12 @@ class RunConfig:
                 raise StitchError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}"
                 )
-        for name in ("sigma_centre", "sigma_axes", "feather", "inner"):
+        for name in ("sigma_centre", "sigma_axes", "feather"):
             if not getattr(self, name) >= 0:
                 raise StitchError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if not 0 <= self.max_missing < 1:
-            raise StitchError(f"max_missing is {self.max_missing}; it must be in [0, 1)")
         if not 0 <= self.crf <= 51:
             raise StitchError(f"crf is {self.crf}; it must be 0 to 51")
-        if self.dilation is not None and self.dilation < 1 and not self.whole_image_border:
+        if self.dilation is not None and self.dilation < 1:
             raise StitchError(
                 f"dilation is {self.dilation}, so that there is no border to stitch; "
                 "it must be 1 or more, in pixels of the crop"

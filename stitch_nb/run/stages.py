@@ -106,7 +106,7 @@ def find_person(keep, clip, models, config) -> Stage:
     backend = backend_of(models, config)
     stage = keep(faces_step(clip, backend))
     track = choose_person(load_people(stage), config.person, clip.start)
-    check_track(track, backend, config.max_missing)
+    check_track(track, backend)
     return faces_of(stage, track)
 
 # %% ../../nbs/run/30_stages.ipynb #b3811878
