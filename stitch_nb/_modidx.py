@@ -1998,6 +1998,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                       'stitch_nb.run.stages.frame_file': ('run/stages.html#frame_file', 'stitch_nb/run/stages.py'),
                                       'stitch_nb.run.stages.generator_step': ('run/stages.html#generator_step', 'stitch_nb/run/stages.py'),
                                       'stitch_nb.run.stages.has_frame': ('run/stages.html#has_frame', 'stitch_nb/run/stages.py'),
+                                      'stitch_nb.run.stages.heads_in': ('run/stages.html#heads_in', 'stitch_nb/run/stages.py'),
                                       'stitch_nb.run.stages.heads_step': ('run/stages.html#heads_step', 'stitch_nb/run/stages.py'),
                                       'stitch_nb.run.stages.is_encoded': ('run/stages.html#is_encoded', 'stitch_nb/run/stages.py'),
                                       'stitch_nb.run.stages.is_parsed': ('run/stages.html#is_parsed', 'stitch_nb/run/stages.py'),

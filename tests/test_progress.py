@@ -15,9 +15,9 @@ from stitch_nb.run.settings import MOBILE, RunConfig
 MEASURED = dict(  # one core: seconds of a stage, its ticks, seconds before the first tick
     mobile=dict(  # 50 frames at 512 px in bfloat16
         faces=(5.7, 50, 0.3),
+        preview=(6.5, 12, 0.5),
         crops=(1.7, 50, 0.0),
         masks=(3.0, 50, 0.3),
-        preview=(6.5, 12, 0.5),
         pivots=(41.4, 40, 3.0),
         generator=(302.4, 156, 4.0),
         recon=(20.7, 50, 0.4),

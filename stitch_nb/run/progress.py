@@ -11,10 +11,7 @@ import math
 import time
 from contextlib import contextmanager
 
-import torch
-
-from ..core import seeded
-from ..engine.device import autocast, tuning_dtype
+from ..engine.device import tuning_dtype
 from ..engine.frames import COMMON_BATCH
 
 # %% ../../nbs/run/25_progress.ipynb #9e7a0005
@@ -63,7 +60,7 @@ def plan_of(
     seconds["result"] += 0.9 * scored
     if models.resolution <= 128:  # small crops, faces found by a small network
         seconds = {name: 0.3 * s for name, s in seconds.items()}
-    order = "faces", "crops", "masks", "preview", "pivots", "generator"
+    order = "faces", "preview", "crops", "masks", "pivots", "generator"
     order += ("recon", "scores") if config.keeps_recon else ("scores",)
     order += ("edits", "heads") if config.keeps_edits else ()
     order += "start", "stitched", "result", "compare"
