@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from stitch_nb.core import sample
 from stitch_nb.models import load_models
 from stitch_nb.run.progress import Eta, plan_of, seconds_of
 from stitch_nb.run.settings import MOBILE, RunConfig
+from stitch_nb.video import write_video
 
 MEASURED = dict(  # one core: seconds of a stage, its ticks, seconds before the first tick
     mobile=dict(  # 50 frames at 512 px in bfloat16
@@ -90,11 +92,9 @@ def test_the_doctor_stretches_a_trial(monkeypatch, speed, clip_of_talk):
     def trial(clip, models, config):
         plan = plan_of(models, config, len(clip))
         said.update(updates=config.pti.passes, frames=len(clip), steps=config.stitch.steps)
-        run = SimpleNamespace(people=[SimpleNamespace(models=models, stages=dict(faces=None))])
-        return run, {name: seconds / speed for name, (seconds, _) in plan.items()}
+        return models, (), {name: seconds / speed for name, (seconds, _) in plan.items()}
 
     monkeypatch.setattr(doctor, "try_run", trial)
-    monkeypatch.setattr(doctor, "load_people", lambda stage: ())
     found = doctor.ask_clip(clip_of_talk, "people", "cpu")
     models = load_models("people")
     plan = plan_of(models, RunConfig.for_models(models), 72)
@@ -105,6 +105,13 @@ def test_the_doctor_stretches_a_trial(monkeypatch, speed, clip_of_talk):
 @pytest.fixture(scope="module")
 def clip_of_talk():
     return str(sample("talk"))
+
+
+def test_a_clip_without_a_face_in_its_first_frames(tmp_path):
+    "The trial takes the middle of the picture."
+    grey = (np.full((96, 96, 3), 90 + t, np.uint8) for t in range(3))
+    found = doctor.ask_clip(str(write_video(grey, tmp_path / "grey.mp4", 25)), "people", "cpu")
+    assert (found["people"], found["frames"]) == (0, 3) and found["seconds"] > 0
 
 
 def test_the_answer_before_a_run_and_the_run():

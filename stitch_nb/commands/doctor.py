@@ -481,13 +481,14 @@ def try_run(
     clip,  # a few frames
     models,  # `Bundle`
     config: RunConfig,  # of a trial
-) -> tuple:  # Run; stage to seconds
+) -> tuple:  # the bundle at the size of the face; everybody's `FaceTrack`; stage to seconds
     "A run with an edit that changes nothing, its stages timed; its folder is gone afterwards."
     took, still = {}, torch.zeros(models.generator.w_dim, device=models.device)
     models = replace(models, directions=dict(still=still))
     with tempfile.TemporaryDirectory() as folder:
         run = edit_clip(clip, "still=1", folder, models, config, stopwatch(took))
-    return run, took
+        people = load_people(run.stages["faces"])
+    return run.people[0].models, people, took
 
 # %% ../../nbs/commands/50_doctor.ipynb #c11b0002
 def ask_clip(
@@ -502,13 +503,12 @@ def ask_clip(
     clip, bundle = read_clip(video), load_models(choose_models(models, False), device)
     config = RunConfig.for_models(bundle)
     start = clip.trim(0, frames_at_once(bundle.resolution, 4, bundle.device))
-    few, people = trial_settings(config), ()
+    few = trial_settings(config)
     try:
-        run, took = try_run(start, bundle, few)
-        people = load_people(run.people[0].stages["faces"])
+        drawn, people, took = try_run(start, bundle, few)
     except StitchError:  # no face in these frames: the middle of the picture takes as long
-        run, took = try_run(start, bundle, replace(few, landmarks="none"))
-    drawn = run.people[0].models
+        drawn, _, took = try_run(start, bundle, replace(few, landmarks="none"))
+        people = ()
     plan, trial = plan_of(drawn, config, len(clip)), plan_of(drawn, few, len(start))
     found = dict(seconds=round(seconds_of(plan, trial, took), 1), frames=len(clip))
     found |= dict(pixels=drawn.resolution, bundle=bundle.name, device=str(bundle.device))

@@ -44,7 +44,7 @@ def plan_of(
     scored = dict(none=0, fast=min(T, 16), full=T)[config.measure]
     exact = tuning_dtype(config.pti.dtype, models.device) == "float32"
     draw = 0.35 if exact else 0.8  # a picture without its gradient, in updates
-    stitch = 0.4 if passes and config.pti.lambda_r else 1.0  # an update of stitching, in those
+    stitch = 0.37 if passes and config.pti.lambda_r else 0.9  # an update of stitching, in those
     updates = dict(
         preview=12 * (config.pivots == "shared") + draw,
         pivots=T * config.pivot.steps if optimised else shared or 0.1 * T,
@@ -53,7 +53,7 @@ def plan_of(
         scores=draw * (scored + T * (not config.keeps_recon)) + 0.15 * (scored + T),
         edits=T * draw,
         start=COMMON_BATCH * common * stitch,
-        stitched=T * (steps * stitch + draw),
+        stitched=T * (steps * stitch + draw + 0.5 * (steps > 0)),
     )
     frames = dict(faces=0.11, crops=0.03, masks=0.06, heads=0.08, result=0.6, compare=0.1)
     seconds = {name: T * each for name, each in frames.items()}
