@@ -52,7 +52,7 @@ def run_stages(
     clip,
     people: list,  # of `Person`, with their landmarks
     keep: Keep,  # finds each step's result in the folder, or makes it
-    look=None,  # look(person): called before anything is searched for or tuned
+    look=None,  # look(person): called once the faces are found
     objectives=None,  # as in `edit_clip`
 ) -> list:  # of `Person`, with their stages
     "The paper's steps up to the stitched crops; `run.outputs.write_run` is the sixth."
@@ -63,12 +63,11 @@ def run_stages(
 
         # 1. Landmarks, smoothed over time; crops c_i at their quads; masks m_i.
         quads = quads_of(models, config, faces)
+        if look:
+            look(replace(p, quads=quads))
         crops = own(crops_step(clip, models, config, faces, quads))
         masks = own(masks_step(models, config, faces, crops, quads))
-
         begun.append(replace(p, quads=quads, stages=dict(faces=faces, crops=crops, masks=masks)))
-        if look:
-            look(begun[-1])
 
     for p in begun:
         own, models, config, (_, crops, masks) = (

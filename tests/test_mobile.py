@@ -246,7 +246,7 @@ def test_tuning_leaves_the_depthwise_kernels_alone():
 
 
 def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
-    "preview.png: the middle frame as filmed and edited, drawn once, before a pivot is searched for."
+    "preview.png: the middle frame as filmed and edited, drawn once, before the other frames' crops."
     tiny.use_disc(monkeypatch)
     models = load_models(tiny.tiny_bundle(tmp_path / "bundle"))
     clip = read_clip(tiny.face_clip(tmp_path / "clip.mp4", T=4))
@@ -268,17 +268,21 @@ def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
     def seen(path):
         order.append(path.name)
         assert not (tmp_path / "run" / "run.json").exists()
-        assert not list((tmp_path / "run" / "stages").glob("pivots-*"))
+        assert not list((tmp_path / "run" / "stages").glob("crops-*"))
 
     call = lambda look: edit_clip(
         clip, "smile=2", tmp_path / "run", models, config, watched, preview=look
     )
     run = call(seen)
-    assert order.index("masks") < order.index("preview.png") < order.index("pivots")
+    assert order.index("faces") < order.index("preview.png") < order.index("crops")
     picture = np.asarray(Image.open(tmp_path / "run" / "preview.png").convert("RGB"))
     H, W = clip.height, clip.width
     source, edited = picture[-H:, :W], picture[-H:, -W:]
     assert (source == clip[2]).all() and (source != edited).any()
+    still = []  # the same with an edit of strength 0: what differs is the edit
+    edit_clip(clip, "smile=0", tmp_path / "still", models, config, preview=still.append)
+    unedited = np.asarray(Image.open(still[0]).convert("RGB"))[-H:, -W:]
+    assert unedited.shape == edited.shape and (unedited != edited).any()
     before = (tmp_path / "run" / "preview.png").stat().st_mtime_ns
     monkeypatch.setattr(preview, "invert", lambda *a: pytest.fail("the first look is drawn again"))
     again = []

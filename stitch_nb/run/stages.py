@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKED', 'backend_of', 'faces_step', 'find_everybody', 'load_people', 'faces_of', 'find_person', 'load_track',
-           'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'find_masks', 'is_parsed', 'is_encoded', 'resolved',
-           'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots', 'generator_step', 'tune_weights',
+           'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'heads_in', 'find_masks', 'is_parsed', 'is_encoded',
+           'resolved', 'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots', 'generator_step', 'tune_weights',
            'is_readable', 'load_latents', 'load_pivots', 'load_weights', 'load_generator', 'draw', 'load_pictures',
            'draw_pictures', 'recon_step', 'FrameMasks', 'load_masks', 'edits_step', 'heads_step', 'add_edited_heads',
            'first_to_do', 'edited_latents', 'frame_file', 'save_frames', 'ended', 'has_frame', 'start_step',
@@ -148,19 +148,27 @@ def masks_step(models, config, faces, crops, quads) -> WantedStage:
     return WantedStage("masks", ".npy", find_masks, inputs)
 
 
+def heads_in(pictures, parser, R, landmarks, quads):  # iterator of ((R,R) uint8, is it a hull)
+    "The head in each crop."
+    for t in range(len(pictures)):
+        if t % 8 == 0 and parser:
+            found = face_mask(segment(parser, pictures[t : t + 8]))
+        mask = found[t % 8] if parser else torch.zeros(R, R)
+        S = mask.shape[-1]  # a parser may work at a resolution of its own
+        hull = not mask.any()
+        if hull:
+            mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], S)), S, S)
+        yield mask.numpy().astype(np.uint8), hull
+
+
 def find_masks(path, tick, crops, parser, R, landmarks, quads):
     pictures, from_hull = np.load(crops.path, mmap_mode="r"), []
 
     def heads():
-        for t in range(len(pictures)):
-            if t % 8 == 0 and parser:
-                found = face_mask(segment(parser, pictures[t : t + 8]))
-            mask = found[t % 8] if parser else torch.zeros(R, R)
-            S = mask.shape[-1]  # a parser may work at a resolution of its own
-            if not mask.any():
+        for t, (mask, hull) in enumerate(heads_in(pictures, parser, R, landmarks, quads)):
+            if hull:
                 from_hull.append(t)
-                mask = hull_mask(move_points(landmarks[t], frame_to_crop(quads[t], S)), S, S)
-            yield mask.numpy().astype(np.uint8)
+            yield mask
 
     write_rows(path, heads(), len(pictures), tick)
     return dict(mask="parser" if parser else "hull", hull_frames=from_hull if parser else [])
