@@ -169,7 +169,7 @@ def stitch_masks(
     border = 1 - m if whole_image_border else full - m
     if front is not None:
         bare = 1 - resize_mask(torch.as_tensor(front).float(), work)
-        m, full, border = m * bare, full * bare, border * bare
+        head, m, full, border = head * bare, m * bare, full * bare, border * bare
     if variant == 'code' if edge is None else edge:
         border = torch.maximum(border, edge_frame(work, work, outer) * m)
     found = StitchMasks((m if variant == 'paper' else head) * (1 - border), border, full)
