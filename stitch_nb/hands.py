@@ -10,6 +10,7 @@ __all__ = ['REACH', 'WRIST', 'MIDDLE_ROOT', 'STEADY', 'ROOT', 'TIP', 'THUMB', 'W
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .align import check_quad, frame_to_crop, move_points, resample
@@ -38,11 +39,13 @@ def see(
         frame.shape[:2],
         matrix @ np.array([[0, side, 0, side], [0, 0, side, side], [1] * 4]),
     )
-    low = np.clip(np.floor(ends.min(1)).astype(int) - 2, 0, (W - 1, H - 1))
-    high = np.clip(np.ceil(ends.max(1)).astype(int) + 2, low + 1, (W, H))
+    k = max(1, int(np.hypot(*matrix[:, 0]) / 2))  # shrunk first, so that its size costs little
+    low = np.clip(np.floor(ends.min(1)).astype(int) - k - 2, 0, (W - 1, H - 1))
+    high = np.clip(np.ceil(ends.max(1)).astype(int) + k + 2, low + 1, (W, H))
     part = torch.from_numpy(frame[low[1] : high[1], low[0] : high[0]]).permute(2, 0, 1).float()
-    local = np.concatenate([matrix[:, :2], matrix[:, 2:] - low[:, None]], 1)
-    patch = resample(part, local, side, side, keep=(0, 0, *(high - low)))
+    part = F.avg_pool2d(part, k, ceil_mode=True, count_include_pad=False)
+    local = np.concatenate([matrix[:, :2], matrix[:, 2:] - low[:, None]], 1) / k
+    patch = resample(part, local, side, side, keep=(0, 0, *(high - low) / k))
     return patch[None] / 127.5 - 1
 
 # %% ../nbs/65_hands.ipynb #65a0000b
