@@ -36,6 +36,7 @@ from stitch_nb.core import (
     sha256_of,
 )
 from .engine.device import pick_device
+from .hands import HandFinder
 from stitch_nb.weights.formats import (
     PARTS,
     build,
@@ -187,6 +188,7 @@ class Bundle:
     parser: nn.Module | None = None  # crops to 19 label logits; None: masks are landmarks' hulls
     detector: nn.Module | None = None  # frames to face centres and sizes
     landmarks: nn.Module | None = None  # patches to 68 points
+    hands: nn.Module | None = None  # `hands.HandFinder`; None: hands are not looked for
     identity: nn.Module | None = None  # crops to unit vectors
     perceptual: nn.Module | None = None  # the trunk behind `perceptual.TrunkPerceptual`'s interface
     directions: dict = field(default_factory=dict)  # name to (L,D) or (2,L,D) float32, on `device`
@@ -335,6 +337,7 @@ def fetched_networks(
     parser = mediapipe.HeadParser(nets.pop("selfie"), labels)
     generator = build(load_converted(convert(files["generator"])))
     nets |= dict(generator=generator, parser=parser.eval().requires_grad_(False))
+    nets |= dict(hands=HandFinder(nets.pop("palm"), nets.pop("hand")).eval())
     return {role: net.to(device) for role, net in nets.items()}
 
 # %% ../nbs/88_models.ipynb #7625139b

@@ -66,12 +66,15 @@ def run_stages(
         if look:
             look(replace(p, quads=quads))
         crops = own(crops_step(clip, models, config, faces, quads))
-        masks = own(masks_step(models, config, faces, crops, quads))
+        masks = own(masks_step(models, config, faces, crops, quads, clip))
         begun.append(replace(p, quads=quads, stages=dict(faces=faces, crops=crops, masks=masks)))
 
     for p in begun:
         own, models, config, (_, crops, masks) = (
-            p.own(keep), p.models, p.config, p.stages.values()
+            p.own(keep),
+            p.models,
+            p.config,
+            p.stages.values(),
         )
         perceptual, _ = choose_perceptual(models, config.perceptual)
 
@@ -81,7 +84,8 @@ def run_stages(
             park(models.encoder)
 
         # 3. PTI: weights theta_p, with which G draws every c_i at its w_i.
-        theta = own(generator_step(models, config, crops, pivots, perceptual, objectives["pti"]))
+        how = perceptual, objectives["pti"], masks
+        theta = own(generator_step(models, config, crops, pivots, *how))
         recon = own(recon_step(models, config, theta, load_pivots(pivots, models)))
         seen = models, config, crops, pivots, theta, recon
         scores = own(scores_step(*seen, perceptual, len(p.quads)))

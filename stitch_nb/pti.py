@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PTIConfig', 'squared_error', 'lr_factor', 'morph', 'neighbour', 'latent_spread', 'locality_loss', 'PTIBatch',
-           'pti_objective', 'planned_updates', 'plain_pti', 'tune_generator']
+           'visible', 'pti_objective', 'planned_updates', 'plain_pti', 'tune_generator']
 
 # %% ../nbs/40_pti.ipynb #77de68da
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 
 from .core import StitchError, check_fields, check_shape, clone_network, refuse, seeded
 from .engine.clip import take_crops, tune_clip
@@ -27,6 +28,7 @@ from stitch_nb.engine.device import (
     with_fallback,
 )
 from .engine.tuner import as_numbers, history_of, weighted
+from .masks import IN_FRONT
 
 # %% ../nbs/40_pti.ipynb #a17ac711
 @dataclass(frozen=True)
@@ -178,6 +180,19 @@ class PTIBatch:
     crops: torch.Tensor | None = None  # (N,3,R,R) float32 in [-1,1]
     features: list | None = None  # of the crops, where they are kept
     w_r: torch.Tensor | None = None  # (1,L,D), near a pivot
+    masks: torch.Tensor | None = None  # (N,h,w) uint8, `IN_FRONT` = not looked at
+
+
+def visible(
+    recon: torch.Tensor,  # (N,3,R,R) what the generator draws
+    batch: PTIBatch,
+) -> torch.Tensor:  # (N,3,R,R), equal to the crops where something is in front of the face
+    "The drawing where the face is seen, the crop elsewhere: no difference, thus no gradient."
+    if batch.masks is None:
+        return recon
+    front = (batch.masks == IN_FRONT)[:, None].float()
+    hidden = F.interpolate(front, recon.shape[-2:], mode='nearest') > 0
+    return torch.where(hidden, batch.crops.to(recon.dtype), recon)
 
 
 def pti_objective(
@@ -188,7 +203,7 @@ def pti_objective(
     "The terms of PTI, not weighted."
     terms = {}
     if batch.crops is not None:
-        recon = G_pti.synthesis(batch.pivots)
+        recon = visible(G_pti.synthesis(batch.pivots), batch)
         if batch.perceptual is not None:
             features = batch.features or batch.perceptual.features(batch.crops)
             terms['lpips'] = batch.perceptual.distance(batch.perceptual.features(recon), features)
@@ -238,6 +253,7 @@ def plain_pti(
     config: PTIConfig = PTIConfig(),
     progress=None,  # called with (updates done, of, text)
     objective=pti_objective,
+    masks=None,  # (T,h,w) uint8, `IN_FRONT` = not looked at
 ) -> tuple:  # (G_pti, history): new, frozen; name to (updates,) float64
     "PTI as a loop in float32: the reference for `tune_generator`, which computes the same faster."
     _check_clip(G, pivots, crops, perceptual, config)
@@ -247,7 +263,8 @@ def plain_pti(
     updates = config.passes * math.ceil(len(pivots) / config.batch)
     for index, rate, w_r in chain.from_iterable(planned_updates(G, pivots, config)):
         seen = take_crops(crops, index, pivots.device)
-        batch = replace(clip, pivots=pivots[index], crops=seen, w_r=w_r)
+        front = None if masks is None else torch.from_numpy(masks[index]).to(pivots.device)
+        batch = replace(clip, pivots=pivots[index], crops=seen, w_r=w_r, masks=front)
         terms = objective(G_pti, batch, config)
         loss = weighted(terms, config.weights)
         adam.param_groups[0]['lr'] = rate
@@ -270,6 +287,7 @@ def tune_generator(
     checkpoint=None,  # file, written every few passes and read if there: the same call goes on
     checkpoint_every: int = 5,  # passes between two writes
     objective=pti_objective,  # (G_pti, PTIBatch, PTIConfig) -> dict of terms
+    masks=None,  # (T,h,w) uint8 (may be memory-mapped), `IN_FRONT` = not looked at: hands
 ) -> tuple:  # (G_pti, history): new, frozen; float64 (passes, updates), psnr (passes,) in dB
     "Tune a copy of the generator until it draws every crop at its pivot: PTI over a whole clip."
     _check_clip(G, pivots, crops, perceptual, config)
@@ -281,7 +299,7 @@ def tune_generator(
         clip = PTIBatch(original, distance if config.lambda_lpips else None)
         with precision(there, tuning_dtype(config.dtype, there)), reuse_memory(there):
             plan = planned_updates(original, pivots.detach().to(there, torch.float32), config)
-            how = config, plan, progress, checkpoint, checkpoint_every
+            how = config, plan, progress, checkpoint, checkpoint_every, masks
             return tune_clip(objective, clip, original, pivots, crops, *how)
 
     with threads(useful_threads(pixels)):

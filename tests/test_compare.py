@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from stitch_nb.align import reflect_index
 from stitch_nb.commands import compare as command
 from stitch_nb.commands.compare import compare_films, stitch_compare
 from stitch_nb.core import StitchError, load_arrays, sample
@@ -257,3 +258,14 @@ def test_points_are_means_over_rectangles(monkeypatch):
     points = finder.points(np.zeros((200, 240, 3), np.uint8), place)
     assert points.shape == (68, 2) and np.abs(points - [110, 90]).max() < 1
     assert asked == [(640, 640, 3)] * len(command.NEARBY) and len(asked) > 1
+
+
+@pytest.mark.parametrize("centre", [(40, 30), (5, 30), (40, 2), (79, 59), (0, 59)])
+def test_a_square_of_a_frame(centre):
+    "Slices within the frame, indices beyond it: the same pixels."
+    frame = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    part, corner = command.square_part(frame, np.array(centre, float), 17)
+    x, y = corner
+    rows, columns = reflect_index(y, y + 34, 60), reflect_index(x, x + 34, 80)
+    assert (x, y) == (centre[0] - 17, centre[1] - 17) and part.flags.c_contiguous
+    assert (part == frame[rows[:, None], columns]).all()

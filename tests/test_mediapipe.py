@@ -187,5 +187,5 @@ def test_one_head():
 
 
 def test_the_files_are_named_once_each():
-    assert len({member for _, member, *_ in FILES.values()}) == 3
+    assert len({member for _, member, *_ in FILES.values()}) == 5
     assert points_68(np.zeros((2, 468, 3))).shape == (2, 68, 2)

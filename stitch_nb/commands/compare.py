@@ -55,10 +55,15 @@ def square_part(
     "A square of a frame."
     x, y = (int(round(v - half)) for v in centre)
     n = max(2, int(round(2 * half)))
-    if min(x, y) >= 0 and x + n <= frame.shape[1] and y + n <= frame.shape[0]:
-        return np.ascontiguousarray(frame[y : y + n, x : x + n]), np.array([x, y])
-    rows, columns = reflect_index(y, y + n, frame.shape[0]), reflect_index(x, x + n, frame.shape[1])
-    return np.ascontiguousarray(frame[rows[:, None], columns]), np.array([x, y])
+
+    def along(start, length):  # a slice is ten times as fast as indices
+        inside = start >= 0 and start + n <= length
+        return slice(start, start + n) if inside else reflect_index(start, start + n, length)
+
+    rows, columns = along(y, frame.shape[0]), along(x, frame.shape[1])
+    part = frame[rows]
+    part = part[:, columns] if isinstance(columns, slice) else np.take(part, columns, axis=1)
+    return np.ascontiguousarray(part), np.array([x, y])
 
 
 def box_about(

@@ -329,6 +329,7 @@ def stitch_edit(
     ) = "",
     max_pixels: int = MAX_PIXELS,  # frames with more pixels are refused
     no_mark: bool = False,  # do not say in the videos' metadata that they were edited
+    no_hands: bool = False,  # do not look for hands before the face: they are edited with it
     credentials: str = "",  # sign the videos: PEM file of your certificates, your own first
     credentials_key: str = "",  # PEM file of the private key that signs
     pti_steps: int = None,  # passes in tuning the generator (default: 16, mobile 8, official 80)
@@ -363,7 +364,7 @@ def stitch_edit(
     given, out = dict(locals()), out or own_folder(video)
     with told("stitch_edit", out):
         asked = {k: given[k] for k in SETTINGS}
-        asked |= dict(person=as_person(person), mark=not no_mark)
+        asked |= dict(person=as_person(person), mark=not no_mark, hands=not no_hands)
         asked["credentials"] = as_credentials(credentials, credentials_key)
         settings_of(None, **asked)  # what cannot be is said before anything is loaded
         part = parse_frames(frames) if frames else None

@@ -166,6 +166,7 @@ class LoadedBatch:
         self.crops = tuner.store.buffer(size)
         self.seen = to_tensor(self.crops) if self.crops.dtype == torch.uint8 else self.crops
         self.features = tuner.features and tuner.features.buffers(size)
+        self.masks = tuner.masks and tuner.masks.buffer(size)
         at_once = frames_at_once(G_pti.resolution, max(size, 1), tuner.device, config.memory)
         workers = update_workers(min(at_once, size), tuner.device)
         step, tasks = max(1, min(at_once, size) // workers), []  # frames of a task
@@ -173,6 +174,7 @@ class LoadedBatch:
             b = min(a + step, size)
             features = self.features and [f[a:b] for f in self.features]
             seen = dict(pivots=self.pivots[a:b], crops=self.seen[a:b], features=features)
+            seen |= {} if self.masks is None else dict(masks=self.masks[a:b])
             part = slice(first + a, first + b)
             tasks.append(Task(G_pti, replace(tuner.batch, **seen), n=b - a, of=of, part=part))
         if beside and here.rank == here.world - 1:
@@ -191,6 +193,8 @@ class LoadedBatch:
         tuner.store.fill(self.crops, own)
         if self.seen is not self.crops:
             self.seen.copy_(to_tensor(self.crops))
+        if self.masks is not None:
+            tuner.masks.fill(self.masks, own)
         if tuner.features is not None:
             tuner.features.fill(self.features, own)
 
@@ -207,12 +211,14 @@ class ClipTuner:
         pivots: torch.Tensor,  # (T,L,D) on the device
         crops,  # as in `take_crops`
         config,
+        masks=None,  # (T,h,w) uint8 (may be memory-mapped): the batch gets `masks`
     ):
         self.objective, self.batch, self.G_pti, self.adam = objective, batch, G_pti, adam
         self.pivots, self.config = pivots, config
         self.device, self.here, self.sizes = pivots.device, ranks(), {}
         budget = 0 if config.memory == 'low' else None
         self.store, self.features = CropStore(crops, self.device, budget), None
+        self.masks = None if masks is None else CropStore(masks, self.device, budget)
         if batch.perceptual is not None:
             R = G_pti.resolution
             at_once = frames_at_once(R, config.batch, self.device, config.memory)
@@ -293,6 +299,7 @@ def tune_clip(
     progress=None,  # called with (updates done, of, text)
     checkpoint=None,  # file, written every few passes and read if there: the same call goes on
     checkpoint_every: int = 5,  # passes between two writes
+    masks=None,  # as in `ClipTuner`
 ) -> tuple:  # G_pti, new, frozen; history: name to (passes, updates), psnr to (passes,), float64
     "Tune a copy of a network for a clip, on the device that it is on."
     pivots = pivots.detach().to(next(G.parameters()).device, torch.float32)
@@ -304,13 +311,14 @@ def tune_clip(
     adam, history, done = make_adam(params, config.lr), {}, 0
     if checkpoint is not None:
         clip, distance = [hash_of(crop) for crop in crops], getattr(batch.perceptual, 'name', None)
+        clip += [] if masks is None else [hash_of(mask) for mask in masks]
         identity = hash_of(G, pivots, clip, config, distance, objective_key(objective))
         done = load_progress(checkpoint, names, params, adam, history, identity)
     left, tuner = islice(plan, done, None), None  # of a run that goes on, what is left
     with contextlib.ExitStack() as until:
         while done < config.passes:
             if tuner is None:
-                how = batch, G_pti, adam, pivots, crops, config
+                how = batch, G_pti, adam, pivots, crops, config, masks
                 tuner = until.enter_context(contextlib.closing(ClipTuner(objective, *how)))
             updates = next(left)
             record, each = one_pass(tuner, done, updates, progress, checkpoint)

@@ -272,7 +272,7 @@ def _prepared(clip, models, config, folder, progress) -> ClipState:
     perceptual, _ = choose_perceptual(models, config.perceptual)
     quads = quads_of(models, config, faces)
     crops = keep(crops_step(clip, models, config, faces, quads))
-    masks = keep(masks_step(models, config, faces, crops, quads))
+    masks = keep(masks_step(models, config, faces, crops, quads, clip))
     pivots = keep(pivots_step(models, config, crops, perceptual))
     landmarks, edited, _ = load_track(faces)
     return ClipState(
@@ -308,7 +308,8 @@ def tune_state(
     keep = Keep(state.folder, stoppable(progress, halt), models.device)
     alone = replace(keep, progress=None)
     seen = [alone(thinned(state.stages[n], every)) or state.stages[n] for n in ("crops", "pivots")]
-    generator = keep(generator_step(models, config, *seen, perceptual))
+    masks = state.stages["masks"] if every == 1 else None
+    generator = keep(generator_step(models, config, *seen, perceptual, masks=masks))
     stages = {k: v for k, v in state.stages.items() if k != "generator"}
     if generator is not None:
         stages["generator"] = generator
@@ -655,7 +656,8 @@ def _worst_border(state, settings, name, t, place, width):
     rows = np.arange(len(change))[:, None]
     where = rows < place[17:27, 1].min() if name == "hair" else rows > place[8, 1]
     allowed = where & np.ones_like(change, bool)
-    head = resize_mask(torch.from_numpy(np.array(state.heads[k])), len(change))  # a parser's size
+    mask = torch.from_numpy(np.array(state.heads[k]))
+    head = resize_mask(mask == 1, len(change))  # a parser's size
     outline = allowed & (boundary(head, 1).numpy() > 0)  # half inside, half outside: the seam
     side = width // 2 * 2 + 1
     felt = torch.from_numpy(change * allowed)[None, None].float()

@@ -54,6 +54,7 @@ class RunConfig:
     tune: bool = True  # False leaves PTI out (an arm of Figure 9)
     stitching: bool = True  # False pastes the edit by its mask alone (an arm of Figure 9)
     mask: str = "auto"  # 'parser' (labels of the crop), 'both' (and of the edit), 'hull'; 'auto'
+    hands: bool = True  # hands before the face stay the source's, where the bundle finds them
     variant: str = "paper"  # masks of the 'paper' or of its 'code'
     dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
     edge: bool = True  # the rim of the crop is border where the mask reaches it (paper: no)

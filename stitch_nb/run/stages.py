@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['TRACKED', 'backend_of', 'faces_step', 'find_everybody', 'load_people', 'faces_of', 'find_person', 'load_track',
-           'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'heads_in', 'find_masks', 'is_parsed', 'is_encoded',
-           'resolved', 'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots', 'generator_step', 'tune_weights',
-           'is_readable', 'load_latents', 'load_pivots', 'load_weights', 'load_generator', 'draw', 'load_pictures',
-           'draw_pictures', 'recon_step', 'FrameMasks', 'load_masks', 'edits_step', 'heads_step', 'add_edited_heads',
-           'first_to_do', 'edited_latents', 'frame_file', 'save_frames', 'ended', 'has_frame', 'start_step',
-           'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start', 'stretches', 'DrawnEdits',
-           'stitch_plainly', 'stitch_fast', 'Pasted', 'pasted_frames']
+           'quads_of', 'crops_step', 'cut_crops', 'masks_step', 'find_hands', 'behind', 'heads_in', 'find_masks',
+           'is_parsed', 'is_encoded', 'resolved', 'tuning_of', 'pivots_step', 'encode_pivots', 'search_pivots',
+           'generator_step', 'tune_weights', 'is_readable', 'load_latents', 'load_pivots', 'load_weights',
+           'load_generator', 'draw', 'load_pictures', 'draw_pictures', 'recon_step', 'FrameMasks', 'load_masks',
+           'edits_step', 'heads_step', 'add_edited_heads', 'first_to_do', 'edited_latents', 'frame_file', 'save_frames',
+           'ended', 'has_frame', 'start_step', 'find_start', 'stitched_step', 'draw_edits', 'stitch_clip', 'load_start',
+           'stretches', 'DrawnEdits', 'stitch_plainly', 'stitch_fast', 'uncovered', 'Pasted', 'pasted_frames']
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30013
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -34,7 +35,17 @@ from ..edit import apply_edit
 from ..encode import invert, optimise_pivots, share_pivots
 from ..detectors import landmark_backend
 from ..faces import FaceTrack, check_track, choose_person, find_people
-from ..masks import face_mask, hull_mask, resize_mask, segment, stitch_masks
+from ..hands import hands_in_crop
+from stitch_nb.masks import (
+    IN_FRONT,
+    dilate,
+    erode,
+    face_mask,
+    hull_mask,
+    resize_mask,
+    segment,
+    stitch_masks,
+)
 from ..paste import carry_detail, composite, paste_mask
 from ..engine.device import ranks, tuning_dtype
 from ..engine.tuner import latest
@@ -122,9 +133,7 @@ def quads_of(models, config, faces) -> np.ndarray:  # (K,4,2) source pixels
     "Where the crops are taken, smoothed over time."
     scale = models.scale if config.scale is None else config.scale
     landmarks, _, segments = load_track(faces)
-    return quads_from_landmarks(
-        landmarks, scale, config.sigma_centre, config.sigma_axes, segments
-    )
+    return quads_from_landmarks(landmarks, scale, config.sigma_centre, config.sigma_axes, segments)
 
 
 def crops_step(clip, models, config, faces, quads) -> WantedStage:
@@ -141,11 +150,36 @@ def cut_crops(path, tick, clip, edited, quads, R, resample):
     write_rows(path, rows, len(quads), tick)
 
 # %% ../../nbs/run/30_stages.ipynb #cb2aba86
-def masks_step(models, config, faces, crops, quads) -> WantedStage:
-    "Face masks (K,R,R) uint8 as .npy, 1 = head; the landmarks' hull where the parser sees no face."
-    parser = models.parser if is_parsed(models, config) else None
-    inputs = crops, parser, models.resolution, load_track(faces)[0], quads
+def masks_step(models, config, faces, crops, quads, clip=None) -> WantedStage:
+    "Face masks (K,R,R) uint8 as .npy, 1 = head, 2 = a hand before it; a hull where none is parsed."
+    parser, (landmarks, edited, _) = None, load_track(faces)
+    if is_parsed(models, config):
+        parser = models.parser
+    inputs = crops, parser, models.resolution, landmarks, quads
+    if config.hands and models.hands is not None and clip is not None:
+        inputs += models.hands, clip, edited
     return WantedStage("masks", ".npy", find_masks, inputs)
+
+
+def find_hands(finder, clip, edited, quads):  # iterator of K lists of (21,2) frame positions
+    "Hands near the crop of every edited frame."
+    hands = ()
+    for frame, quad in zip((f for f, used in zip(clip.frames(), edited) if used), quads):
+        hands = finder(frame, quad, hands)
+        yield hands
+
+
+def behind(
+    head: np.ndarray,  # (S,S) uint8, 1 = head
+    hands,  # of (21,2) frame positions
+    quad,  # (4,2) source pixels
+) -> np.ndarray:  # (S,S) uint8, 2 = hand; the same where hands hide nine tenths of the head
+    "A head behind hands, without the thin rim of skin that a parser leaves round a finger."
+    hand, r = torch.from_numpy(hands_in_crop(hands, quad, len(head))).float(), len(head) // 128
+    seen = torch.from_numpy(head).float() * (1 - hand)
+    rim = (dilate(hand, 2 * r) - hand) * (1 - dilate(erode(seen, r), r))
+    found = np.where(hand > 0, IN_FRONT, seen * (1 - rim)).astype(np.uint8)
+    return found if 10 * (found == 1).sum() > head.sum() else head
 
 
 def heads_in(pictures, parser, R, landmarks, quads):  # iterator of ((R,R) uint8, is it a hull)
@@ -161,8 +195,9 @@ def heads_in(pictures, parser, R, landmarks, quads):  # iterator of ((R,R) uint8
         yield mask.numpy().astype(np.uint8), hull
 
 
-def find_masks(path, tick, crops, parser, R, landmarks, quads):
-    pictures, from_hull = np.load(crops.path, mmap_mode="r"), []
+def find_masks(path, tick, crops, parser, R, landmarks, quads, finder=None, clip=None, edited=None):
+    pictures, from_hull, with_hands = np.load(crops.path, mmap_mode="r"), [], []
+    hands = find_hands(finder, clip, edited, quads) if finder else repeat(())
 
     def heads():
         for t, (mask, hull) in enumerate(heads_in(pictures, parser, R, landmarks, quads)):
@@ -170,8 +205,15 @@ def find_masks(path, tick, crops, parser, R, landmarks, quads):
                 from_hull.append(t)
             yield mask
 
-    write_rows(path, heads(), len(pictures), tick)
-    return dict(mask="parser" if parser else "hull", hull_frames=from_hull if parser else [])
+    def seen():
+        for t, (head, found) in enumerate(zip(heads(), hands)):
+            mask = behind(head, found, quads[t]) if found else head
+            with_hands.extend([t] if IN_FRONT in mask else [])
+            yield mask
+
+    write_rows(path, seen(), len(pictures), tick)
+    note = dict(mask="parser" if parser else "hull", hull_frames=from_hull if parser else [])
+    return note | (dict(hands=with_hands) if finder else {})
 
 
 def is_parsed(models, config) -> bool:
@@ -235,19 +277,24 @@ def search_pivots(path, tick, crops, G, perceptual, config):
     return dict(pivots="optimised")
 
 # %% ../../nbs/run/30_stages.ipynb #a92f7f93
-def generator_step(models, config, crops, pivots, perceptual, objective=None) -> WantedStage | None:
+def generator_step(
+    models, config, crops, pivots, perceptual, objective=None, masks=None
+) -> WantedStage | None:
     "The tuned generator's weights; None where the run leaves PTI out."
     if not config.tune:
         return None
     pti, G = tuning_of(config, "pti", models.device), models.generator
     inputs = G, pivots, crops, perceptual, pti, config.engine, objective
+    if masks is not None and masks.note.get("hands"):
+        inputs += (masks,)
     how = dict(more=(models.device.type,), version=3, shared=True)
     return WantedStage("generator", ".safetensors", tune_weights, inputs, **how)
 
 
-def tune_weights(path, tick, G, pivots, crops, perceptual, pti, engine, objective):
+def tune_weights(path, tick, G, pivots, crops, perceptual, pti, engine, objective, masks=None):
     seen = load_latents(pivots, G.w_avg.device), np.load(crops.path, mmap_mode="r")
     how = dict(config=pti, progress=tick, objective=objective or pti_objective)
+    how |= {} if masks is None else dict(masks=np.load(masks.path, mmap_mode="r"))
     checkpoint = path.with_suffix(".resume.safetensors")
     if ranks().rank == 0 and not is_readable(checkpoint):
         remove(checkpoint)
@@ -329,7 +376,7 @@ def recon_step(models, config, generator, w) -> WantedStage | None:
 class FrameMasks:
     "A sequence of `StitchMasks`, each made when it is asked for."
 
-    heads: np.ndarray  # (K,R,R) uint8, may be memory-mapped
+    heads: np.ndarray  # (K,R,R) uint8, 1 = head, 2 = in front of it; may be memory-mapped
     R: int  # pixels of the crop's side
     how: dict  # `RunConfig.masks`
 
@@ -337,8 +384,15 @@ class FrameMasks:
         return len(self.heads)
 
     def __getitem__(self, t):
-        head = torch.from_numpy(np.array(self.heads[t])).float()
-        return stitch_masks(head, self.R, **self.how, frame=t)
+        mask, front = np.array(self.heads[t]), self.front(t)
+        return stitch_masks(
+            torch.from_numpy(mask == 1).float(), self.R, **self.how, frame=t, front=front
+        )
+
+    def front(self, t) -> torch.Tensor | None:  # (R,R) float32, 1 = a hand; None: there is none
+        "What lies in front of the head."
+        front = torch.from_numpy(np.array(self.heads[t]) == IN_FRONT)
+        return resize_mask(front, self.R) if front.any() else None
 
 
 def load_masks(masks, R: int, how: dict) -> FrameMasks:
@@ -368,10 +422,10 @@ def add_edited_heads(path, tick, edits, masks, parser):
     def both():
         for head, edit in zip(heads, pictures):
             found = resize_mask(face_mask(segment(parser, edit[None])[0]), head.shape[-1])
-            yield np.maximum(head, found.numpy().astype(np.uint8))
+            yield np.where(head, head, found.numpy().astype(np.uint8))
 
     write_rows(path, both(), len(heads), tick)
-    return {k: masks.note[k] for k in ("mask", "hull_frames")}
+    return {k: v for k, v in masks.note.items() if k in ("mask", "hull_frames", "hands")}
 
 
 def first_to_do(
@@ -555,6 +609,17 @@ def stitch_fast(G_pti, w_edit, kept, pictures, heads, common, stitch, objective,
                 yield t, edit, to_image(stitched), history
 
 # %% ../../nbs/run/30_stages.ipynb #c2d30040
+def uncovered(
+    source: np.ndarray,  # (R,R,3) uint8
+    recon: np.ndarray,  # (R,R,3) uint8
+    front,  # as `FrameMasks.front` gives it
+) -> np.ndarray:  # (R,R,3) uint8
+    "The source without what lies in front: a hand's outline is no detail of the face behind it."
+    if front is None:
+        return source
+    return np.where(dilate(front, len(source) // 128)[..., None].numpy() > 0, recon, source)
+
+
 @dataclass(frozen=True)
 class Pasted:
     "One frame of the result, and what it was made from."
@@ -602,9 +667,11 @@ def pasted_frames(
         if source is not None and not alone:  # what is there by now, others' edits too
             below = crop_frame(frame, quads[k], models.resolution, resample_mode=config.resample)
 
+        front = heads.front(k)
+
         def put_back(drawn):
             if recon is not None:
-                drawn = carry_detail(source, recon, drawn)
+                drawn = carry_detail(uncovered(source, recon, front), recon, drawn)
             return composite(frame, drawn, quads[k], alpha, config.resample, below)
 
         result = put_back(kept["stitched"])

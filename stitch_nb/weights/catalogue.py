@@ -256,7 +256,7 @@ REGISTRY = {
             "mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
             "landmarks",
             (),
-            "Apache-2.0 (MediaPipe): face detector, 468 landmarks, person segmentation",
+            "Apache-2.0 (MediaPipe): face, 468 landmarks, person, palm, 21 hand points",
             ("mobile",),
             "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
             35_622_638,
