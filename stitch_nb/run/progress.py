@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import contextmanager
 
+from ..encode import OFFSET_BATCH
 from ..engine.device import tuning_dtype
 from ..engine.frames import COMMON_BATCH
 
@@ -38,7 +39,7 @@ def plan_of(
     "What each stage of a run will cost."
     u = guessed_update(models) if update is None else update
     optimised = models.encoder is None or config.pivots == "optimise"
-    shared = config.shared.steps * config.shared.batch if config.pivots == "shared" else 0
+    shared = config.shared.steps * OFFSET_BATCH if config.pivots == "shared" else 0
     passes = config.pti.for_frames(T).passes if config.tune else 0
     steps, common = (config.stitch.steps, config.stitch.common) if config.stitching else (0, 0)
     scored = dict(none=0, fast=min(T, 16), full=T)[config.measure]
