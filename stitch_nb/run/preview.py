@@ -26,7 +26,7 @@ from .store import WantedStage
 from ..show import strip
 
 # %% ../../nbs/run/42_preview.ipynb #4ce192a2
-QUICK_OFFSET = dict(steps=12, batch=1, lr=0.05)  # for one frame: seconds, not minutes
+QUICK_OFFSET = dict(steps=12, lr=0.05)  # for one frame: seconds, not minutes
 
 
 def open_eyed_frame(landmarks) -> int:  # of the K
