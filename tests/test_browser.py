@@ -41,7 +41,8 @@ SHORTER = {
         (r"PTIConfig\(passes=\d+\)", "PTIConfig(passes=2)"),
         (r"range\(1, 17\)", "range(1, 3)"),
         (r"PivotConfig\(steps=\d+\)", "PivotConfig(steps=5)"),
-        (r"crops, masks\)\)", "crops, masks, config=StitchConfig(steps=3)))"),
+        (r"for t in odd\]\)", "for t in odd], config=StitchConfig(steps=3))"),
+        (r"crops\[look_at\], here\)", "crops[look_at], here, config=StitchConfig(steps=3))"),
         (r"lambda_m=k\)", "lambda_m=k, steps=3)"),
         (r"(?m)^assert .*$", ""),  # numbers of the full length: the page itself checks them
     ],
