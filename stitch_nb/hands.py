@@ -10,10 +10,10 @@ __all__ = ['REACH', 'WRIST', 'MIDDLE_ROOT', 'STEADY', 'ROOT', 'TIP', 'THUMB', 'W
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from .align import check_quad, frame_to_crop, move_points, resample
+from .align import check_quad, crop_frame, frame_to_crop, move_points
+from .core import to_tensor
 
 # %% ../nbs/65_hands.ipynb #65a00008
 REACH = 2.0  # side of the square that is searched for palms, in crops
@@ -35,18 +35,8 @@ def see(
     side: int,  # pixels of the patch
 ) -> torch.Tensor:  # (1,3,side,side) in [-1,1], black beyond the frame
     "A patch of a frame, as the networks take it."
-    (H, W), ends = (
-        frame.shape[:2],
-        matrix @ np.array([[0, side, 0, side], [0, 0, side, side], [1] * 4]),
-    )
-    k = max(1, int(np.hypot(*matrix[:, 0]) / 2))  # shrunk first, so that its size costs little
-    low = np.clip(np.floor(ends.min(1)).astype(int) - k - 2, 0, (W - 1, H - 1))
-    high = np.clip(np.ceil(ends.max(1)).astype(int) + k + 2, low + 1, (W, H))
-    part = torch.from_numpy(frame[low[1] : high[1], low[0] : high[0]]).permute(2, 0, 1).float()
-    part = F.avg_pool2d(part, k, ceil_mode=True, count_include_pad=False)
-    local = np.concatenate([matrix[:, :2], matrix[:, 2:] - low[:, None]], 1) / k
-    patch = resample(part, local, side, side, keep=(0, 0, *(high - low) / k))
-    return patch[None] / 127.5 - 1
+    corners = np.array([[0, 0], [0, side], [side, side], [side, 0]]) @ matrix[:, :2].T + matrix[:, 2]
+    return to_tensor(crop_frame(frame, corners - 0.5, side, border="black"))[None]
 
 # %% ../nbs/65_hands.ipynb #65a0000b
 WRIST, MIDDLE_ROOT = 0, 9

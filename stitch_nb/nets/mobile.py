@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'planes', 'unwavelet', 'Affine', 'UpLayer', 'ConvLayer', 'ToImage', 'SmallImage', 'MobileMapping',
-           'MobileSynthesis', 'MobileGenerator', 'draw_wider', 'fit_small_image']
+           'MobileSynthesis', 'MobileGenerator', 'wider_generator', 'fit_small_image']
 
 # %% ../../nbs/nets/40_mobile.ipynb #e2e7acde
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import StitchError, check_shape, seeded
+from ..core import StitchError, check_shape, clone_network, seeded
 from ..engine.kernels import Pointwise, Unwavelet
 from ..generator import Mapping, compute_dtype
 
@@ -340,26 +340,22 @@ class MobileGenerator(nn.Module):
         return self.synthesis(self.mapping(z, truncation), noise, generator)
 
 # %% ../../nbs/nets/40_mobile.ipynb #d1a70002
-def draw_wider(
+def wider_generator(
     G: MobileGenerator,
-    w_plus: torch.Tensor,  # (N,L,D)
     left: int = 1,  # cells, each a quarter of the picture, that are added
     right: int = 1,
     below: int = 1,
-) -> torch.Tensor:  # (N,3,H,W) float32, nominally [-1,1], not clipped
-    "The picture and what lies around it: the constant goes on at its edges."
-    S, styles, added = G.synthesis, G.styles(w_plus), (left, right, 0, below)
-    dtype = compute_dtype(S.const)
-    with torch.autocast(S.const.device.type, enabled=False):
-        x = F.pad(S.const.to(dtype), added, mode='replicate').expand(len(w_plus), -1, -1, -1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for layer, style in zip(S.layers[:-1], styles):
-            noise = getattr(layer, 'noise_const', None)
-            if noise is not None:
-                cell = noise.shape[-1] // 4
-                noise = F.pad(noise, [n * cell for n in added], mode='reflect')
-            x = layer(x, style, noise)
-        return S.picture(x, styles[-1])
+) -> MobileGenerator:  # a copy that draws (N,3,H,W)
+    "A generator of the picture and what lies around it: the constant goes on at its edges."
+    G, added = clone_network(G), (left, right, 0, below)
+    S = G.synthesis
+    S.const = nn.Parameter(F.pad(S.const, added, mode='replicate'), requires_grad=False)
+    for layer in S.layers:
+        noise = getattr(layer, 'noise_const', None)
+        if noise is not None:
+            cell = noise.shape[-1] // 4
+            layer.noise_const = F.pad(noise, [n * cell for n in added], mode='reflect')
+    return G
 
 # %% ../../nbs/nets/40_mobile.ipynb #b7d20002
 @torch.no_grad()

@@ -137,7 +137,7 @@ class Eta:
         spent = {k: list(both) for k, both in self.spent.items()}
         if kind:
             spent[kind] = [spent[kind][0] + elapsed, spent[kind][1] + prior]
-        e, p = (6.0 + sum(both[i] for both in spent.values()) for i in (0, 1))
+        e, p = (2.0 + sum(both[i] for both in spent.values()) for i in (0, 1))
         return {k: (own + e / p) / (known + 1.0) for k, (own, known) in spent.items()}
 
     def left(self) -> float:  # seconds

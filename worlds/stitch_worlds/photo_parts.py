@@ -37,7 +37,7 @@ from stitch_nb.edit import steps_along
 from stitch_nb.encode import Encoder, pyramid_distance
 from stitch_nb.detectors import MediaPipeFaces
 from stitch_nb.models import fetched_networks, in_bytes, load_models, save_bundle
-from stitch_nb.nets.mobile import MobileGenerator, draw_wider
+from stitch_nb.nets.mobile import MobileGenerator, wider_generator
 from stitch_nb.script import call_parse
 from stitch_nb.weights.catalogue import sha256_of
 from .clips import blinks, emphasis, mouth, save_clip, slow, speak
@@ -464,6 +464,7 @@ def make_portrait(
     sway = np.stack([slow(motion, T, 80, 2.0), slow(motion, T, 90, 3.0)], 1) * G.resolution / 512
     lids = models.directions["eyes_open"].clone()
     lids[:4], lids[13:] = 0, 0  # they close, and the hair stays
+    wide = wider_generator(G)
     Path(out).mkdir(parents=True, exist_ok=True)
     for k, (name, edit) in enumerate(TRUE_EDITS.items()):
         frames, film = [], np.random.default_rng(11)
@@ -472,7 +473,7 @@ def make_portrait(
             codes = codes + steps_along(models.directions[edited], [strength]).to(codes)
         for t, code in enumerate(codes):
             with autocast(models.device, "bfloat16"):
-                picture = draw_wider(G, code[None])[0].cpu()
+                picture = wide.synthesis(code[None])[0].cpu()
             window = np.multiply(WINDOW, G.resolution) + [*sway[t], 0, 0]
             frames.append(filmed(picture, window, film))
             if progress:
