@@ -35,8 +35,9 @@ def see(
     side: int,  # pixels of the patch
 ) -> torch.Tensor:  # (1,3,side,side) in [-1,1], black beyond the frame
     "A patch of a frame, as the networks take it."
-    corners = np.array([[0, 0], [0, side], [side, side], [side, 0]]) @ matrix[:, :2].T + matrix[:, 2]
-    return to_tensor(crop_frame(frame, corners - 0.5, side, border="black"))[None]
+    square = np.array([[0, 0], [0, side], [side, side], [side, 0]])
+    corners = square @ matrix[:, :2].T + matrix[:, 2] - 0.5
+    return to_tensor(crop_frame(frame, corners, side, border="black"))[None]
 
 # %% ../nbs/65_hands.ipynb #65a0000b
 WRIST, MIDDLE_ROOT = 0, 9
