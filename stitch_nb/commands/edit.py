@@ -333,7 +333,7 @@ def stitch_edit(
     credentials: str = "",  # sign the videos: PEM file of your certificates, your own first
     credentials_key: str = "",  # PEM file of the private key that signs
     pti_steps: int = None,  # passes in tuning the generator (default: 16, mobile 8, official 80)
-    pti_lr: float = None,  # learning rate of tuning (default: 0.006, mobile 0.0008, official 3e-05)
+    pti_lr: float = None,  # learning rate of tuning (default: 0.006, mobile 0.0003, official 3e-05)
     stitch_steps: int = None,  # updates per frame (default: 60, mobile 7, official 100)
     norm: str = None,  # of the stitching loss: l1, l2 (default: l1, mobile l1, official l2)
     lambda_m: float = None,  # weight of the content (default: 0.1, mobile 0.6, official 0.01)

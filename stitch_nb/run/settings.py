@@ -21,7 +21,7 @@ from ..stitch import StitchConfig
 MOBILE = dict(  # chosen on a real clip, see the table below
     pivots="shared",
     shared=SharedConfig(steps=40),
-    pti=PTIConfig(passes=8, least=150, batch=4, lr=8e-4, lambda_r=0.0),
+    pti=PTIConfig(passes=8, least=150, batch=4, lr=3e-4, lambda_r=0.0),
     stitch=StitchConfig(steps=7, common=30, lr=4.5e-4, lambda_m=0.6),
     keep_detail=True,
     mask="both",
