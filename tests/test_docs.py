@@ -105,6 +105,26 @@ def test_nothing_is_fetched(site):
         assert not found, (page.name, found)
 
 
+def test_a_picture_keeps_its_words():
+    "Of two kinds in one output the one with words; an output without words stays as it is."
+    kinds = {"image/png": "eA==\n", "image/jpeg": "eQ=="}
+    made, plain = (
+        nbformat.v4.new_output("display_data", dict(kinds), metadata=m)
+        for m in ({"image/jpeg": {"alt": 'm & "b"'}}, {})
+    )
+    for output in (made, plain):
+        website.worded(output)
+    words = '<img alt="m &amp; &quot;b&quot;" src="data:image/jpeg;base64,eQ==">'
+    assert made.data == {"text/html": words} and set(plain.data) == {"image/png", "image/jpeg"}
+
+
+@pytest.mark.slow
+def test_pictures_have_words(site):
+    page = (site / "70_stitch.html").read_text()
+    pictures = re.findall(r'<img\b[^>]*?src="data:image[^>]*>', page)
+    assert len(pictures) == 9 and all(re.search(r'alt="[^"]+', p) for p in pictures)
+
+
 @pytest.mark.slow
 def test_reference(site):
     from stitch_nb.stitch import stitch_frame

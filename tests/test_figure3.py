@@ -681,6 +681,6 @@ def test_page_without_a_kernel():
         for o in outputs
         if "alt" in o.get("metadata", {}).get("image/jpeg", {})
     ]
-    assert len(pictures) == 2 and pictures[1].startswith("Figure 3 on ")  # the photograph is first
+    assert len(pictures) == 3 and pictures[1].startswith("Figure 3 on ")  # the photograph is first
     assert not any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
     assert not any(o["output_type"] == "error" for o in outputs)

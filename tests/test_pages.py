@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-from pages import differing, near, stale  # noqa: E402
+from pages import alternative, differing, near, stale  # noqa: E402
 
 
 def text(said: str, kind: str = "text/plain") -> list:
@@ -48,6 +48,35 @@ def test_outputs():
     assert "1 pictures are now 2" in stale([picture], [picture] * 2)
     assert stale([], text("3")) and stale(text("3"), [])
     assert not stale(text("<b>x</b> 1.0", "text/html"), text("<i>x</i> 1.01", "text/html"))
+
+
+def test_alternative_texts():
+    "Compared as other texts are: another word, another number, none any more."
+
+    def picture(*alt) -> list:
+        words = {"image/jpeg": {"alt": alt[0]}} if alt else {}
+        return [dict(output_type="display_data", data={"image/jpeg": "x"}, metadata=words)]
+
+    assert not stale(picture("a seam of 1.50"), picture("a seam of 1.51"))
+    assert "alternative text 'a seam'" in stale(picture("a seam"), picture("no seam"))
+    assert stale(picture("a seam of 1.50"), picture("a seam of 2.50"))
+    assert stale(picture("a seam"), picture()) and stale(picture(), picture("a seam"))
+    two = picture("one") + picture("two")
+    assert not stale(two, two) and stale(two, two[::-1])
+
+
+@pytest.mark.parametrize("folder", ["nbs", "worlds/nbs"])
+def test_committed_pictures_have_words(folder):
+    "`show`, `show_plot` and IPython's `Image` take `alt`."
+    bare, seen = [], 0
+    for path in sorted((ROOT / folder).rglob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                if any(kind.startswith("image/") for kind in output.get("data", {})):
+                    seen += 1
+                    if not alternative(output).strip():
+                        bare.append(f"{path.relative_to(ROOT)}, cell {cell['id']}")
+    assert seen and not bare, bare
 
 
 def page(folder: Path, *cells: tuple) -> Path:

@@ -5,9 +5,10 @@ python tools/pages.py PAGE FOLDER      these pages, the pages of these folders
 python tools/pages.py --write PAGE     puts fresh outputs where the committed ones are stale
 
 A page is executed once, by nbdev's own `test_nb`: a cell that raises fails, as in `nbdev_test`.
-After each cell its text is compared: words exactly, numbers within a tolerance, pictures by their count. Cells
-that `nbdev_test` leaves out (`#| eval: false`, the flags of settings.ini, such as `mobile`) do not
-run, and their outputs are not looked at: whoever changes such a cell runs it (CONTRIBUTING.md).
+After each cell its text is compared: words exactly, numbers within a tolerance; pictures by their count
+and their alternative texts. Cells that `nbdev_test` leaves out (`#| eval: false`, the flags of
+settings.ini, such as `mobile`) do not run, and their outputs are not looked at: whoever changes such
+a cell runs it (CONTRIBUTING.md).
 """
 
 import argparse
@@ -40,15 +41,21 @@ def words_of(markup: str) -> str:
     return unescape(re.sub(r"<[^>]*>", " ", markup))
 
 
+def alternative(picture: dict) -> str:
+    "An output's words for readers who do not see it; '' without any."
+    kinds = picture.get("metadata", {}).values()
+    return next((k["alt"] for k in kinds if isinstance(k, dict) and "alt" in k), "")
+
+
 def shown(outputs: list) -> dict:
     "What a cell's outputs say, by kind; errors of a stream and the bytes of pictures are left out."
-    said = {"printed": "", "pictures": 0, "texts": []}
+    said = {"printed": "", "pictures": [], "texts": []}
     for output in outputs:
         data = output.get("data", {})
         if output["output_type"] == "stream":
             said["printed"] += text_of(output["text"]) if output["name"] == "stdout" else ""
         elif any(kind.startswith("image/") for kind in data):
-            said["pictures"] += 1
+            said["pictures"].append(alternative(output))
         elif "text/markdown" in data:
             said["texts"].append(text_of(data["text/markdown"]))
         elif "text/html" in data:
@@ -86,11 +93,14 @@ def differing(old: str, new: str) -> str:
 def stale(before: list, after: list) -> str:
     "What is no longer true of a cell's committed outputs, in one line; '' where nothing is."
     old, new = shown(before), shown(after)
-    if old["pictures"] != new["pictures"]:
-        return f"{old['pictures']} pictures are now {new['pictures']}"
+    if len(old["pictures"]) != len(new["pictures"]):
+        return f"{len(old['pictures'])} pictures are now {len(new['pictures'])}"
     if len(old["texts"]) != len(new["texts"]):
         return f"{len(old['texts'])} texts are now {len(new['texts'])}: {new['texts']}"[:300]
     pairs = [(old["printed"], new["printed"]), *zip(old["texts"], new["texts"])]
+    for pair in zip(old["pictures"], new["pictures"]):
+        if what := differing(*pair):
+            return f"alternative text {what}"
     return next(filter(None, (differing(*pair) for pair in pairs)), "")
 
 

@@ -1,9 +1,9 @@
 """What mkdocs.yml calls while `mkdocs build` makes the site of the notebooks beside it.
 
 mkdocs-jupyter turns notebooks into pages. Added here: cells and directives that readers need not
-see are left out, formulas become MathML (no program is fetched), links to files lead to the repository,
-the reference is a table of the docments (which mkdocstrings does not read), and a link within the
-site that leads nowhere fails the build.
+see are left out, pictures keep their alternative texts, formulas become MathML (no program is
+fetched), links to files lead to the repository, the reference is a table of the docments (which
+mkdocstrings does not read), and a link within the site that leads nowhere fails the build.
 """
 
 import html
@@ -98,6 +98,16 @@ def colab_badge(address: str, page: PurePosixPath) -> str:
     return badge + f" (first: <code>!pip install git+{address}</code>)"
 
 
+def worded(output) -> None:
+    "Makes a picture an `img` with its alternative text, which nbconvert's template leaves out."
+    for kind in ("image/png", "image/jpeg"):
+        words = output.get("metadata", {}).get(kind, {}).get("alt")
+        if words and kind in output.get("data", {}):
+            source = f"data:{kind};base64,{output.data[kind].strip()}"
+            output.data = {"text/html": f'<img alt="{html.escape(words)}" src="{source}">'}
+            return
+
+
 def page_of(nb, page: PurePosixPath, pages: set, address: str) -> tuple:
     "Makes a notebook a page: its title, and the modules it becomes (one or none)."
     text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
@@ -109,6 +119,8 @@ def page_of(nb, page: PurePosixPath, pages: set, address: str) -> tuple:
             if not source and ("hide" in cell.source or not cell.get("outputs")):
                 continue
             cell.source = source
+            for output in cell.get("outputs", []):
+                worded(output)
         elif cell.cell_type == "markdown":
             cell.source = with_formulas(moved_links(cell.source, page, pages, address))
         cells.append(cell)
