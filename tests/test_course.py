@@ -151,3 +151,16 @@ def test_planted_faults_are_caught(made):
     said = grade(notebook, folder)
     assert {q for q in FAULTS[name] if said[q]} == set(), "faults that no test has caught"
     assert said["p1"]
+
+
+def test_slides():
+    "One command makes them; each picture has its words, and the README counts right."
+    nbconvert = pytest.importorskip("nbconvert")
+    course = str(ROOT / "course")
+    how = dict(template_name="slides", extra_template_basedirs=[course], exclude_input=True)
+    page, _ = nbconvert.SlidesExporter(**how).from_filename(str(ROOT / "nbs/walkthrough.ipynb"))
+    words = re.findall(r"<img[^>]*\balt=\"([^\"]*)\"", page)
+    assert len(words) >= 20 and all(words)
+    assert "No description has been provided" not in page
+    slides = len(re.findall(r"<section>(?!\s*<section>)", page))
+    assert f"{slides} slides" in (ROOT / "course" / "README.md").read_text(encoding="utf-8")
