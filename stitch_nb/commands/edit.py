@@ -452,13 +452,13 @@ def stitch_demo(
     lossless: bool = DEFAULT.lossless,  # write result.mp4 without loss, for measuring
     device: str = "cpu",  # auto, cpu, cuda, mps
     models: str = None,  # networks, as for stitch_edit; default: mobile, fetched if need be
+    landmarks: str = DEFAULT.landmarks,  # as for stitch_edit
 ):
     "Edit the sample clip."
     with told("stitch_demo", out):
         bundle = load_models(choose_models(models, True, rendered=clip not in REAL), device)
-        config = settings_of(
-            bundle, lossless=lossless, pti_steps=pti_steps, stitch_steps=stitch_steps
-        )
+        steps = dict(pti_steps=pti_steps, stitch_steps=stitch_steps)
+        config = settings_of(bundle, lossless=lossless, landmarks=landmarks, **steps)
         edit = edit or ["smile=2"]
         photographs = bundle.meta.get("recipe") == "mobile"
         clip = clip or ("portrait" if photographs else "talk")

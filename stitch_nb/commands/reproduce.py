@@ -209,11 +209,13 @@ def package() -> dict:
 # %% ../../nbs/commands/90_reproduce.ipynb #91e7471e
 def demo(
     models: str,  # 'people' or 'mobile'
+    landmarks: str = "auto",  # as in `stitch_edit`; 'auto': what is installed
 ) -> dict:  # seconds, peak_mib, metrics: as nbs/history/demo.json
     "The sample clip, edited by the command `stitch_demo`."
     run = "from stitch_nb.commands.start import stitch_demo; stitch_demo()"
     with tempfile.TemporaryDirectory() as out:
-        words = [sys.executable, "-c", run, "--models", models, "--out", out]
+        words = [sys.executable, "-c", run, "--models", models, "--landmarks", landmarks]
+        words += ["--out", out]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             raise StitchError(done.stderr.strip().splitlines()[-1])
