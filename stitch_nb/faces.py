@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'find_cuts', 'fill_gaps', 'frame_ranges', 'say_ranges', 'around_face', 'same_scene', 'is_leaving',
-           'held_frames', 'FaceTrack', 'place_of', 'say_people', 'said_of_people', 'choose_person', 'turn_of_faces',
+           'held_frames', 'FaceTrack', 'say_people', 'said_of_people', 'choose_person', 'turn_of_faces',
            'check_certain', 'check_track', 'why_no_face', 'detect_all', 'find_people', 'find_faces']
 
 # %% ../nbs/08_faces.ipynb #77de68da
@@ -171,6 +171,15 @@ class FaceTrack:
             object.__setattr__(self, 'edited', np.ones(len(self.found), bool))
 
     @property
+    def place(self) -> str:  # 'left', 'middle', 'right'
+        "Where the person stands, in a word."
+        return 'left' if self.x < 0.42 else 'right' if self.x > 0.58 else 'middle'
+
+    def when(self, start: int = 0) -> str:  # '3, 7-12'
+        "The frames that show the person, of a video in which the clip begins at `start`."
+        return say_ranges(frame_ranges(self.edited, start))
+
+    @property
     def gaps(self) -> tuple:
         return frame_ranges(~self.found)
 
@@ -205,20 +214,13 @@ class FaceTrack:
         return said
 
 # %% ../nbs/08_faces.ipynb #ce191931
-def place_of(
-    x: float,  # part of the frame's width
-) -> str:  # 'left', 'middle', 'right'
-    "Where somebody stands, in a word."
-    return 'left' if x < 0.42 else 'right' if x > 0.58 else 'middle'
-
-
 def say_people(
     people,  # of FaceTrack
     start: int = 0,  # frame of the video at which the clip begins
 ) -> str:  # '0: left, 1: right, frames 0-47'
     "Who is in a clip: number, place, frames."
-    when = [f'frames {say_ranges(frame_ranges(track.edited, start))}' for track in people]
-    who = [f'{track.person}: {place_of(track.x)}' for track in people]
+    when = [f'frames {track.when(start)}' for track in people]
+    who = [f'{track.person}: {track.place}' for track in people]
     if len(set(when)) == 1:
         return f'{", ".join(who)}, {when[0]}'
     return '; '.join(f'{name}, {frames}' for name, frames in zip(who, when))

@@ -59,39 +59,36 @@ def run_stages(
     objectives, begun, done = check_objectives(objectives), [], []
 
     for p in people:
-        own, models, config, faces = p.own(keep), p.models, p.config, p.stages["faces"]
+        own, models, config, track = p.own(keep), p.models, p.config, p.track
 
         # 1. Landmarks, smoothed over time; crops c_i at their quads; masks m_i.
-        quads = quads_of(models, config, faces)
+        quads = quads_of(models, config, track)
         if look:
             look(replace(p, quads=quads))
-        crops = own(crops_step(clip, models, config, faces, quads))
-        masks = own(masks_step(models, config, faces, crops, quads, clip))
-        begun.append(replace(p, quads=quads, stages=dict(faces=faces, crops=crops, masks=masks)))
+        crops = own(crops_step(clip, models, config, track, quads))
+        masks = own(masks_step(models, config, track, crops, quads, clip))
+        begun.append(replace(p, quads=quads, stages=p.stages | dict(crops=crops, masks=masks)))
 
     for p in begun:
-        own, models, config, (_, crops, masks) = (
-            p.own(keep),
-            p.models,
-            p.config,
-            p.stages.values(),
-        )
-        perceptual, _ = choose_perceptual(models, config.perceptual)
+        own, models, (_, crops, masks) = p.own(keep), p.models, p.stages.values()
+        config = p.config.on(models.device)  # no dtype is 'auto' any more
+        perceptual, named = choose_perceptual(models, config.perceptual)
 
         # 2. Inversion: pivots w_i = E(c_i).
         pivots = own(pivots_step(models, config, crops, perceptual))
+        w = load_pivots(pivots, models)
         if config.pti.memory == "low" and models.device.type == "cpu" and models.encoder:
             park(models.encoder)
 
         # 3. PTI: weights theta_p, with which G draws every c_i at its w_i.
         how = perceptual, objectives["pti"], masks
         theta = own(generator_step(models, config, crops, pivots, *how))
-        recon = own(recon_step(models, config, theta, load_pivots(pivots, models)))
+        recon = own(recon_step(models, config, theta, w))
         seen = models, config, crops, pivots, theta, recon
         scores = own(scores_step(*seen, perceptual, len(p.quads)))
 
         # 4. The edit: latents w_i + delta_w, at which theta_p draws e_i.
-        w_edit = edited_latents(clip, models, p.track.edited, pivots, p.edits)
+        w_edit = edited_latents(clip, models, p.track.edited, w, p.edits)
         edits = own(edits_step(models, config, theta, w_edit))
         masks = own(heads_step(models, edits, masks)) or masks
 
@@ -102,7 +99,8 @@ def run_stages(
 
         made = dict(masks=masks, pivots=pivots, generator=theta, recon=recon, scores=scores)
         made |= dict(edits=edits, start=start, stitched=stitched)
-        done.append(replace(p, stages=p.stages | {k: s for k, s in made.items() if s}))
+        stages = p.stages | {k: s for k, s in made.items() if s}
+        done.append(replace(p, stages=stages, pivots=w, w_edit=w_edit, perceptual=named))
     return done
 
 

@@ -6,8 +6,8 @@
 __all__ = ['FORMATS', 'ONLY_FILES', 'MAX_PIXELS', 'ALPHA', 'RGB_FORMATS', 'STRANGE', 'REFUSED', 'ON_BLACK', 'USUAL_RATES',
            'local', 'check_pixels', 'missing_bytes', 'described', 'films_in', 'colour_of', 'turn_of', 'tilt_of',
            'with_turns', 'open_video', 'picture_streams', 'picture_stream', 'decoder_of', 'pictures', 'Facts',
-           'extras_of', 'expected_frames', 'look_through', 'is_heif', 'examine', 'why_not', 'file_notes', 'fit_rate',
-           'mend_times', 'main_rate', 'even_rate', 'schedule', 'choose_rate', 'timing']
+           'extras_of', 'expected_frames', 'look_through', 'pictures_from', 'is_heif', 'examine', 'why_not',
+           'file_notes', 'fit_rate', 'mend_times', 'main_rate', 'even_rate', 'schedule', 'choose_rate', 'timing']
 
 # %% ../nbs/04_probe.ipynb #b0b00003
 import itertools, math, os, re
@@ -593,6 +593,60 @@ class _Notes:
             changes=tuple(self.changes),
             tilt=self.tilt,
         )
+
+# %% ../nbs/04_probe.ipynb #c0c00014
+def _from(container, stream, decoder, clip, k: int):
+    "(number, frame, turn) of decoded frames, from number k or an earlier one on."
+
+    def numbered(first, others, at=0):
+        for i, (frame, turn) in enumerate(with_turns(itertools.chain(first, others)), at):
+            yield i, frame, turn
+
+    places = {int(t): i for i, t in enumerate(clip.pts)} if clip.pts is not None else {}
+    ordered = clip.pts is not None and (np.diff(clip.pts) > 0).all()
+    at, byte = max((e for e in clip.entries if e[0] <= k), default=(0, 0))
+    if ordered and at > 0 and not clip.seekable:
+        container.seek(byte, unsupported_byte_offset=True)
+        found = pictures(container, stream, decoder)
+        first = next((f for f in found if f.pts is None or f.pts >= clip.pts[at]), None)
+        if first is not None and first.pts == clip.pts[at]:
+            yield from numbered([first], found, at)
+            return
+        container.seek(0, unsupported_byte_offset=True)
+        decoder.flush_buffers()
+    if k > 0 and clip.seekable and ordered:
+        back = max(1, k - 8)
+        container.seek(int(clip.pts[back]), stream=stream)
+        found = pictures(container, stream, decoder)
+        first = next((f for f in found if f.pts in places), None)
+        at = places[first.pts] if first is not None else k + 1
+        if at <= k:
+            yield from numbered([first], found, at)
+            return
+        container.seek(int(clip.pts[0]), stream=stream)
+        decoder.flush_buffers()
+        found = pictures(container, stream, decoder)
+        first = next(found, None)
+        if first is not None and first.pts == clip.pts[0]:
+            yield from numbered([first], found)
+        return
+    yield from numbered([], pictures(container, stream, decoder))
+
+
+def pictures_from(
+    container,  # of `open_video`
+    clip,  # `Clip`: what `look_through` found of the same file
+    k: int,  # frame of the file
+):  # iterator of (frame, what `turn_of` gives)
+    "Decoded frames from number k on; one with too many pixels is refused."
+    stream = picture_stream(container)
+    if stream is None:
+        return
+    decoder = decoder_of(stream, clip.max_pixels)
+    for i, frame, turn in _from(container, stream, decoder, clip, k):
+        if i >= k:
+            check_pixels(clip.path, frame.width, frame.height, clip.max_pixels)
+            yield frame, turn
 
 # %% ../nbs/04_probe.ipynb #b0b00031
 RGB_FORMATS = ('rgb', 'bgr', 'gbr', 'argb', 'abgr', 'pal8', 'gray', 'ya', 'mono', 'rgba', 'bgra')

@@ -8,7 +8,7 @@ __all__ = ['PICTURES', 'CONTAINERS', 'MARK', 'natural_key', 'matrix_of', 'on_bla
            'check_output', 'read_mark', 'write_video']
 
 # %% ../nbs/05_video.ipynb #c0c00003
-import contextlib, dataclasses, errno, functools, glob, io, itertools, math, os, re
+import contextlib, dataclasses, errno, functools, glob, io, math, os, re
 import shutil, subprocess, tempfile, threading, time
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 from PIL import Image, ImageCms, ImageOps
 from .core import Progress, StitchError, atomic_path, check_shape
-from .probe import MAX_PIXELS, ON_BLACK, ONLY_FILES, check_pixels, decoder_of, local
+from .probe import MAX_PIXELS, ON_BLACK, ONLY_FILES, check_pixels, local
 from .probe import RGB_FORMATS, colour_of, examine, file_notes, is_heif, open_video
-from .probe import picture_stream, pictures, timing, with_turns
+from .probe import pictures_from, timing
 
 # %% ../nbs/05_video.ipynb #c0c00009
 def natural_key(
@@ -395,57 +395,13 @@ class Clip:
         with contextlib.closing(self.frames(i, i + 1)) as one:
             return next(one)
 
-# %% ../nbs/05_video.ipynb #c0c00014
-def _from(container, stream, decoder, clip, k: int) -> Iterator:
-    "(number, frame, turn) of decoded frames, from number k or an earlier one on."
-
-    def numbered(first, others, at=0):
-        for i, (frame, turn) in enumerate(with_turns(itertools.chain(first, others)), at):
-            yield i, frame, turn
-
-    places = {int(t): i for i, t in enumerate(clip.pts)} if clip.pts is not None else {}
-    ordered = clip.pts is not None and (np.diff(clip.pts) > 0).all()
-    at, byte = max((e for e in clip.entries if e[0] <= k), default=(0, 0))
-    if ordered and at > 0 and not clip.seekable:
-        container.seek(byte, unsupported_byte_offset=True)
-        found = pictures(container, stream, decoder)
-        first = next((f for f in found if f.pts is None or f.pts >= clip.pts[at]), None)
-        if first is not None and first.pts == clip.pts[at]:
-            yield from numbered([first], found, at)
-            return
-        container.seek(0, unsupported_byte_offset=True)
-        decoder.flush_buffers()
-    if k > 0 and clip.seekable and ordered:
-        back = max(1, k - 8)
-        container.seek(int(clip.pts[back]), stream=stream)
-        found = pictures(container, stream, decoder)
-        first = next((f for f in found if f.pts in places), None)
-        at = places[first.pts] if first is not None else k + 1
-        if at <= k:
-            yield from numbered([first], found, at)
-            return
-        container.seek(int(clip.pts[0]), stream=stream)
-        decoder.flush_buffers()
-        found = pictures(container, stream, decoder)
-        first = next(found, None)
-        if first is not None and first.pts == clip.pts[0]:
-            yield from numbered([first], found)
-        return
-    yield from numbered([], pictures(container, stream, decoder))
-
 # %% ../nbs/05_video.ipynb #45a4c6d9
 def _decode(clip, k: int) -> Iterator[np.ndarray]:
     "Frames of the file from number k on, until they end."
     try:
         with open_video(clip.path) as container:
-            stream, graph, kind = picture_stream(container), None, None
-            if stream is None:
-                return
-            decoder = decoder_of(stream, clip.max_pixels)
-            for i, frame, turn in _from(container, stream, decoder, clip, k):
-                if i < k:
-                    continue
-                check_pixels(clip.path, frame.width, frame.height, clip.max_pixels)
+            graph, kind = None, None
+            for frame, turn in pictures_from(container, clip, k):
                 new = frame.width, frame.height, frame.format.name, _own_colour(clip, frame), turn
                 if new != kind:
                     graph, kind = _painter(clip, frame, turn), new

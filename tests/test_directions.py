@@ -84,8 +84,8 @@ def test_photographs_are_sampled_by_cubics(people, tmp_path):
     clip, keys, fine = read_clip(sample("talk"), "0:1"), [], []
     for config in (RunConfig(), replace(RunConfig(), resample="bicubic")):
         keep = Keep(tmp_path)
-        faces = find_person(keep, clip, people, config)
-        crops = keep(crops_step(clip, people, config, faces, quads_of(people, config, faces)))
+        _, track = find_person(keep, clip, people, config)
+        crops = keep(crops_step(clip, people, config, track, quads_of(people, config, track)))
         (crop,) = np.load(crops.path).astype(np.float32)
         keys.append(crops.key)
         fine.append(float(np.square(crop - cv2.GaussianBlur(crop, (0, 0), 1.0)).mean()))

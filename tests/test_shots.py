@@ -8,7 +8,7 @@ import pytest
 
 from stitch_nb.core import load_arrays, sample
 from stitch_nb.detectors import Detection
-from stitch_nb.faces import find_faces
+from stitch_nb.faces import FaceTrack, find_faces
 from stitch_nb.tracks import changed_blocks, frame_thumbnail, shot_cuts
 from stitch_nb.video import read_clip
 
@@ -191,26 +191,22 @@ def test_numbers_of_edited_frames(people):
     assert track.edited_segments == ((0, 5), (5, 12))
 
 
-def test_the_crop_does_not_slide_across_a_cut(tmp_path, monkeypatch):
+def test_the_crop_does_not_slide_across_a_cut():
     "The squares before a cut are those of a clip that ends there."
     from types import SimpleNamespace
 
-    from stitch_nb.run import stages
     from stitch_nb.run.settings import RunConfig
+    from stitch_nb.run.stages import quads_of
 
     points = load_arrays(sample('talk.truth.npz'))['landmarks'][:12]
     points[6:] += 40
-    clip = read_clip(sample('talk.mp4'), frames=slice(0, 12))
-    models, config = SimpleNamespace(resolution=16, scale=1.0, device='cpu'), RunConfig()
 
-    def quads(n, segments):
-        track = points[:n], np.ones(n, bool), np.array(segments)
-        monkeypatch.setattr(stages, 'load_track', lambda faces: track)
-        faces = SimpleNamespace(key=f'{n}-{len(segments)}', note=dict(person=0))
-        return stages.quads_of(models, config, faces)
+    def quads(n, cuts=()):
+        track = FaceTrack(points[:n], np.ones(n, bool), cuts)
+        return quads_of(SimpleNamespace(scale=1.0), RunConfig(), track)
 
-    whole, before = quads(12, ((0, 6), (6, 12))), quads(6, ((0, 6),))
-    assert np.allclose(whole[:6], before) and not np.allclose(quads(12, ((0, 12),))[:6], before)
+    whole, before = quads(12, (6,)), quads(6)
+    assert np.allclose(whole[:6], before) and not np.allclose(quads(12)[:6], before)
 
 
 def test_a_whole_run_leaves_the_card_alone(tmp_path, monkeypatch, capsys):

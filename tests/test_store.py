@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 import stitch_nb.pipeline as pipeline
 import stitch_nb.run.measure as measure
+import stitch_nb.run.settings as settings
 import stitch_nb.run.stages as stages
 import tiny
 from stitch_nb.core import (
@@ -26,6 +28,7 @@ from stitch_nb.core import (
 )
 from stitch_nb.edit import apply_edit
 from stitch_nb.encode import SharedConfig
+from stitch_nb.faces import FaceTrack
 from stitch_nb.models import load_models
 from stitch_nb.pti import PTIConfig
 from stitch_nb.run.settings import RunConfig, as_edits
@@ -311,10 +314,9 @@ def test_keys_hash_what_is_used(tmp_path, monkeypatch, models):
     monkeypatch.setattr(stages, "tune_generator", no_tuning)
     seen = []
     for dtype in ("float32", "bfloat16", "float32"):
-        monkeypatch.setattr(
-            stages, "tuning_dtype", lambda name, device: dtype if name == "auto" else name
-        )
-        done = keep(stages.generator_step(models, config, crops, pivots[0], models.perceptual))
+        monkeypatch.setattr(settings, "tuning_dtype", lambda n, d: dtype if n == "auto" else n)
+        here = config.on(models.device)
+        done = keep(stages.generator_step(models, here, crops, pivots[0], models.perceptual))
         seen.append((done.reused, done.note["dtype"]))
     assert seen == [(False, "float32"), (False, "bfloat16"), (True, "float32")]
 
@@ -342,12 +344,11 @@ def moved(net):
     return other
 
 
-def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **parts):
+def key_of(stage, models, clip, config=None, edits=("smile=2",), **parts):
     "A stage's key, without computing it."
-    track = (np.ones((2, 68, 2)), np.ones(2, bool), ((0, 2),))
-    monkeypatch.setattr(stages, "load_track", lambda faces: track)
-    config, P = config or RunConfig(), models.perceptual
-    known = dict.fromkeys(("faces", "crops", "masks", "pivots", "generator", "start"), "usual")
+    track = FaceTrack(np.ones((2, 68, 2)), np.ones(2, bool))
+    config, P = (config or RunConfig()).on(models.device), models.perceptual
+    known = dict.fromkeys(("crops", "masks", "pivots", "generator", "start"), "usual")
     known |= dict(start="", recon="", edits="") | parts
     part = {n: Stage(n, k, Path(k), {}, True) if k else None for n, k in known.items()}
     crops, pivots, theta = part["crops"], part["pivots"], part["generator"]
@@ -357,7 +358,7 @@ def key_of(stage, monkeypatch, models, clip, config=None, edits=("smile=2",), **
     drawn = models, config, crops, pivots, theta, part["recon"]
     step = dict(
         faces=lambda: stages.faces_step(clip, stages.backend_of(models, config)),
-        masks=lambda: stages.masks_step(models, config, part["faces"], crops, np.ones(2)),
+        masks=lambda: stages.masks_step(models, config, track, crops, np.ones(2)),
         pivots=lambda: stages.pivots_step(models, config, crops, P),
         generator=lambda: stages.generator_step(models, config, crops, pivots, P),
         scores=lambda: measure.scores_step(*drawn, P, 40),
@@ -375,18 +376,18 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("stage, role", NETWORKS)
-def test_a_stage_of_another_network_is_another_stage(monkeypatch, everybody, stage, role):
+def test_a_stage_of_another_network_is_another_stage(everybody, stage, role):
     models, clip = everybody
     other = replace(models, **{role: moved(getattr(models, role))})
-    assert key_of(stage, monkeypatch, models, clip) != key_of(stage, monkeypatch, other, clip)
-    assert key_of(stage, monkeypatch, models, clip) == key_of(stage, monkeypatch, models, clip)
+    assert key_of(stage, models, clip) != key_of(stage, other, clip)
+    assert key_of(stage, models, clip) == key_of(stage, models, clip)
 
 
-def test_mediapipes_networks_are_in_the_key(monkeypatch, everybody):
+def test_mediapipes_networks_are_in_the_key(everybody):
     models = replace(everybody[0], detector=Watching(), landmarks=Watching())
     config = RunConfig(landmarks="mediapipe")
     keys = {
-        key_of("faces", monkeypatch, m, everybody[1], config)
+        key_of("faces", m, everybody[1], config)
         for m in (
             models,
             replace(models, detector=moved(models.detector)),
@@ -405,13 +406,13 @@ TUNED = [("generator", "auto"), ("stitched", "auto"), ("pivots", "shared"), ("pi
 
 
 @pytest.mark.parametrize("stage, pivots", TUNED)
-def test_another_kind_of_device_is_another_stage(monkeypatch, everybody, stage, pivots):
+def test_another_kind_of_device_is_another_stage(everybody, stage, pivots):
     "Rounding grows over thousands of updates; another card of the same kind counts as the same."
     models, clip = everybody
     places = ("cpu", "mps", "cuda:0", "cuda:1")
     config = RunConfig(pivots=pivots, **IN_FULL)
     keys = [
-        key_of(stage, monkeypatch, replace(models, device=torch.device(d)), clip, config)
+        key_of(stage, replace(models, device=torch.device(d)), clip, config)
         for d in places
     ]
     assert len(set(keys)) == 3 and keys[2] == keys[3]
@@ -421,20 +422,20 @@ def test_another_kind_of_device_is_another_stage(monkeypatch, everybody, stage, 
 def test_auto_is_what_it_comes_to(monkeypatch, everybody, stage, pivots):
     keys = {}
     for here in ("float32", "bfloat16"):
-        monkeypatch.setattr(stages, "tuning_dtype", lambda n, d: here if n == "auto" else n)
-        keys[here] = key_of(stage, monkeypatch, *everybody, RunConfig(pivots=pivots))
+        monkeypatch.setattr(settings, "tuning_dtype", lambda n, d: here if n == "auto" else n)
+        keys[here] = key_of(stage, *everybody, RunConfig(pivots=pivots))
         given = dict(pti=PTIConfig(dtype=here), stitch=StitchConfig(dtype=here))
         given = RunConfig(pivots=pivots, shared=SharedConfig(dtype=here), **given)
-        assert key_of(stage, monkeypatch, *everybody, given) == keys[here]
+        assert key_of(stage, *everybody, given) == keys[here]
     assert keys["float32"] != keys["bfloat16"]
 
 
 MASKS = dict(dilation=3, variant="code", edge=False)
 
 
-def test_what_stitching_depends_on(monkeypatch, everybody):
+def test_what_stitching_depends_on(everybody):
     models, clip = everybody
-    key = lambda *args, **kwargs: key_of("stitched", monkeypatch, *args, **kwargs)
+    key = partial(key_of, "stitched")
     other = {**models.directions, "smile": models.directions["smile"] + 1e-4}
     keys = [
         key(models, clip),
@@ -452,8 +453,8 @@ def test_what_stitching_depends_on(monkeypatch, everybody):
     assert len(set(keys)) == len(keys)
 
 
-def test_scores_on_other_frames_are_other_scores(monkeypatch, everybody):
-    keys = {key_of("scores", monkeypatch, *everybody, RunConfig(measure=m)) for m in ("fast", "full")}
+def test_scores_on_other_frames_are_other_scores(everybody):
+    keys = {key_of("scores", *everybody, RunConfig(measure=m)) for m in ("fast", "full")}
     assert len(keys) == 2
 
 

@@ -606,18 +606,18 @@ HEVC = '-c:v libx265 -x265-params log-level=error:pools=1'
 )
 def test_a_transport_stream_is_entered_in_its_middle(ffmpeg, tmp_path, monkeypatch, name, codec):
     "The same frames, bit by bit, and not all of those before them are decoded for it."
-    from stitch_nb import video
+    from stitch_nb import probe
 
     ffmpeg(*CARD, '-frames:v', 70, *codec.split(), tmp_path / name)
     clip = read_clip(tmp_path / name)
-    whole, decoded, real = list(clip.frames()), [], video.with_turns
+    whole, decoded, real = list(clip.frames()), [], probe.with_turns
 
     def count(frames):
         for found in real(frames):
             decoded.append(found)
             yield found
 
-    monkeypatch.setattr(video, 'with_turns', count)
+    monkeypatch.setattr(probe, 'with_turns', count)
     for k in (69, 45, 20, 19, 1):
         decoded.clear()
         assert (clip[k] == whole[k]).all()

@@ -475,7 +475,7 @@ def test_an_encoder_in_the_generators_place(tmp_path):
 def test_no_memory_is_not_a_damaged_film(monkeypatch, error):
     "Nor are too many open files."
     import av.error
-    from stitch_nb import video
+    from stitch_nb import probe, video
     from stitch_nb.core import sample
 
     raised = dict(
@@ -487,7 +487,7 @@ def test_no_memory_is_not_a_damaged_film(monkeypatch, error):
         raise raised
 
     clip = video.read_clip(sample('talk.mp4')).trim(0, 3)
-    monkeypatch.setattr(video, 'pictures', lacking)
+    monkeypatch.setattr(probe, 'pictures', lacking)
     with pytest.raises((MemoryError, OSError)) as found:
         list(clip.frames())
     assert not isinstance(found.value, StitchError)

@@ -40,7 +40,7 @@ from ..metrics import face_measures, gap, psnr
 from ..models import Bundle, load_models
 from ..nets.mobile import MobileGenerator
 from ..weights.catalogue import cache_folder
-from ..run.settings import RunConfig, as_edits
+from ..run.settings import RunConfig, as_edits, resolved
 from ..run.size import as_large_as_the_face
 from ..run.store import Keep, WantedStage, network_key, tidy, write_rows
 
@@ -53,11 +53,9 @@ from stitch_nb.run.stages import (
     generator_step,
     load_generator,
     load_pivots,
-    load_track,
     masks_step,
     pivots_step,
     quads_of,
-    resolved,
 )
 
 # %% ../../nbs/figures/20_state.ipynb #bd307a3e
@@ -267,22 +265,21 @@ def prepare(
 def _prepared(clip, models, config, folder, progress) -> ClipState:
     "Everything before the tuning."
     keep = Keep(folder, progress, models.device)
-    faces = find_person(keep, clip, models, config)
-    models = as_large_as_the_face(models, config, faces)
+    faces, track = find_person(keep, clip, models, config)
+    models = as_large_as_the_face(models, config, track)
     perceptual, _ = choose_perceptual(models, config.perceptual)
-    quads = quads_of(models, config, faces)
-    crops = keep(crops_step(clip, models, config, faces, quads))
-    masks = keep(masks_step(models, config, faces, crops, quads, clip))
-    pivots = keep(pivots_step(models, config, crops, perceptual))
-    landmarks, edited, _ = load_track(faces)
+    quads = quads_of(models, config, track)
+    crops = keep(crops_step(clip, models, config, track, quads))
+    masks = keep(masks_step(models, config, track, crops, quads, clip))
+    pivots = keep(pivots_step(models, config.on(models.device), crops, perceptual))
     return ClipState(
         clip=clip,
         models=models,
         config=config,
         folder=folder,
         stages=dict(faces=faces, crops=crops, masks=masks, pivots=pivots),
-        edited=edited,
-        landmarks=landmarks,
+        edited=track.edited,
+        landmarks=track.landmarks[track.edited],
         quads=quads,
         crops=np.load(crops.path, mmap_mode="r"),
         heads=np.load(masks.path, mmap_mode="r"),
@@ -309,7 +306,8 @@ def tune_state(
     alone = replace(keep, progress=None)
     seen = [alone(thinned(state.stages[n], every)) or state.stages[n] for n in ("crops", "pivots")]
     masks = state.stages["masks"] if every == 1 else None
-    generator = keep(generator_step(models, config, *seen, perceptual, masks=masks))
+    here = config.on(models.device)
+    generator = keep(generator_step(models, here, *seen, perceptual, masks=masks))
     stages = {k: v for k, v in state.stages.items() if k != "generator"}
     if generator is not None:
         stages["generator"] = generator

@@ -6,14 +6,16 @@
 __all__ = ['MEASURES_VERSION', 'SAMPLE', 'CURVES', 'score_pictures', 'scores_step', 'score_clip', 'sampled', 'nearest_landmarks',
            'edit_change', 'step_of_difference', 'border_row', 'motion_row', 'strip_size', 'strip_frames', 'Measurer',
            'FileMeasurer', 'score_summary', 'frame_summary', 'landmark_summary', 'identity_summary', 'summary',
-           'curves', 'on_all_frames']
+           'curves', 'on_all_frames', 'numbers_of']
 
 # %% ../../nbs/run/40_measure.ipynb #c2d3001a
+from functools import cached_property
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ..align import crop_frame
-from ..core import save_arrays, to_image
+from ..core import load_arrays, save_arrays, to_image
 from ..engine.device import frames_at_once
 from ..detectors import as_it_lies
 from ..masks import resize_mask
@@ -40,16 +42,14 @@ from stitch_nb.metrics import (
 )
 from ..paste import frame_window, paste_mask
 from stitch_nb.run.stages import (
-    edited_latents,
+    draw,
     load_generator,
     load_latents,
     load_masks,
     load_pictures,
-    load_pivots,
-    load_track,
     load_weights,
 )
-from .store import WantedStage, as_json
+from .store import WantedStage
 
 # %% ../../nbs/run/40_measure.ipynb #4a29e724
 from ..show import resize_image
@@ -208,17 +208,20 @@ def strip_frames(T):
 class Measurer:
     "Measures the frames of one run as they pass."
 
-    def __init__(self, clip, models, config, edits, backend, done, truth=None):
-        self.models, self.config, self.backend, self.truth = models, config, backend, truth
-        self.landmarks, self.edited, _ = load_track(done["faces"])
-        self.crops = np.load(done["crops"].path, mmap_mode="r")
+    def __init__(self, person, backend, truth=None):  # a `Person` with the stages
+        self.person, self.backend, self.truth = person, backend, truth
+        self.models, self.config, track = person.models, person.config, person.track
+        self.landmarks, self.edited = track.landmarks[track.edited], track.edited
+        self.crops = np.load(person.stages["crops"].path, mmap_mode="r")
+        self.recon = load_pictures(person.stages.get("recon"))
         self.chosen = strip_frames(len(self.landmarks))
-        self.sample = sampled(len(self.landmarks), config.measure)
-        self.G, self.w = load_generator(done.get("generator"), models), None
-        if self.sample:
-            self.w = load_pivots(done["pivots"], models)
-            self.w_edit = edited_latents(clip, models, self.edited, done["pivots"], edits)
+        self.sample = sampled(len(self.landmarks), self.config.measure)
         self.rows, self.pictures, self.last, self.last_change = [], {}, None, (None, None)
+
+    @cached_property
+    def G(self):
+        "The tuned generator, loaded where the first frame is drawn."
+        return load_generator(self.person.stages.get("generator"), self.models)
 
     def wants_blend(self, k: int) -> bool:
         "Whether frame `k` is also wanted as pasted without stitching."
@@ -236,14 +239,20 @@ class Measurer:
                 self.last = p
             yield p.result
 
-    def _pictures(self, p):
-        size = strip_size(self.models.resolution)
-        return [crop_frame(x, p.quad, size) for x in (p.source, p.blended, p.result)]
+    def _pictures(self, p):  # a row of the strip
+        size, w = strip_size(self.models.resolution), self.person.pivots[p.k : p.k + 1]
+        source, blended, stitched = (
+            crop_frame(x, p.quad, size) for x in (p.source, p.blended, p.result)
+        )
+        (inversion,) = draw(self.models.generator, w)
+        (pti,) = draw(self.G, w) if self.recon is None else [np.array(self.recon[p.k])]
+        return [source, inversion, pti, blended, stitched]
 
     def _change(self, k, size):
         if self.last_change[0] == k:
             return self.last_change[1]
-        self.last_change = k, edit_change(self.G, self.w[k], self.w_edit[k], size)
+        latents = self.person.pivots[k], self.person.w_edit[k]
+        self.last_change = k, edit_change(self.G, *latents, size)
         return self.last_change[1]
 
     def _row(self, p, true):
@@ -281,21 +290,22 @@ class Measurer:
     def _truth(self, p, true):
         if true is None:
             return {}
-        found = dict(true_edit=true_edit_psnr([p.result], [p.source], [true], [p.where]))
+        found = {}
         if p.k in self.sample:
             found["truth_landmarks"] = nearest_landmarks(self.backend, true, self.landmarks[p.k])
+        found["true_edit"] = true_edit_psnr([p.result], [p.source], [true], [p.where])
         return found
 
 # %% ../../nbs/run/40_measure.ipynb #c2d30048
 class FileMeasurer:
     "Compares the delivered file with the source outside of the masks, on some frames."
 
-    def __init__(self, parts, config):  # parts: of each person the bundle, the stages, the quads
+    def __init__(self, people):  # of `Person`, with the stages
+        self.sample = sampled(len(people[0].track.edited), people[0].config.measure)
         self.people = []
-        for models, done, quads in parts:
-            heads = load_masks(done["masks"], models.resolution, config.masks)
-            self.people.append((heads, quads, load_track(done["faces"])[1]))
-        self.sample = sampled(len(self.people[0][2]), config.measure)
+        for p in people:
+            heads = load_masks(p.stages["masks"], p.models.resolution, p.config.masks)
+            self.people.append((heads, p.quads, p.track.edited))
         self.same = self.pixels = 0
         self.squares, self.frames = 0.0, 0
 
@@ -393,11 +403,11 @@ def identity_summary(rows) -> dict:
 def summary(
     measurer,  # a `Measurer` that has seen all frames
     scores,  # of `scores_step`; {}: none were taken
-    edits,
     file=None,  # of `FileMeasurer.found`
 ) -> dict:
     "The numbers of metrics.json."
     rows, landmarks, T = measurer.rows, measurer.landmarks, len(measurer.edited)
+    edits = measurer.person.edits
     found = dict(frames=T, edited_frames=len(landmarks), measure=measurer.config.measure)
     if scores:
         found |= score_summary(scores)
@@ -412,7 +422,7 @@ def summary(
         found["true_edit"] = {k: _mean(true, k) for k in names}
         truth = landmark_summary(rows, landmarks, edits, "truth_landmarks")
         found["attributes_of_truth"] = truth["attributes"]
-    return as_json(found)
+    return found
 
 # %% ../../nbs/run/40_measure.ipynb #c2d3004b
 CURVES = (
@@ -448,7 +458,7 @@ def curves(
     if rows and "true_edit" in rows[0]:
         for k in ("result", "source", "gain"):
             found[f"true_edit_{k}"] = np.array([row["true_edit"][k] for row in rows])
-    return as_json({k: on_all_frames(v, edited) for k, v in found.items()})
+    return {k: on_all_frames(v, edited) for k, v in found.items()}
 
 # %% ../../nbs/run/40_measure.ipynb #344f8046
 def on_all_frames(
@@ -459,3 +469,20 @@ def on_all_frames(
     whole = np.full(len(edited), np.nan)
     whole[edited] = np.asarray(values, np.float64)
     return whole
+
+# %% ../../nbs/run/40_measure.ipynb #4e5a0003
+def numbers_of(
+    measurers,  # one for each person, that have seen all frames
+    file,  # of `FileMeasurer.found`
+) -> tuple:  # frames.json and metrics.json
+    "Of one person the numbers themselves; of several `people`, number to numbers."
+    by_frame, found = {}, {}
+    for m in measurers:
+        p, kept = m.person, m.person.stages.get("scores")
+        scores = load_arrays(kept.path) if kept else {}
+        by_frame |= {name + p.mark: values for name, values in curves(m, scores).items()}
+        found[str(p.number)] = summary(m, scores, file)
+    if len(measurers) == 1:
+        return by_frame, *found.values()
+    T, measure = len(m.edited), m.config.measure
+    return by_frame, dict(frames=T, measure=measure, file=file, people=found)

@@ -10,6 +10,7 @@ __all__ = ['EVERYONE', 'PUBLISHED', 'person_of', 'edits_by_person', 'said_edits'
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from ..core import StitchError
 from ..edit import Edit, read_direction
@@ -106,6 +107,9 @@ class Person:
     mark: str = ""  # '@1' where several are edited: whose stage, curve or number it is
     stages: dict = field(default_factory=dict)  # name to `Stage`
     quads: np.ndarray | None = None  # (K,4,2) source pixels
+    pivots: torch.Tensor | None = None  # (K,L,D) float32
+    w_edit: torch.Tensor | None = None  # (K,L,D) float32, the pivots after the edits
+    perceptual: str = ""  # which perceptual distance PTI minimised
 
     def own(self, keep: Keep) -> Keep:
         "The same folder; progress says whose stage it is."
@@ -141,7 +145,7 @@ def choose_people(
         own, mark = replace(config, person=k), f"@{k}" if several else ""
         tell = (lambda line, k=k: say(f"person {k}: {line}")) if say and several else say
         faces = faces_of(stage, tracks[k])
-        sized = as_large_as_the_face(models, own, faces, tell)
+        sized = as_large_as_the_face(models, own, tracks[k], tell)
         people.append(Person(k, tracks[k], wanted[k], sized, own, mark, dict(faces=faces)))
     return people, backend
 

@@ -21,7 +21,7 @@ from ..engine.device import ranks
 from ..masks import stitch_masks
 from ..metrics import face_measures
 from ..paste import paste
-from .stages import draw, heads_in, is_encoded, is_parsed, load_track
+from .stages import draw, heads_in, is_encoded, is_parsed
 from .store import WantedStage
 from ..show import strip
 
@@ -38,15 +38,15 @@ def open_eyed_frame(landmarks) -> int:  # of the K
 
 def preview_step(clip, person) -> WantedStage:
     "One source frame beside its edit by the untuned generator, .png."
-    models, config = person.models, person.config
-    landmarks, edited, _ = load_track(person.stages["faces"])
+    models, config, track = person.models, person.config, person.track
+    landmarks = track.landmarks[track.edited]
     k = open_eyed_frame(landmarks)
     who = f"person {person.number}, " if person.mark else ""
     title = f"{who}first look, before tuning"
     quick = replace(config.shared, **QUICK_OFFSET) if config.pivots == "shared" else None
     moves = {e.name: models.directions[e.name] for e in person.edits}
     how = config.masks, config.feather, config.resample
-    at = int(np.flatnonzero(edited)[k]), landmarks[k : k + 1], person.quads[k : k + 1]
+    at = int(track.edited_frames[k]), landmarks[k : k + 1], person.quads[k : k + 1]
     parser = models.parser if is_parsed(models, config) else None
     nets = models.generator, models.encoder, parser
     inputs = clip, at, *nets, person.edits, moves, quick, how, title

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 import stitch_nb
+from ..core import hash_of
 from ..engine.device import float32_policy, ranks
-from ..faces import frame_ranges, place_of, say_ranges
-from ..perceptual import choose_perceptual
-from .stages import tuning_of
+from .measure import MEASURES_VERSION
 from stitch_nb.run.store import (
     OUTPUTS,
     as_json,
@@ -25,15 +24,19 @@ from stitch_nb.run.store import (
     digest_of,
     hidden_folder,
     make_way,
+    network_key,
     place,
     remove,
     write_sealed,
 )
 
 # %% ../../nbs/run/46_record.ipynb #7b30de23
-def run_record(clip, people, config, key, objectives=None) -> dict:
+def run_record(clip, people, config, truth=None, objectives=None) -> dict:
     "The contents of run.json, except what is known only after the outputs are made."
     models, faces = people[0].models, people[0].stages["faces"]
+    depends_on = [s.key for p in people for s in p.stages.values()]
+    depends_on += config, clip_key(truth) if truth else "", [p.number for p in people]
+    depends_on += MEASURES_VERSION, *(network_key(p.models.identity) for p in people)
     versions = dict(
         stitch_nb=stitch_nb.__version__,
         python=platform.python_version(),
@@ -50,26 +53,26 @@ def run_record(clip, people, config, key, objectives=None) -> dict:
         frames=len(clip),
         audio=clip.has_audio,
     )
-    dtype = {k: tuning_of(config, k, models.device).dtype for k in ("pti", "stitch")}
+    here = config.on(models.device)
     machine = dict(
         system=platform.platform(),
         device=models.device,
         threads=torch.get_num_threads(),
         processes=ranks().world,
         float32=float32_policy(),
-        dtype=dtype,
+        dtype=dict(pti=here.pti.dtype, stitch=here.stitch.dtype),
     )
     seeded = {k: getattr(config, k) for k in ("pti", "pivot", "stitch")}
     signer = config.credentials and config.credentials.certificate.name
     return dict(
-        key=key,
+        key=hash_of(*depends_on),
         edits=[f"{e}{p.mark}" for p in people for e in p.edits],
         people={str(p.number): person_record(p, clip.start) for p in people},
         source=source,
         bundle=dict(name=models.name, hash=models.hash, resolution=models.resolution),
         directions_of_others=models.meta.get("directions_of_others", {}),
         landmarks=faces.note["landmarks"],
-        perceptual=choose_perceptual(models, config.perceptual)[1],
+        perceptual=people[0].perceptual,
         settings=asdict(people[0].config if len(people) == 1 else config)
         | dict(credentials=signer),
         versions=versions,
@@ -87,8 +90,8 @@ def run_record(clip, people, config, key, objectives=None) -> dict:
 def person_record(person, start) -> dict:
     "Who this is, for run.json."
     return dict(
-        place=place_of(person.track.x),
-        frames=say_ranges(frame_ranges(person.track.edited, start)),
+        place=person.track.place,
+        frames=person.track.when(start),
         edits=[str(e) for e in person.edits],
         resolution=person.models.resolution,
     )
@@ -97,10 +100,11 @@ def person_record(person, start) -> dict:
 def close_record(
     record: dict,  # of `run_record`, the stage 'result' added
     made: tuple,  # of `write_outputs`
-    said: list,  # of `stand_ins`
+    people,
 ) -> dict:
     "The record of a run whose outputs are made."
     folder, notes = made
+    said = [line for p in people for line in stand_ins(p)]
     spends = {s.get("key"): s for s in record["stages"].values()}.values()  # faces: once
     peaks = {k: [s[k] for s in spends if k in s] for k in ("peak_mib", "peak_gpu_mib")}
     return record | dict(
@@ -135,10 +139,10 @@ def stand_ins(person) -> list:  # of lines
     return [f"person {person.number}: {line}" for line in said] if person.mark else said
 
 # %% ../../nbs/run/46_record.ipynb #0a030264
-def put_in_place(out: Path, key: str, record: dict) -> dict:  # run.json
+def put_in_place(out: Path, record: dict) -> dict:  # run.json
     "Move an earlier run's outputs aside and this run's into place; write the record last."
     record = as_json(record)
-    make_way(out, key)
+    make_way(out, record["key"])
     place(hidden_folder(out) / "new", out)
     write_sealed(out / "run.json", record)
     remove(hidden_folder(out) / "new")

@@ -34,14 +34,14 @@ def size_for(
 def as_large_as_the_face(
     models: Bundle,
     config: RunConfig,
-    faces,  # the stage, of `faces_of`
+    track,  # `FaceTrack` of the person
     say=None,  # called with one line: which size, and why
 ) -> Bundle:
     "The bundle at the size that the face has in this clip, if it draws several."
     sizes = models.meta.get("sizes")
     if not sizes:
         return models
-    side = crop_side(quads_of(models, config, faces))
+    side = crop_side(quads_of(models, config, track))
     R = size_for(side, sizes)
     if say:
         others = " or ".join(f"{models.name}-{r}" for r in sizes if r != R)
