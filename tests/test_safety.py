@@ -57,7 +57,7 @@ ALLOWED = {  # the call as it is written -> files; every other call that loads i
     "torch.load": {"perceptual.py"},  # weights_only=True, checked below
     "torch.hub.load_state_dict_from_url": {"perceptual.py"},
     "import_module": {  # names of a table in the same file
-        *("models.py", "judges.py", "identity.py", "start.py")
+        *("models.py", "judges.py", "start.py")
     },
     "task.network.load": {"frames.py"},  # a lane takes a frame into its tensors
     ".load": {"pickles.py"},  # of `CheckpointReader`, whose names come from a table: checked below
