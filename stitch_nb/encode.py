@@ -240,30 +240,6 @@ class Encoder(nn.Module):
         "Invert crops into W+."
         return self.offsets(crops) + self.w_avg
 
-    def load_e4e(
-        self,
-        state: dict,  # tensors of an e4e checkpoint, keys with `encoder.` in front
-        latent_avg: torch.Tensor | None,  # (L,D) or (D,), the checkpoint's own
-    ) -> 'Encoder':  # self
-        "Take over the weights of an official e4e checkpoint."
-        if latent_avg is None:
-            raise StitchError(
-                'this e4e checkpoint has no latent_avg: its codes are relative to it; '
-                'pass the average w of its generator'
-            )
-        own = {
-            k.removeprefix('encoder.'): v for k, v in state.items() if k.startswith('encoder.')
-        } or dict(state)
-        own['w_avg'] = latent_avg.to(self.w_avg.dtype).expand_as(self.w_avg)
-        missing = sorted(set(self.state_dict()) ^ set(own))
-        if missing:
-            raise StitchError(
-                f'{len(missing)} keys differ from e4e with {self.num_ws} style layers, '
-                f'the first is {missing[0]}: this is another architecture'
-            )
-        self.load_state_dict(own)
-        return self
-
 # %% ../nbs/30_encode.ipynb #972a67c4
 def _batch(crops, start, stop, device):  # -> (n,3,H,H) float tensor in [-1,1] on `device`
     x = crops[start:stop]
@@ -301,15 +277,9 @@ class PivotConfig:
 
     steps: int = 200  # updates a frame; the authors of PTI use 450
     lr: float = 0.05  # Adam's step in W+, in units of w
-    dtype: str = 'float32'  # or 'bfloat16'
 
     def __post_init__(self):
-        check_fields(
-            self,
-            whole=(('steps', 1),),
-            positive=('lr',),
-            choices=(('dtype', ('float32', 'bfloat16')),),
-        )
+        check_fields(self, whole=(('steps', 1),), positive=('lr',))
 
     def lr_at(self, step: int) -> float:  # step size of update `step`
         "As in PTI's code: rising over a twentieth of the updates, falling over the last quarter."
@@ -346,8 +316,7 @@ def optimise_pivots(
         for step in range(config.steps):
             adam.param_groups[0]['lr'] = config.lr_at(step)
             with torch.enable_grad():
-                with autocast(device, getattr(torch, config.dtype)):
-                    image = G.synthesis(w, noise='const')
+                image = G.synthesis(w, noise='const')
                 loss = (image - target).square().mean((1, 2, 3))  # (N,)
                 if perceptual is not None:
                     loss = loss + perceptual.distance(perceptual.features(image), goal)
@@ -394,20 +363,14 @@ class SharedConfig:
     "How the offset that a clip's pivots share is found."
 
     steps: int = 120  # updates
-    lr: float = 0.02  # Adam's step, in units of w
     dtype: str = 'auto'  # 'float32', 'bfloat16'; 'auto': as the hardware has it
 
     def __post_init__(self):
-        check_fields(
-            self,
-            whole=(('steps', 1),),
-            positive=('lr',),
-            choices=(('dtype', DTYPES),),
-        )
+        check_fields(self, whole=(('steps', 1),), choices=(('dtype', DTYPES),))
 
-    def lr_at(self, step: int) -> float:  # step size of update `step`
+    def lr_at(self, step: int) -> float:  # Adam's step of update `step`, in units of w
         "It falls over the last two fifths of the updates."
-        return self.lr * min(1.0, (1 - (step + 0.5) / self.steps) / 0.4)
+        return 0.02 * min(1.0, (1 - (step + 0.5) / self.steps) / 0.4)
 
 # %% ../nbs/30_encode.ipynb #905376c9
 LAMBDA_OFFSET = 0.02  # weight of the offset's mean square: how far from faces it may go
@@ -427,7 +390,7 @@ def share_pivots(
     device, T, history = G.w_avg.device, len(crops), []
     pivots = pivots.detach().to(device, torch.float32)
     offset = torch.zeros_like(pivots[0]).requires_grad_()
-    adam, rng = torch.optim.Adam([offset], lr=config.lr), seeded(0)
+    adam, rng = torch.optim.Adam([offset]), seeded(0)
     dtype = getattr(torch, tuning_dtype(config.dtype, device).replace('tf32', 'float32'))
     for step in range(config.steps):
         chosen = torch.randperm(T, generator=rng)[:OFFSET_BATCH].sort().values.tolist()

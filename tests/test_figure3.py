@@ -353,7 +353,7 @@ def test_classes(app):
 
 CHANGES = dict(
     variant=dict(variant="code"),
-    edge=dict(edge=False),
+    rim=dict(variant="paper"),
     feather=dict(feather=0),
     resample=dict(resample="bicubic"),
 )

@@ -157,56 +157,6 @@ def test_measures_survive_place_size_and_roll_and_see_the_mouth():
         face_measures(points[0])
 
 
-def test_identity_back_ends(monkeypatch, source):
-    "Absent ones say how to get them; present ones give unit vectors."
-    import sys
-    import types
-    import torch
-    from stitch_nb.nets import identity
-
-    crops = source[:, :64, :64]
-    for name, package in (
-        ("facenet", "facenet_pytorch"),
-        ("insightface", "insightface"),
-        ("dlib", "dlib"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(identity, "find_spec", lambda n: None)
-            with pytest.raises(StitchError, match=f"{package} is not installed: pip install"):
-                identity.identity_backend(name)
-    with pytest.raises(StitchError, match="choose one of"):
-        identity.identity_backend("oracle")
-    seen = []
-
-    class Net(torch.nn.Module):
-        def __init__(self, pretrained):
-            super().__init__()
-
-        def forward(self, x):
-            seen.append(tuple(x.shape))
-            return x.mean((2, 3)) + 2
-
-    monkeypatch.setitem(
-        sys.modules, "facenet_pytorch", types.SimpleNamespace(InceptionResnetV1=Net, __spec__=None)
-    )
-    monkeypatch.setattr(identity, "find_spec", lambda n: n)
-    vectors = identity.identity_backend("facenet")(crops)
-    assert (
-        seen == [(4, 3, 160, 160)]
-        and vectors.shape == (4, 3)
-        and np.allclose(np.linalg.norm(vectors, axis=1), 1)
-    )
-
-
-def test_dlib_identity(source):
-    pytest.importorskip("dlib")
-    from stitch_nb.nets.identity import identity_backend
-
-    crops = np.stack(list(read_clip(sample("talk"), frames=slice(8, 10)).frames()))[:, :, 24:216]
-    v = identity_backend("dlib")(crops)
-    assert v.shape == (2, 128) and np.allclose(np.linalg.norm(v, axis=1), 1) and v[0] @ v[1] > 0.8
-
-
 def test_source_and_result_are_of_the_same_frames():
     "Where no face was found in the result, the source's does not count either."
     points = np.random.default_rng(0).uniform(10, 90, (6, 68, 2))

@@ -17,6 +17,7 @@ from pickled import (
     ada_module,  # noqa: F401
     fake_modules,
     filled,  # noqa: F401
+    to_source_keys,
     write_ada,
     write_e4e,
     write_pickle,
@@ -29,7 +30,7 @@ from test_project import NOTEBOOKS, ROOT, SOURCES, cells_of, tree_of
 from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder
-from stitch_nb.weights.formats import convert_file, read_network, to_source_keys
+from stitch_nb.weights.formats import convert_file, read_network
 from stitch_nb.generator import Generator
 from stitch_nb.weights.pickles import MAGIC, read_pickle
 
@@ -56,7 +57,7 @@ ALLOWED = {  # the call as it is written -> files; every other call that loads i
     "torch.load": {"perceptual.py"},  # weights_only=True, checked below
     "torch.hub.load_state_dict_from_url": {"perceptual.py"},
     "import_module": {  # names of a table in the same file
-        *("models.py", "judges.py", "identity.py", "start.py")
+        *("models.py", "judges.py", "start.py")
     },
     "task.network.load": {"frames.py"},  # a lane takes a frame into its tensors
     ".load": {"pickles.py"},  # of `CheckpointReader`, whose names come from a table: checked below

@@ -430,7 +430,7 @@ def test_auto_is_what_it_comes_to(monkeypatch, everybody, stage, pivots):
     assert keys["float32"] != keys["bfloat16"]
 
 
-MASKS = dict(dilation=3, variant="code", edge=False)
+MASKS = dict(dilation=3), dict(variant="code"), dict(variant="paper")
 
 
 def test_what_stitching_depends_on(everybody):
@@ -439,7 +439,7 @@ def test_what_stitching_depends_on(everybody):
     other = {**models.directions, "smile": models.directions["smile"] + 1e-4}
     keys = [
         key(models, clip),
-        *(key(models, clip, RunConfig(**{k: v})) for k, v in MASKS.items()),
+        *(key(models, clip, RunConfig(**other)) for other in MASKS),
         key(models, clip, edits=("smile=3",)),
         key(models, clip, edits=("smile=2", "age=1")),
         key(replace(models, directions=other), clip),

@@ -4,12 +4,10 @@
 
 # %% auto #0
 __all__ = ['OKABE_ITO', 'TEMPLATES', 'IMG', 'TABLE', 'Sheet', 'smooth_resize', 'paint', 'paint_pdf', 'write_sheet',
-           'lay_out_grid', 'draw_grid', 'save_grid', 'jpeg', 'data_url', 'waiting', 'column_frames', 'Td', 'render',
-           'table_of', 'img_tag']
+           'lay_out_grid', 'draw_grid', 'data_url', 'waiting', 'column_frames', 'Td', 'render', 'table_of', 'img_tag']
 
 # %% ../../nbs/figures/10_sheet.ipynb #60bb0168
 import base64
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import StitchError, atomic_path
-from ..show import as_image
+from ..show import as_image, jpeg
 
 # %% ../../nbs/figures/10_sheet.ipynb #c1dfd96e
 OKABE_ITO = dict(
@@ -235,28 +233,7 @@ def draw_grid(columns, row_titles=(), boxes=None, notes=None, cell=None) -> np.n
     "`lay_out_grid`, as pixels."
     return paint(lay_out_grid(columns, row_titles, boxes, notes, cell))
 
-
-def save_grid(
-    path: str | Path,  # .png, .jpg, .pdf or .svg
-    *args,  # of `lay_out_grid`
-    **kwargs,
-) -> Path:
-    "The grid in a file: pixels, or vectors where the format has them."
-    path, sheet = Path(path), lay_out_grid(*args, **kwargs)
-    if path.suffix in (".pdf", ".svg"):
-        return paint_pdf(sheet, path)
-    with atomic_path(path) as part:
-        Image.fromarray(paint(sheet)).save(part)
-    return path
-
 # %% ../../nbs/figures/10_sheet.ipynb #c6c8d70d
-def jpeg(picture, quality=88) -> bytes:
-    "A picture as a JPEG file in memory."
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=quality, subsampling=0)
-    return out.getvalue()
-
-
 def data_url(
     picture,  # (H,W,3) uint8, or a PNG as bytes
     quality: int = 88,  # of the JPEG

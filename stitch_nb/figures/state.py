@@ -482,7 +482,7 @@ class HalfSize(nn.Module):
 def mask_settings(state, settings) -> tuple:
     "What masks and border are made with, beside the head."
     c = state.config
-    return settings.dilation, c.variant, c.edge
+    return settings.dilation, c.variant
 
 
 def crop_key(state, settings, column, t, quality="full") -> tuple:

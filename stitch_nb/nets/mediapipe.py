@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPERATORS', 'ACTIVATIONS', 'CUSTOM', 'DTYPES', 'POINTWISE', 'DETECTOR_SIDE', 'MESH_SIDE', 'MESH_EYES', 'MESH_TO_68',
            'SELFIE_SIDE', 'NOT_HEAD', 'MIDDLE', 'PALM_SIDE', 'HAND_SIDE', 'FOLDER', 'FILES', 'Table', 'Step', 'Graph',
-           'read_step', 'read_graph', 'same_padding', 'torch_weights', 'GraphNet', 'padded', 'grid_anchors',
+           'read_step', 'read_graph', 'same_padding', 'torch_weights', 'GraphNet', 'FileNet', 'padded', 'grid_anchors',
            'face_anchors', 'decode_boxes', 'overlap', 'blend_boxes', 'BlazeFace', 'face_square', 'FaceMesh',
            'points_68', 'SelfieNet', 'resized', 'one_head', 'HeadParser', 'PalmNet', 'HandNet', 'load_networks']
 
@@ -308,6 +308,17 @@ class GraphNet(nn.Module):
             return F.interpolate(x, sizes.tolist(), mode='bilinear', align_corners=False)
         return POINTWISE[step.kind](x)
 
+
+class FileNet(nn.Module):
+    "A network of MediaPipe: `net` is its file, a subclass says what goes in and comes out."
+
+    def __init__(
+        self,
+        graph: Graph,  # of the file that `FILES` names
+    ):
+        super().__init__()
+        self.net = GraphNet(graph)
+
 # %% ../../nbs/nets/50_mediapipe.ipynb #5f2728d1
 POINTWISE = {'relu': F.relu, 'sigmoid': torch.sigmoid, 'hard_swish': F.hardswish}
 
@@ -390,17 +401,10 @@ def blend_boxes(
     return faces
 
 # %% ../../nbs/nets/50_mediapipe.ipynb #4b7e1d6a
-class BlazeFace(nn.Module):
+class BlazeFace(FileNet):
     "MediaPipe's face detector for faces near the camera."
 
     name, side = 'mediapipe', DETECTOR_SIDE
-
-    def __init__(
-        self,
-        graph: Graph,  # of face_detection_short_range.tflite
-    ):
-        super().__init__()
-        self.net = GraphNet(graph)
 
     def forward(
         self,
@@ -433,17 +437,10 @@ def face_square(
     )
 
 # %% ../../nbs/nets/50_mediapipe.ipynb #11b58b68
-class FaceMesh(nn.Module):
+class FaceMesh(FileNet):
     "MediaPipe's 468 points."
 
     name, side, eyes = 'mediapipe', MESH_SIDE, MESH_EYES
-
-    def __init__(
-        self,
-        graph: Graph,  # of face_landmark.tflite
-    ):
-        super().__init__()
-        self.net = GraphNet(graph)
 
     def forward(
         self,
@@ -493,15 +490,8 @@ def points_68(
 SELFIE_SIDE = 256  # pixels
 
 
-class SelfieNet(nn.Module):
+class SelfieNet(FileNet):
     "MediaPipe's person or background."
-
-    def __init__(
-        self,
-        graph: Graph,  # of selfie_segmentation.tflite
-    ):
-        super().__init__()
-        self.net = GraphNet(graph)
 
     def forward(
         self,
@@ -569,17 +559,10 @@ PALM_SIDE = 192  # pixels
 HAND_SIDE = 224
 
 
-class PalmNet(nn.Module):
+class PalmNet(FileNet):
     "MediaPipe's detector of palms."
 
     side = PALM_SIDE
-
-    def __init__(
-        self,
-        graph: Graph,  # of palm_detection_full.tflite
-    ):
-        super().__init__()
-        self.net = GraphNet(graph)
 
     def forward(
         self,
@@ -593,17 +576,10 @@ class PalmNet(nn.Module):
         return [blend_boxes(*found, s, least) for found, s in zip(boxes, scores)]
 
 
-class HandNet(nn.Module):
+class HandNet(FileNet):
     "MediaPipe's 21 points of a hand."
 
     side = HAND_SIDE
-
-    def __init__(
-        self,
-        graph: Graph,  # of hand_landmark_full.tflite
-    ):
-        super().__init__()
-        self.net = GraphNet(graph)
 
     def forward(
         self,

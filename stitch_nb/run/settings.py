@@ -33,7 +33,7 @@ CHOICES = dict(  # field of `RunConfig` to what it may be
     pivots=("auto", "encoder", "shared", "optimise"),
     perceptual=("auto", "lpips", "bundle"),
     mask=("auto", "parser", "both", "hull"),
-    variant=("paper", "code"),
+    variant=("rim", "paper", "code"),
     resample=("bilinear", "bicubic"),
     measure=("none", "fast", "full"),
     engine=("fast", "plain"),
@@ -61,9 +61,8 @@ class RunConfig:
     stitching: bool = True  # False pastes the edit by its mask alone (an arm of Figure 9)
     mask: str = "auto"  # 'parser' (labels of the crop), 'both' (and of the edit), 'hull'; 'auto'
     hands: bool = True  # hands before the face stay the source's, where the bundle finds them
-    variant: str = "paper"  # masks of the 'paper' or of its 'code'
+    variant: str = "rim"  # masks: the 'paper', with the 'rim' of the crop as border, or its 'code'
     dilation: int | None = None  # pixels of the crop at R; None: 50 at 1024, in proportion
-    edge: bool = True  # the rim of the crop is border where the mask reaches it (paper: no)
     feather: int = 1  # pixels of the crop at R over which the paste fades; 0: a hard edge (paper)
     resample: str = "bilinear"  # frame to crop and back; 'bicubic' is sharper (paper: bilinear)
     keep_detail: bool = False  # the source's fine detail returns where no edit is (paper: no)
@@ -80,8 +79,8 @@ class RunConfig:
     @property
     def masks(self) -> dict:
         "As `stitch_masks` takes it."
-        names = "dilation", "variant", "edge"
-        return {name: getattr(self, name) for name in names}
+        kind = "code" if self.variant == "code" else "paper"
+        return dict(dilation=self.dilation, variant=kind, edge=self.variant != "paper")
 
     @property
     def keeps_recon(self) -> bool:
