@@ -235,7 +235,7 @@ def checked_tensors(
         )
     return widened(load_tensors(path))
 
-
+# %% ../nbs/88_models.ipynb #e1fe5b58
 SCALE = ".scale"  # behind the name of a tensor of whole numbers: what one of them is worth
 
 
@@ -265,7 +265,7 @@ def widened(tensors: dict) -> dict:  # name to tensor, none of them int8 with a 
         out[name.removesuffix(SCALE)] = rows.view(tensor.shape)
     return out
 
-
+# %% ../nbs/88_models.ipynb #522eadf4
 LARGEST = dict(resolution=4096)  # of a number among a network's arguments; of others 65536
 
 
@@ -303,7 +303,7 @@ def build_network(
         ) from None
     return net.eval().requires_grad_(False)
 
-
+# %% ../nbs/88_models.ipynb #dbb8056b
 def fitted_directions(
     directions: dict, generator: nn.Module, device
 ) -> dict:  # name to (L,D) or (2,L,D) float32

@@ -181,7 +181,7 @@ def why_ended(
         error = error.__cause__ or error.__context__
     return 1, ''
 
-
+# %% ../nbs/02_script.ipynb #b57e28aa
 def open_closed():
     "A closed stdin, stdout or stderr leads nowhere, so that no file is opened in its place."
     for number, (name, how) in enumerate(dict(stdin='r', stdout='w', stderr='w').items()):
@@ -247,7 +247,7 @@ def ended_well(
         print(f'{name}: {said}', file=sys.stderr)
     raise SystemExit(status)
 
-
+# %% ../nbs/02_script.ipynb #9b389c38
 def _begins_program(frame) -> bool:
     "Whether this frame is the top of the file that Python was started with."
     if frame is None or frame.f_locals is not frame.f_globals:

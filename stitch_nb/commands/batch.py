@@ -278,7 +278,7 @@ def batch_devices(
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return [f'cuda:{i}' for i in range(cards)] or [str(pick_device('auto'))]
 
-
+# %% ../../nbs/commands/40_batch.ipynb #2a5e2f1a
 def run_batch(
     jobs: list,  # of Job
     devices: list,  # of names; as many clips at once

@@ -74,7 +74,7 @@ def box_about(
     x, y, half = x - 0.007 * size + 0.5, y - 0.081 * size + 0.5, 0.517 * size
     return np.array([x - half, y - half, x + half, y + half])
 
-
+# %% ../../nbs/commands/80_compare.ipynb #c831b4ca
 NEARBY = ((0, 0, 1), (3, 0, 1), (-3, 0, 1), (0, 3, 1), (0, -3, 1), (0, 0, 1.05), (0, 0, 0.95))
 
 
@@ -170,7 +170,7 @@ def people_bundle():
     "The bundle that comes with the package."
     return load_folder(installed_bundles()["people"], torch.device("cpu"))
 
-
+# %% ../../nbs/commands/80_compare.ipynb #722e1a0f
 def dlib_person(
     frame: np.ndarray,  # (H,W,3) uint8
     landmarks: np.ndarray,  # (68,2) pixels
@@ -281,7 +281,7 @@ def chosen_frames(
             yield frame
             want = next(at, None)
 
-
+# %% ../../nbs/commands/80_compare.ipynb #2240bdb9
 class Comparison:
     "One source and its films: opened, checked, watched, told."
 

@@ -389,7 +389,7 @@ def _reach(tree, keys):
         tree = tree.get(k) if isinstance(tree, dict) else None
     return tree
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #f8f65ebc
 def say_time(seconds: float) -> str:  # '40 s', '12 min', '3.5 h', '2.1 days'
     "A duration for people."
     for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
@@ -397,7 +397,7 @@ def say_time(seconds: float) -> str:  # '40 s', '12 min', '3.5 h', '2.1 days'
             return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
     return f"{seconds / 86400:.1f} days"
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #8538b047
 def _torch_line(a):
     card = f" ({a['name']}, {say_bytes(a['free'])} free)" if "name" in a else ""
     return f"{a['version']} on {a['device']}{card}, {a['threads']} threads, tunes in {a['tuning']}"
@@ -476,7 +476,7 @@ def trial_settings(
         stitch=few(config.stitch, "steps", "common"),
     )
 
-
+# %% ../../nbs/commands/50_doctor.ipynb #59c838e4
 def try_run(
     clip,  # a few frames
     models,  # `Bundle`

@@ -301,7 +301,7 @@ def read_shown(
 
         return read_clip(path, progress=tick, **how)
 
-
+# %% ../../nbs/commands/10_edit.ipynb #8757ce66
 @call_parse
 def stitch_edit(
     video: str,  # the clip: mp4, mov, mkv, webm, or a folder of frames

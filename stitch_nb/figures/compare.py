@@ -354,7 +354,7 @@ class Gathered:
             landmarks=points, vectors=vectors, years=years, colour=np.array(self.colour), **named
         )
 
-
+# %% ../../nbs/figures/70_compare.ipynb #9369b582
 def mean_of(values) -> float | None:  # None: there is none
     "Mean of what is known."
     v = np.asarray(values, np.float64)
@@ -372,7 +372,7 @@ def quotient(a, b) -> float | None:
         return None
     return float(a / b)
 
-
+# %% ../../nbs/figures/70_compare.ipynb #cb2fc195
 def source_numbers(
     seen: Gathered,
 ) -> dict:  # JSON types
@@ -393,7 +393,7 @@ def source_numbers(
         curves={k: [known_number(v) for v in shape[k]] for k in ("mouth_open", "eyes_open")},
     )
 
-
+# %% ../../nbs/figures/70_compare.ipynb #38cd6430
 def film_numbers(
     source: Gathered,
     film: Gathered,
@@ -483,7 +483,7 @@ def face_square_of(
         frame, turn, (side, side), flags=cv2.INTER_AREA if k < 1 else cv2.INTER_LINEAR
     )
 
-
+# %% ../../nbs/figures/70_compare.ipynb #5f7518c2
 class Watch:
     "A source and its films, frame by frame."
 
@@ -658,7 +658,7 @@ ROWS_OF_FILMS = dict(
 )
 MEANT = dict(age="years", smile="mouth_width", mouth_open="mouth_open", eyes_open="eyes_open")
 
-
+# %% ../../nbs/figures/70_compare.ipynb #98feb3ce
 def read_meant(
     edit: str,  # 'age=3', 'smile', '' for none
 ) -> dict:  # measure to +1 or -1
@@ -702,7 +702,7 @@ def best_of(
     rounded = {k: score(float(row.form.format(v))) for k, v in found.items()}
     return {k for k, v in rounded.items() if v == min(rounded.values())}
 
-
+# %% ../../nbs/figures/70_compare.ipynb #5fe8fb3a
 def said_of(
     key: str,  # of a row
     film: dict,  # numbers
@@ -787,7 +787,7 @@ def slice_picture(
     picture = cv2.resize(picture, (SLICE, length), interpolation=cv2.INTER_NEAREST)
     return np.ascontiguousarray(picture.swapaxes(0, 1)) if upright else picture
 
-
+# %% ../../nbs/figures/70_compare.ipynb #d9959726
 def compared_html(
     record: dict,  # of `compare.json`
     strip: np.ndarray,  # (H,W,3) uint8: moments as columns, films as rows

@@ -153,7 +153,7 @@ def metrics_html(run: Finished) -> str:
     said = explain_true_edit({run.name: run.metrics})
     return render(EXPLAINED, table=rows_html(rows, head, caption), said=said)
 
-
+# %% ../../nbs/figures/60_report.ipynb #bd191805
 ATTRIBUTES = """<h3>What the edit moved</h3>{{ table }}
 {% if missed %}<p>No face was found in {{ missed }} frames of the result; they are left out.</p>
 {% endif %}"""
@@ -182,7 +182,7 @@ def attributes_html(run: Finished) -> str:
     )
     return render(ATTRIBUTES, table=rows_html(rows, head, caption), missed=found.get("missed"))
 
-
+# %% ../../nbs/figures/60_report.ipynb #3fec8fdf
 def compared_frames(run: Finished, frames) -> dict:
     "Frame number to source and result side by side, from compare.mp4; nothing if it is not there."
     path = run.out / "compare.mp4"
@@ -357,7 +357,7 @@ def unique_names(runs) -> dict:
         found[name] = run
     return found
 
-
+# %% ../../nbs/figures/60_report.ipynb #6fbb2cd3
 SEVERAL = """<h2>The runs side by side</h2>
 <div class="strip">{% for picture, caption in figures %}
 <figure>{{ picture }}<figcaption>{{ caption }}</figcaption></figure>
@@ -436,7 +436,7 @@ def by_person(run: Finished) -> list:  # of `Finished`; the run itself where it 
         found.append(Finished(name, run.out, metrics, record, own(run.frames)))
     return found or [run]
 
-
+# %% ../../nbs/figures/60_report.ipynb #f9a81a80
 def report_html(
     runs: list,  # of `Finished`
     title: str = "",  # of the page; '' makes one
