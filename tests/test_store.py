@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import stitch_nb.pipeline as pipeline
 import stitch_nb.run.measure as measure
@@ -31,7 +32,10 @@ from stitch_nb.encode import SharedConfig
 from stitch_nb.faces import FaceTrack
 from stitch_nb.models import load_models
 from stitch_nb.pti import PTIConfig
+from stitch_nb.run.people import choose_people, edits_by_person
+from stitch_nb.run.preview import write_preview
 from stitch_nb.run.settings import RunConfig, as_edits
+from stitch_nb.run.stages import quads_of
 from stitch_nb.run.store import (
     OUTPUTS,
     Keep,
@@ -366,6 +370,21 @@ def key_of(stage, models, clip, config=None, edits=("smile=2",), **parts):
         start=lambda: stages.start_step(*seen),
     )[stage]()
     return step.key
+
+
+@pytest.mark.parametrize("pivots", ["encoder", "shared"])
+def test_first_look(everybody, pivots, tmp_path):
+    "The source beside its edit, by few and large steps of the offset where pivots share one."
+    (models, clip), config, seen = everybody, RunConfig(pivots=pivots), []
+    keep, edits = Keep(tmp_path / "stages"), edits_by_person("smile=2", models, config.person)
+    (person,), _ = choose_people(keep, clip, models, config, edits)
+    person = replace(person, quads=quads_of(models, config, person.track))
+    write_preview(tmp_path, seen.append, clip, keep, person)
+    assert seen == [tmp_path / "preview.png"]
+    picture = np.asarray(Image.open(seen[0]).convert("RGB")).astype(float)
+    height, width = clip[0].shape[:2]
+    source, edited = picture[-height:, :width], picture[-height:, -width:]
+    assert 2 < np.abs(source - edited).mean() < 40
 
 
 NETWORKS = [
