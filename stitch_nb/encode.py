@@ -363,14 +363,15 @@ class SharedConfig:
     "How the offset that a clip's pivots share is found."
 
     steps: int = 120  # updates
+    lr: float = 0.02  # Adam's step, in units of w
     dtype: str = 'auto'  # 'float32', 'bfloat16'; 'auto': as the hardware has it
 
     def __post_init__(self):
-        check_fields(self, whole=(('steps', 1),), choices=(('dtype', DTYPES),))
+        check_fields(self, whole=(('steps', 1),), positive=('lr',), choices=(('dtype', DTYPES),))
 
-    def lr_at(self, step: int) -> float:  # Adam's step of update `step`, in units of w
+    def lr_at(self, step: int) -> float:  # step size of update `step`
         "It falls over the last two fifths of the updates."
-        return 0.02 * min(1.0, (1 - (step + 0.5) / self.steps) / 0.4)
+        return self.lr * min(1.0, (1 - (step + 0.5) / self.steps) / 0.4)
 
 # %% ../nbs/30_encode.ipynb #905376c9
 LAMBDA_OFFSET = 0.02  # weight of the offset's mean square: how far from faces it may go
@@ -390,7 +391,7 @@ def share_pivots(
     device, T, history = G.w_avg.device, len(crops), []
     pivots = pivots.detach().to(device, torch.float32)
     offset = torch.zeros_like(pivots[0]).requires_grad_()
-    adam, rng = torch.optim.Adam([offset]), seeded(0)
+    adam, rng = torch.optim.Adam([offset], lr=config.lr), seeded(0)
     dtype = getattr(torch, tuning_dtype(config.dtype, device).replace('tf32', 'float32'))
     for step in range(config.steps):
         chosen = torch.randperm(T, generator=rng)[:OFFSET_BATCH].sort().values.tolist()
