@@ -23,31 +23,40 @@ from .engine.tuner import as_numbers, history_of, weighted
 class StitchConfig:
     "How one frame's generator is tuned. `StitchConfig.reference()` is the authors' code."
 
-    steps: int = 60  # updates per frame; authors: 100
+    steps: int = 60  # updates per frame at most; authors: 100
     lr: float = 1.2e-3  # Adam; authors: 3e-4 at 1024 px
     ramp: bool = True  # let the rate fall to zero along a cosine; authors: False
     norm: str = 'l1'  # 'l1' (paper) or 'l2' (authors' code)
     lambda_m: float = 0.1  # weight of the content term; authors: 0.01, with 100 steps
+    border_threshold: float = 0.0  # border term to stop at; authors: 0.005, 0.002 with l2; 0: never
+    tune: str = 'generator'  # what is optimised (paper), or 'latent' (W+ only, for comparison)
     first_resolution: int | None = None  # px, tuned from here on; authors: 4; None: min(32, R/4)
     common: int = 0  # updates over the whole clip first, where all frames begin; 0: none (paper)
     tie: float = 1e-5  # L1 differences at or below count as none (see the notebook); 0: plain L1
     dtype: str = 'auto'  # 'float32' (reference), 'tf32', 'bfloat16'; 'auto': as the hardware has it
+    workers: int = 0  # frames at once; 0: by threads on a CPU, by memory on a GPU
     memory: str = 'normal'  # 'low': one frame at a time, little kept
 
     def __post_init__(self):
         check_fields(
             self,
-            whole=(('steps', 0), ('common', 0)),
+            whole=(('steps', 0), ('common', 0), ('workers', 0)),
             positive=('lr',),
-            weights=('lambda_m', 'tie'),
+            weights=('lambda_m', 'border_threshold', 'tie'),
             choices=(
                 ('norm', ('l1', 'l2')),
+                ('tune', ('generator', 'latent')),
                 ('dtype', DTYPES),
                 ('memory', ('normal', 'low')),
             ),
         )
         if self.first_resolution is not None:
             check_fields(self, whole=(('first_resolution', 4),))
+        if self.common and self.tune == 'latent':
+            raise StitchError(
+                f"common={self.common} tunes weights, which tune='latent' leaves alone: "
+                'use common=0'
+            )
 
     @property
     def weights(self) -> dict:
@@ -57,6 +66,10 @@ class StitchConfig:
     def first(self, R: int) -> int:  # px
         "From which resolution on blocks are tuned, for a generator of R px."
         return self.first_resolution or min(32, R // 4)
+
+    def done(self, terms: dict) -> bool:
+        "Whether the border is good enough."
+        return bool(terms.get('border', math.inf) < self.border_threshold)
 
     def rate(self, step: int, steps: int) -> float:
         "Of update `step` among `steps`."
@@ -156,18 +169,22 @@ def plain_stitch(
     masks=None,  # a StitchMasks, or anything with .border and .content (R,R) in [0,1]
     config: StitchConfig = StitchConfig(),
     objective=stitch_objective,
-) -> tuple:  # stitched (3,R,R) float32, not clipped; history: name to (updates,)
+) -> tuple:  # stitched (3,R,R) float32, not clipped; history: name to (evaluations,)
     "Stitching as a loop in float32: the reference for `stitch_frame`, which computes the same."
     frame = as_frame(G_pti, w_edit, source_crop, edit_crop, masks)
     G_st, history = clone_network(G_pti), []
     if frame.edit is None:
         frame = replace(frame, edit=G_pti.synthesis(frame.w_edit[None])[0].detach())
-    params = G_st.tunable(config.first(G_pti.resolution)).values()
+    params = list(G_st.tunable(config.first(G_pti.resolution)).values())
+    if config.tune == 'latent':
+        params = [frame.w_edit.requires_grad_()]
     adam = torch.optim.Adam(params, lr=config.lr)
     for step in range(config.steps):
         terms = objective(G_st, frame, config)
         loss = weighted(terms, config.weights)
         history.append(as_numbers(loss, terms))
+        if config.done(history[-1]):
+            break
         adam.param_groups[0]['lr'] = config.rate(step, config.steps)
         adam.zero_grad()
         loss.backward()
@@ -186,7 +203,7 @@ def stitch_frame(
     tuner: FrameTuner | None = None,  # to be used again over many frames; None: made here
     objective=stitch_objective,  # (G_st, StitchFrame, StitchConfig) -> dict of terms
     halt=None,  # threading.Event: set it to abandon the frame
-) -> tuple:  # stitched (3,R,R) float32, not clipped; history: name to (updates,), updates
+) -> tuple:  # stitched (3,R,R) float32, not clipped; history: name to (evaluations,), updates
     "Change the generator a little: its border becomes the source's, its content stays."
     frame = as_frame(G_pti, w_edit, source_crop, edit_crop, masks, styles)
     tuner = tuner or FrameTuner(objective, G_pti, config, halt)

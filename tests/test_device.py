@@ -125,7 +125,7 @@ def test_frames_follow_the_cards_memory(monkeypatch):
 def test_tuning_without_float64(G, clip):
     with NoFloat64():
         G_pti, _ = tune_generator(G, *clip, Pooled(), PTIConfig(passes=2, lambda_r=0.5))
-        config = StitchConfig(steps=2)
+        config = StitchConfig(steps=2, workers=1)
         results = stitch_frames(G_pti, *clip, [make_masks()] * T, config=config)
         assert len(list(results)) == T
 

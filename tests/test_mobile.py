@@ -255,7 +255,7 @@ def test_a_first_look_comes_before_the_tuning(monkeypatch, tmp_path):
         pivots="shared",
         shared=SharedConfig(steps=2, dtype="float32"),
         pti=PTIConfig(passes=1, dtype="float32"),
-        stitch=StitchConfig(steps=1, dtype="float32"),
+        stitch=StitchConfig(steps=1, dtype="float32", workers=1),
         measure="none",
     )
     order = []

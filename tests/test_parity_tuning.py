@@ -100,11 +100,13 @@ def test_morph(parity, manifest, size):
 
 cases = [(f'{n}_{s}', dict(norm=n, steps=s)) for n in ('l2', 'l1') for s in (1, 5, 20)]
 cases += [(f'l1_{s}_offset', dict(norm='l1', steps=s, lambda_m=0.1)) for s in (1, 5, 20)]
+cases += [(f'l2_thr{i}', dict(steps=20, threshold=i)) for i in range(3)]
 cases += [
     ('l2_5_lambda1', dict(steps=5, lambda_m=1.0)),
     ('l2_5_style_input', dict(steps=5)),
+    ('l2_5_wplus_only', dict(steps=5, tune='latent')),
 ]
-long = lambda name, changes: pytest.mark.slow if changes['steps'] > 5 else ()
+long = lambda name, changes: pytest.mark.slow if changes['steps'] > 5 and 'thr' not in name else ()
 cases = [pytest.param(*case, marks=long(*case)) for case in cases]
 
 
@@ -116,6 +118,9 @@ def test_stitch(parity, manifest, G, name, changes):
         0
     ]  # not the stored `w_edit`: that one went through the W+ optimisation
     masks = SimpleNamespace(border=at('border_mask')[0, 0], content=at('content_mask')[0, 0])
+    changes, threshold = dict(changes), changes.get('threshold')
+    if threshold is not None:
+        changes['border_threshold'] = float(npz['thresholds'][changes.pop('threshold')])
     config, before = (
         StitchConfig.reference(**changes),
         {k: v.clone() for k, v in G.state_dict().items()},
@@ -130,6 +135,8 @@ def test_stitch(parity, manifest, G, name, changes):
     check(f'losses_{name}', np.stack([history['border'], history['content']], 1))
     if f'param_delta_norm_{name}' in npz:
         check(f'param_delta_norm_{name}', moved(G, tuner.G_st, meta['param_names']))
+    if threshold is not None:
+        assert history['updates'] == npz['thr_steps_done'][threshold]
     if styles is None:
         image, plain = plain_stitch(G, w_edit, npz['border_image_u8'], edit, masks, config)
         check(f'img_{name}', image[None])

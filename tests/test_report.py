@@ -21,7 +21,7 @@ from stitch_nb.video import read_clip
 CONFIG = RunConfig(
     mask="hull",
     pti=PTIConfig(passes=1, dtype="float32"),
-    stitch=StitchConfig(steps=1, dtype="float32"),
+    stitch=StitchConfig(steps=1, dtype="float32", workers=1),
 )
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -239,12 +239,15 @@ def test_pti_settings(field, value):
     [
         ('steps', -1),
         ('steps', 1.5),
+        ('workers', -1),
         ('first_resolution', 4.5),
         ('lr', -1),
         ('lambda_m', float('nan')),
         ('norm', 'l3'),
+        ('tune', 'all'),
         ('dtype', 'half'),
         ('first_resolution', 2),
+        ('border_threshold', -1),
     ],
 )
 def test_stitch_settings(field, value):
@@ -271,7 +274,7 @@ def make_masks(border=True, content=True):
     return SimpleNamespace(border=b, content=c)
 
 
-quick = StitchConfig(steps=6, lr=3e-3, lambda_m=0.1, dtype='float32')
+quick = StitchConfig(steps=6, lr=3e-3, lambda_m=0.1, workers=2, dtype='float32')
 
 
 def test_stitching_moves_the_border_and_touches_nothing_else(G, clip):
@@ -326,9 +329,9 @@ def test_half_precision_ends_with_a_picture_in_full(G, clip):
         clip[1][0],
         None,
         masks,
-        StitchConfig(steps=0, dtype='bfloat16'),
+        StitchConfig(steps=20, dtype='bfloat16', border_threshold=99.0),
     )
-    assert torch.equal(untuned, edit) and history['updates'] == 0
+    assert torch.equal(untuned, edit) and history['updates'] == 0 and history['content'][0] == 0
     a, _ = stitch_frame(
         G, clip[0][0], clip[1][0], None, masks, StitchConfig(steps=20, dtype='bfloat16', lr=3e-3)
     )
@@ -424,6 +427,8 @@ def test_a_lone_frame_has_no_common_start():
     config = StitchConfig(steps=5, common=20)
     assert (config.alone().steps, config.alone().common) == (20, 0)
     assert StitchConfig(steps=5).alone() == StitchConfig(steps=5)
+    with pytest.raises(StitchError, match="common=3 .* use common=0"):
+        StitchConfig(common=3, tune='latent')
 
 
 def test_a_short_clip_gets_its_updates():
@@ -436,7 +441,7 @@ def test_stopping_early_leaves_no_thread_behind(G, clip):
     import threading
 
     before = threading.active_count()
-    frames = stitch_frames(G, *clip, [make_masks()] * T, config=StitchConfig(steps=100))
+    frames = stitch_frames(G, *clip, [make_masks()] * T, config=StitchConfig(steps=100, workers=2))
     next(frames)
     frames.close()
     assert threading.active_count() == before

@@ -25,7 +25,6 @@ from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -51,7 +50,6 @@ from stitch_nb.engine.device import (  # noqa: E402
     threads,
     useful_threads,
 )
-from stitch_nb.engine import frames  # noqa: E402
 from stitch_nb.engine.frames import FrameLoop, FrameTuner  # noqa: E402
 from stitch_nb.generator import Generator, Plan  # noqa: E402
 from stitch_nb.masks import stitch_masks  # noqa: E402
@@ -370,7 +368,7 @@ def stacked_ms(case: Case, dtype: str, lanes: int, first: int = 4) -> dict:
 def agreement(size: str, device) -> dict:
     "The device's results against the CPU's, float32: the relative difference of pictures."
     found, config = {}, PTIConfig(passes=3, batch=2, dtype='float32', lr=1e-3)
-    few = StitchConfig(steps=5, dtype='float32', norm='l2', tie=0.0)
+    few = StitchConfig(steps=5, dtype='float32', workers=2, norm='l2', tie=0.0)
     results = []
     for where in ('cpu', device):
         case = Case(size, where, 4)
@@ -451,10 +449,8 @@ def thread_rows(sizes=()) -> dict:
                 row['update_by_rule_ms'] = update_ms(case, 'float32', 4)['ms_per_frame'] * 4
             few = StitchConfig(steps=3, dtype='float32')
             for workers in [0, *((1, 2, 4, 8, 16) if n == 16 else ())]:
-                count = (lambda *_, n=workers: n) if workers else frames.worker_count
-                with mock.patch.object(frames, 'worker_count', count):
-                    run = partial(clip_frames, case, few)
-                    row[f'stitch_{workers or "rule"}_ms'] = median_ms(run, 'cpu', 0.2, 2, 1) / 48
+                run = partial(clip_frames, case, replace(few, workers=workers))
+                row[f'stitch_{workers or "rule"}_ms'] = median_ms(run, 'cpu', 0.2, 2, 1) / 48
             for other in large:
                 batch = 1 if other.R >= 1024 else 4
                 spent = update_ms(other, 'bfloat16', batch)['ms_per_frame']

@@ -44,7 +44,7 @@ class Lane:
     def __init__(
         self,
         G_pti,  # tuned for the clip; never changed
-        config,  # dtype, memory, first(R)
+        config,  # tune, dtype, memory, first(R)
         G_st=None,  # the working copy of another lane, to tune it together; None: one of its own
     ):
         self.config, R = config, G_pti.resolution
@@ -57,6 +57,9 @@ class Lane:
         self.source, self.edit = empty(3, R, R), empty(3, R, R)
         self.border, self.content = empty(R, R), empty(R, R)
         self.frame = self.kept = None  # what the objective looks at; what the frozen blocks drew
+        if config.tune == 'latent':
+            self.first, self.params, self.home = 4, [self.w.requires_grad_()], []
+            return
         self.first = config.first(R)
         named, theirs = self.G_st.tunable(self.first), dict(G_pti.named_parameters())
         if not named:
@@ -179,17 +182,20 @@ class FrameTuner:
     def tune(
         self,
         frames: list,  # at most as many as there are lanes
-        steps: int,  # updates
-    ) -> list:  # per frame: picture (3,R,R) float32; history: name to (updates,), updates
+        steps: int,  # updates at most
+    ) -> list:  # per frame: picture (3,R,R) float32; history: name to (evaluations,), updates
         "Tune some frames side by side, from the present weights."
         loop = FrameLoop(self, frames, steps)
         with precision(self.device, self.dtype):
             loop.begin()
-            for step in range(steps if loop.tuned else 0):
+            for step in range(steps):
                 if self.halt.is_set():
                     raise StitchError('stitching was stopped; run it again to go on')
-                loop.advance(step)
-            return [loop.outcome(k) for k in range(len(frames))]
+                if loop.over() or loop.advance(step):
+                    break
+            for k in range(len(frames)):
+                loop.finish(k, steps, steps)
+        return [loop.outcome(k) for k in range(len(frames))]
 
 # %% ../../nbs/engine/50_frames.ipynb #e6d1000b
 class FrameLoop:
@@ -197,7 +203,8 @@ class FrameLoop:
 
     def __init__(self, tuner: FrameTuner, frames: list, steps: int):
         self.tuner, self.frames, self.steps = tuner, frames, steps
-        self.tuned, self.images = [], {}  # frames by number; pictures of the others
+        self.images = [None] * len(frames)
+        self.ends = [(0, 0)] * len(frames)  # updates and evaluations until a lane was done
         weights = tuner.config.weights
         self.record = TermRecord(steps, tuner.device, weights, rows=len(tuner.lanes))
 
@@ -207,43 +214,57 @@ class FrameLoop:
             frame = self.frames[min(k, len(self.frames) - 1)]  # a lane too many repeats the last
             task.batch = task.network.load(frame)
         self.tuner.restart()
-        self.tuned = [k for k, frame in enumerate(self.frames) if not frame.empty]
-        empty = set(range(len(self.frames))) - set(self.tuned)
-        self.images = {k: self.tuner.lanes[k].picture() for k in empty}
+        for k, frame in enumerate(self.frames):
+            if frame.empty:
+                self.finish(k, 0, 0)
 
-    def advance(self, step: int):
+    def finish(self, k: int, updates: int, evaluations: int):
+        "Take a lane's picture, once."
+        if self.images[k] is None:
+            self.images[k] = self.tuner.lanes[k].picture().detach()
+            self.ends[k] = updates, evaluations
+
+    def over(self) -> bool:
+        return all(image is not None for image in self.images)
+
+    def advance(self, step: int) -> bool:  # True: nothing is left to do
         "One update; on a CPU the terms are looked at before the weights change."
         tuner, update = self.tuner, self.tuner.update
         set_rate(tuner.adam, tuner.config.rate(step, self.steps))
         if update.replay.enabled and all(lane.frame.styles is None for lane in tuner.lanes):
             update.replay()
-            self.look(step)
-            return
+            self.record.add(step, update.terms)
+            return self.look(step, step + 1)
         update.clear()
         update.gradients()
-        self.look(step)
+        self.record.add(step, update.terms)
+        if self.look(step, step):
+            return True
         tuner.adam.step()
+        return False
 
-    def look(self, step: int):
-        "Keep the update's terms; refuse what diverged since they were read last."
-        self.record.add(step, self.tuner.update.terms)
-        if (looked := self.record.look(step)) is None:
-            return
+    def look(self, step: int, updates: int) -> bool:  # True: nothing is left to do
+        "Read the terms since the last look: stop lanes that are done, refuse what diverged."
+        looked = self.record.look(step)
+        if looked is None:
+            return False
         first, fresh = looked
-        for k in self.tuned:
+        for k in [k for k, image in enumerate(self.images) if image is None]:
             for i, loss in enumerate(fresh['loss'][:, k]):
                 if not math.isfinite(loss):
                     where = f'at update {first + i + 1}: the loss is {loss}'
                     raise diverged('stitching', where, self.tuner.config)
+                if self.tuner.config.done({name: v[i, k] for name, v in fresh.items()}):
+                    self.finish(k, updates, step + 1)
+        return self.over()
 
     def outcome(self, k: int) -> tuple:  # picture (3,R,R); history
-        image = self.images[k] if k in self.images else self.tuner.lanes[k].picture()
-        updates = self.steps if k in self.tuned else 0
-        return image, self.record.numbers(k, updates) | dict(updates=updates)
+        updates, evaluations = self.ends[k]
+        return self.images[k], self.record.numbers(k, evaluations) | dict(updates=updates)
 
 # %% ../../nbs/engine/50_frames.ipynb #e6d1000e
 def worker_count(
-    config,  # memory
+    config,  # workers, memory
     R: int,  # px of the generator
     device='cpu',
 ) -> int:  # frames in flight
@@ -251,10 +272,10 @@ def worker_count(
     if config.memory == 'low':
         return 1
     if torch.device(device).type == 'cpu':
-        return frames_at_once(R, min(torch.get_num_threads(), 8))
+        return config.workers or frames_at_once(R, min(torch.get_num_threads(), 8))
     if torch.device(device).type != 'cuda':
         return 1
-    return frames_at_once(R, 4, device)
+    return config.workers or frames_at_once(R, 4, device)
 
 # %% ../../nbs/engine/50_frames.ipynb #e6d1000f
 COLD = 0.4  # times the rate, where Adam begins without knowing any gradient's size
@@ -269,7 +290,7 @@ class ClipFrames:
         objective,  # (G_st, frame, config) -> dict of terms
         G_pti,  # tuned for the clip; never changed
         frames,  # sequence of dataclasses, see `Lane.load`; each may be made when it is asked for
-        config,  # steps, lr, rate(), weights, first(), common, ...
+        config,  # steps, lr, rate(), weights, done(), first(), tune, common, workers, ...
         common: CommonStart | None = None,  # where the frames begin
     ):
         self.objective, self.G_pti, self.frames = objective, G_pti, frames

@@ -94,7 +94,7 @@ def workers_for(state, settings, jobs: int) -> int:
     "How many stitchings at once: as many as torch has threads, one on a GPU."
     most = 1
     if state.models.device.type == "cpu":
-        most = torch.get_num_threads()
+        most = settings.stitch.workers or torch.get_num_threads()
     return max(1, min(most, jobs))
 
 
