@@ -2086,6 +2086,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/stitch_nb', 'doc_host': ''
                                   'stitch_nb.script._Help._format_action_invocation': ( 'script.html#_help._format_action_invocation',
                                                                                         'stitch_nb/script.py'),
                                   'stitch_nb.script._begins_program': ('script.html#_begins_program', 'stitch_nb/script.py'),
+                                  'stitch_nb.script._half_made': ('script.html#_half_made', 'stitch_nb/script.py'),
                                   'stitch_nb.script._stopper': ('script.html#_stopper', 'stitch_nb/script.py'),
                                   'stitch_nb.script.address_limit': ('script.html#address_limit', 'stitch_nb/script.py'),
                                   'stitch_nb.script.anno_parser': ('script.html#anno_parser', 'stitch_nb/script.py'),

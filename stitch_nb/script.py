@@ -198,6 +198,17 @@ def open_closed():
         setattr(sys, name, open(os.devnull, how, encoding='utf-8'))
 
 
+def _half_made(before: Callable) -> Callable:  # hooks of errors that nothing can catch
+    "An object whose making was cut short lacks attributes; it need not say so as it is dropped."
+
+    def hook(seen):
+        dropped = getattr(seen.object, '__name__', '') == '__del__'
+        if not (dropped and isinstance(seen.exc_value, AttributeError)):
+            before(seen)
+
+    return hook
+
+
 def _stopper() -> Callable:  # a handler of signals
     "The first signal interrupts; more of them in the next seconds do not disturb the tidying."
     first = []
@@ -205,6 +216,7 @@ def _stopper() -> Callable:  # a handler of signals
     def stop(*_):
         if not first:
             first.append(time.monotonic())
+            sys.unraisablehook = _half_made(sys.unraisablehook)
             raise KeyboardInterrupt
         if time.monotonic() - first[0] > 5:
             os._exit(130)

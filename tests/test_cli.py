@@ -1,6 +1,9 @@
 "The command line: what works, and what each kind of bad input says."
 
+import io
 import json
+import sys
+import zipfile
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -10,6 +13,7 @@ import pytest
 from PIL import Image
 
 import tiny
+from stitch_nb import script
 from stitch_nb.commands.edit import report, stitch_edit
 from stitch_nb.core import StitchError
 from stitch_nb.metrics import leak
@@ -386,3 +390,22 @@ def test_keyframes_count_frames_of_the_video(call, disc_clip, tmp_path):
         for a, b in zip(*(read_clip(tmp_path / n / "result.mp4").frames() for n in "ab"))
     ]
     assert same == [True, True, False, False]  # frames 1 and 2 have strength 0, 3 and 4 have 2
+
+
+def test_what_a_stop_cut_short_is_dropped_in_silence(monkeypatch):
+    "A stop within ZipFile's constructor: its __del__ misses attributes. Other errors are still told."
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda seen: told.append(str(seen.exc_value)))
+    with pytest.raises(KeyboardInterrupt):
+        script._stopper()()
+
+    class Odd:
+        def __del__(self):
+            raise ValueError("told")
+
+    half = zipfile.ZipFile.__new__(zipfile.ZipFile)
+    half.fp = io.BytesIO()  # as far as it came
+    del half
+    odd = Odd()
+    del odd
+    assert told == ["told"]
