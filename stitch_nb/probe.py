@@ -454,7 +454,7 @@ def extras_of(
     said += [words for key, words in _TOLD.items() if any(t.startswith(key) for t in told)]
     return tuple(dict.fromkeys([*said, *(w for k, w in _SIDE.items() if k in sides)]))
 
-
+# %% ../nbs/04_probe.ipynb #d4c3ebdf
 def expected_frames(container, stream) -> int:  # 0: the file says nothing
     "About how many frames there are, by the header's word: for a bar, for nothing else."
     rate = stream.average_rate or stream.guessed_rate or 0

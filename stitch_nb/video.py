@@ -308,7 +308,7 @@ def state_of(
 
     return tuple(map(state, (path / name for name in files) if path.is_dir() else [path]))
 
-
+# %% ../nbs/05_video.ipynb #fc4f8ede
 @dataclass(frozen=True)
 class Clip:
     "A video, or a part of one, at a constant rate."

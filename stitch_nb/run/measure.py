@@ -118,7 +118,7 @@ def sampled(
     n = dict(none=0, fast=min(SAMPLE, K), full=K)[measure]
     return {int(i) for i in np.linspace(min(1, K - 1), K - 1, n)} if n < K else set(range(K))
 
-
+# %% ../../nbs/run/40_measure.ipynb #c747675a
 def nearest_landmarks(backend, frame, near):
     "Landmarks (68,2) of the face nearest to `near`; NaN if none is found."
     found = as_it_lies(backend, near)(frame)
@@ -156,7 +156,7 @@ def step_of_difference(
     )
     return float(np.abs(b - a).sum(dtype=np.float64) / pair[0].source.size)
 
-
+# %% ../../nbs/run/40_measure.ipynb #1e960e08
 def border_row(
     p,  # a `Pasted`
 ) -> dict:

@@ -169,7 +169,7 @@ def behind(
     found = np.where(hand > 0, IN_FRONT, seen * (1 - rim)).astype(np.uint8)
     return found if 10 * (found == 1).sum() > head.sum() else head
 
-
+# %% ../../nbs/run/30_stages.ipynb #0a6a3dc3
 def heads_in(pictures, parser, R, landmarks, quads):  # iterator of ((R,R) uint8, is it a hull)
     "The head in each crop."
     for t in range(len(pictures)):
@@ -369,7 +369,7 @@ def load_masks(masks, R: int, how: dict) -> FrameMasks:
     "The masks of a stage, not in memory."
     return FrameMasks(np.load(masks.path, mmap_mode="r"), R, how)
 
-
+# %% ../../nbs/run/30_stages.ipynb #3897340d
 def edits_step(models, config, generator, w_edit) -> WantedStage | None:
     "The edited crops e_i, (K,R,R,3) uint8, where masks are found in them; else None."
     if not config.keeps_edits:
@@ -413,7 +413,7 @@ def edited_latents(clip, models, edited, w, edits):
     moved = apply_edit(w[nearest], edits, models.directions, start=clip.start)
     return moved[torch.from_numpy(edited)]
 
-
+# %% ../../nbs/run/30_stages.ipynb #a6e8c134
 def frame_file(folder, t: int):
     "Where a stage that is a folder keeps frame `t`."
     return folder / f"{t:06d}.npz"
@@ -587,7 +587,7 @@ def uncovered(
         return source
     return np.where(dilate(front, len(source) // 128)[..., None].numpy() > 0, recon, source)
 
-
+# %% ../../nbs/run/30_stages.ipynb #52124bc2
 @dataclass(frozen=True)
 class Pasted:
     "One frame of the result, and what it was made from."
