@@ -277,9 +277,15 @@ class PivotConfig:
 
     steps: int = 200  # updates a frame; the authors of PTI use 450
     lr: float = 0.05  # Adam's step in W+, in units of w
+    dtype: str = 'float32'  # or 'bfloat16'
 
     def __post_init__(self):
-        check_fields(self, whole=(('steps', 1),), positive=('lr',))
+        check_fields(
+            self,
+            whole=(('steps', 1),),
+            positive=('lr',),
+            choices=(('dtype', ('float32', 'bfloat16')),),
+        )
 
     def lr_at(self, step: int) -> float:  # step size of update `step`
         "As in PTI's code: rising over a twentieth of the updates, falling over the last quarter."
@@ -316,7 +322,8 @@ def optimise_pivots(
         for step in range(config.steps):
             adam.param_groups[0]['lr'] = config.lr_at(step)
             with torch.enable_grad():
-                image = G.synthesis(w, noise='const')
+                with autocast(device, getattr(torch, config.dtype)):
+                    image = G.synthesis(w, noise='const')
                 loss = (image - target).square().mean((1, 2, 3))  # (N,)
                 if perceptual is not None:
                     loss = loss + perceptual.distance(perceptual.features(image), goal)

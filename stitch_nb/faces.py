@@ -175,6 +175,11 @@ class FaceTrack:
         "Where the person stands, in a word."
         return 'left' if self.x < 0.42 else 'right' if self.x > 0.58 else 'middle'
 
+    @property
+    def edited_landmarks(self) -> np.ndarray:  # (K,N,2)
+        "The landmarks of the edited frames."
+        return self.landmarks[self.edited]
+
     def when(self, start: int = 0) -> str:  # '3, 7-12'
         "The frames that show the person, of a video in which the clip begins at `start`."
         return say_ranges(frame_ranges(self.edited, start))

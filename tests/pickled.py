@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from stitch_nb.generator import fir_kernel
-from stitch_nb.weights.formats import generator_config, rosinality_names
 
 SOURCE = "import torch\nfrom torch_utils import persistence\n\n@persistence.persistent_class\nclass Generator(torch.nn.Module):\n    def forward(self, z): return self.eval()\n"
 
@@ -270,24 +269,3 @@ def write_pickle(path, value, protocol=4):
     "Anything; hostile ones too."
     path.write_bytes(pickle.dumps(value, protocol))
     return path
-
-
-def to_source_keys(
-    kind: str,  # one of `formats.KINDS`
-    state_dict: dict,  # as `Converted` has it
-) -> dict:  # the source's names and shapes; a generator of e4e has `decoder.` in front
-    "The way back: what the source file calls these tensors."
-    generator = "synthesis.b4.const" in state_dict
-    if kind == "e4e" and not generator:
-        own = {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"}
-        return own | dict(latent_avg=state_dict["w_avg"])
-    if kind not in ("rosinality", "e4e"):
-        return dict(state_dict)
-    config = generator_config(state_dict, kind)
-    grown = lambda x, before, behind: x.reshape((1,) * before + tuple(x.shape) + (1,) * behind)
-    rows = rosinality_names(config["resolution"], config["mapping_layers"])
-    out = {theirs: grown(state_dict[ours], *axes) for ours, theirs, *axes in rows}
-    for i in range(config["resolution"].bit_length() - 3):
-        out[f"convs.{2 * i}.conv.blur.kernel"] = fir_kernel() * 4
-        out[f"to_rgbs.{i}.upsample.kernel"] = fir_kernel() * 4
-    return {f"decoder.{k}": v for k, v in out.items()} if kind == "e4e" else out

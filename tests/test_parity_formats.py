@@ -5,16 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from pickled import (
-    filled,
-    to_source_keys,
-    write_ada,
-    write_e4e,
-    write_rosinality,
-    write_run,
-    write_stats,
-    write_tf,
-)
+from pickled import filled, write_ada, write_e4e, write_rosinality, write_run, write_stats, write_tf
 from test_parity_edit import normal
 from test_parity_generator import Checker
 
@@ -31,6 +22,7 @@ from stitch_nb.weights.formats import (
     read_network,
     rosinality_names,
     skeleton,
+    to_source_keys,
 )
 from stitch_nb.generator import Generator
 from stitch_nb.masks import segment
@@ -138,9 +130,15 @@ def test_saved_run(golden, small, tmp_path):
         [rng.standard_normal((4, 2)) for _ in range(3)],
     )
     found = converted(write_run(tmp_path / "model_anna.pt", small, CONFIG, pivots, quads), tmp_path)
-    assert found.kind == "stit-run"
+    assert (
+        found.kind == "stit-run"
+        and torch.equal(found.arrays["pivots"], pivots)
+        and np.array_equal(found.arrays["quads"].numpy(), np.stack(quads))
+    )
     check_small(build(found), *golden("a1_gen_small"))
     assert equal(to_source_keys(found.kind, found.state_dict), small)
+    with pytest.raises(StitchError, match="no pivots of shape"):
+        read_network(write_run(tmp_path / "model_b.pt", small, CONFIG, pivots[:, :3], quads))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -17,7 +17,6 @@ from pickled import (
     ada_module,  # noqa: F401
     fake_modules,
     filled,  # noqa: F401
-    to_source_keys,
     write_ada,
     write_e4e,
     write_pickle,
@@ -30,7 +29,7 @@ from test_project import NOTEBOOKS, ROOT, SOURCES, cells_of, tree_of
 from stitch_nb.nets.bisenet import BiSeNet
 from stitch_nb.core import StitchError
 from stitch_nb.encode import Encoder
-from stitch_nb.weights.formats import convert_file, read_network
+from stitch_nb.weights.formats import convert_file, read_network, to_source_keys
 from stitch_nb.generator import Generator
 from stitch_nb.weights.pickles import MAGIC, read_pickle
 

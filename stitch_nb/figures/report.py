@@ -30,7 +30,7 @@ from stitch_nb.figures.arms import (
 )
 from .claims import check_claims, claims_html
 from .curves import CURVES, plot_curves, plot_png
-from .finished import CHANGES, SHAPES, Finished, check_record
+from .finished import CHANGES, Finished, check_metrics
 from ..run.store import read_sealed, wrong_files
 
 # %% ../../nbs/figures/60_report.ipynb #17ba0791
@@ -428,7 +428,7 @@ def by_person(run: Finished) -> list:  # of `Finished`; the run itself where it 
     "A run of several people as one for each: the curves, stages and edits that bear the number."
     people, found = run.metrics.get("people"), []
     for who, metrics in people.items() if isinstance(people, dict) else ():
-        check_record(run.out / "metrics.json", metrics, SHAPES["metrics.json"])
+        check_metrics(run.out / "metrics.json", metrics)
         mark, name = f"@{who}", f"{run.name}, person {who}"
         own = lambda d: {k.removesuffix(mark): v for k, v in d.items() if mark in k or "@" not in k}
         edits = [e.removesuffix(mark) for e in run.record.get("edits") or () if e.endswith(mark)]

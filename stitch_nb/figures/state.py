@@ -279,7 +279,7 @@ def _prepared(clip, models, config, folder, progress) -> ClipState:
         folder=folder,
         stages=dict(faces=faces, crops=crops, masks=masks, pivots=pivots),
         edited=track.edited,
-        landmarks=track.landmarks[track.edited],
+        landmarks=track.edited_landmarks,
         quads=quads,
         crops=np.load(crops.path, mmap_mode="r"),
         heads=np.load(masks.path, mmap_mode="r"),

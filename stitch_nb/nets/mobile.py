@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'planes', 'unwavelet', 'Affine', 'UpLayer', 'ConvLayer', 'ToImage', 'SmallImage', 'MobileMapping',
-           'MobileSynthesis', 'MobileGenerator', 'wider_generator']
+           'MobileSynthesis', 'MobileGenerator', 'wider_generator', 'fit_small_image']
 
 # %% ../../nbs/nets/40_mobile.ipynb #e2e7acde
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import StitchError, check_shape, clone_network
+from ..core import StitchError, check_shape, clone_network, seeded
 from ..engine.kernels import Pointwise, Unwavelet
 from ..generator import Mapping, compute_dtype
 
@@ -356,3 +356,31 @@ def wider_generator(
             cell = noise.shape[-1] // 4
             layer.noise_const = F.pad(noise, [n * cell for n in added], mode='reflect')
     return G
+
+# %% ../../nbs/nets/40_mobile.ipynb #b7d20002
+@torch.no_grad()
+def fit_small_image(
+    G: MobileGenerator,
+    w_plus: torch.Tensor,  # (N,L,D) whose pictures are fitted to
+    pixels: int = 1500,  # of each picture
+    seed: int = 0,  # which ones
+) -> dict:  # weight (3,C,3,3), bias (3,): `head` of `MobileGenerator.at`
+    "Least squares from the features before the last block to the picture of their own size."
+    S, rng, gram, right = G.synthesis, seeded(seed), 0, 0
+    r, last = S.resolutions[-2:]
+    k = S.first_layer(last)
+    for w in w_plus.split(1):
+        styles = G.styles(w)
+        (x,) = G.draw_blocks(styles, last=last)
+        drawn = G.draw_blocks(styles, first=last, state=(x,))[-1]
+        wanted = F.avg_pool2d(drawn, drawn.shape[-1] // r)[0].flatten(1)
+        i = torch.randperm(r * r, generator=rng)[:pixels].to(x.device)
+        x = F.pad(x * styles[k][:, S.layers[k].order, None, None], (1, 1, 1, 1))[0]
+        around = [x[:, i // r + a, i % r + b] for a in range(3) for b in range(3)]
+        A = torch.cat([torch.stack(around, 1).flatten(0, 1), x.new_ones(1, len(i))])
+        gram, right = gram + (A @ A.T).double(), right + (A @ wanted[:, i].T).double()
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    found = torch.linalg.solve(gram + ridge, right).T.float()
+    weight = found[:, :-1].reshape(3, -1, 3, 3) / SmallImage.STEP
+    return dict(weight=weight.contiguous(), bias=found[:, -1].clone())
+

@@ -211,7 +211,7 @@ class Measurer:
     def __init__(self, person, backend, truth=None):  # a `Person` with the stages
         self.person, self.backend, self.truth = person, backend, truth
         self.models, self.config, track = person.models, person.config, person.track
-        self.landmarks, self.edited = track.landmarks[track.edited], track.edited
+        self.landmarks, self.edited = track.edited_landmarks, track.edited
         self.crops = np.load(person.stages["crops"].path, mmap_mode="r")
         self.recon = load_pictures(person.stages.get("recon"))
         self.chosen = strip_frames(len(self.landmarks))
@@ -484,5 +484,5 @@ def numbers_of(
         found[str(p.number)] = summary(m, scores, file)
     if len(measurers) == 1:
         return by_frame, *found.values()
-    T, measure = len(m.edited), m.config.measure
+    T, measure = len(measurers[0].edited), measurers[0].config.measure
     return by_frame, dict(frames=T, measure=measure, file=file, people=found)

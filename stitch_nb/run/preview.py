@@ -39,7 +39,7 @@ def open_eyed_frame(landmarks) -> int:  # of the K
 def preview_step(clip, person) -> WantedStage:
     "One source frame beside its edit by the untuned generator, .png."
     models, config, track = person.models, person.config, person.track
-    landmarks = track.landmarks[track.edited]
+    landmarks = track.edited_landmarks
     k = open_eyed_frame(landmarks)
     who = f"person {person.number}, " if person.mark else ""
     title = f"{who}first look, before tuning"

@@ -123,7 +123,7 @@ def find_person(keep, clip, models, config) -> tuple:  # the stage of the faces,
 def quads_of(models, config, track) -> np.ndarray:  # (K,4,2) source pixels
     "Where the crops are taken, smoothed over time; frames without a face have none."
     scale = models.scale if config.scale is None else config.scale
-    parts = track.landmarks[track.edited], scale, config.sigma_centre, config.sigma_axes
+    parts = track.edited_landmarks, scale, config.sigma_centre, config.sigma_axes
     return quads_from_landmarks(*parts, np.array(track.edited_segments))
 
 
@@ -143,7 +143,7 @@ def cut_crops(path, tick, clip, edited, quads, R, resample):
 def masks_step(models, config, track, crops, quads, clip=None) -> WantedStage:
     "Face masks (K,R,R) uint8 as .npy, 1 = head, 2 = a hand before it; a hull where none is parsed."
     parser = models.parser if is_parsed(models, config) else None
-    inputs = crops, parser, models.resolution, track.landmarks[track.edited], quads
+    inputs = crops, parser, models.resolution, track.edited_landmarks, quads
     if config.hands and models.hands is not None and clip is not None:
         inputs += models.hands, clip, track.edited
     return WantedStage("masks", ".npy", find_masks, inputs)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARTS', 'KINDS', 'RANDOM_FACE', 'RANDOM_FACE_FILES', 'channel_rule', 'skeleton', 'same_entries', 'generator_config',
            'stylegan_layers', 'rosinality_names', 'identify', 'Converted', 'layer_records', 'module_state', 'read_ada',
-           'read_rosinality', 'read_e4e', 'read_bisenet', 'build', 'read_random_face', 'read_network', 'convert_file',
-           'load_converted']
+           'read_rosinality', 'read_e4e', 'read_bisenet', 'build', 'read_random_face', 'read_network', 'to_source_keys',
+           'convert_file', 'load_converted']
 
 # %% ../../nbs/weights/20_formats.ipynb #77de68da
 import json
@@ -23,7 +23,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..nets.bisenet import BiSeNet
-from ..core import StitchError, atomic_path, load_tensors, seeded, sha256_of
+from ..core import StitchError, atomic_path, load_tensors, save_tensors, seeded, sha256_of
 from ..encode import Encoder
 from ..generator import Generator, fir_kernel
 from ..nets.mobile import MobileGenerator
@@ -386,6 +386,9 @@ class Converted:
     cls: str  # 'Generator', 'Encoder', 'BiSeNet'; '' if it is no network
     config: dict  # arguments of the class
     state_dict: dict  # name -> tensor
+    arrays: dict = field(
+        default_factory=dict
+    )  # name -> tensor: what belongs to the file but to no network
     extra: dict = field(default_factory=dict)  # JSON types: notes for people
 
 
@@ -780,7 +783,7 @@ def read_network(
         raise StitchError(
             f"{what}: is of kind {found!r} and has no {part}; it has: {', '.join(PARTS[found])}"
         )
-    extra, cls, config = {}, "Generator", {}
+    arrays, extra, cls, config = {}, {}, "Generator", {}
     if found == "stylegan2-ada":
         config, state, extra = read_ada(_ada(tree), what)
     elif found == "rosinality":
@@ -794,6 +797,7 @@ def read_network(
     elif found == "stit-run":
         G = tree["generator"]
         config, state, extra = read_ada(G if isinstance(G, Record) else _bare(G) or {}, what)
+        arrays = _run_arrays(tree, config, what)
     elif found == "random-face":
         cls, (config, state) = "MobileGenerator", read_random_face(path, what)
     elif found == "directions":
@@ -803,7 +807,61 @@ def read_network(
     else:
         cls, state = "", _stat_rows(tree)
     _check_finite(state, what)
-    return Converted(found, part, cls, config, _own(state), extra)
+    return Converted(found, part, cls, config, _own(state), _own(arrays), extra)
+
+# %% ../../nbs/weights/20_formats.ipynb #e109078a
+def _run_arrays(
+    tree, config, what
+):  # -> pivots (N,L,D) and quads (N,4,2) of the authors' saved run
+    pivots, quads = tree["pivots"], tree.get("quads", [])
+    quads = (
+        [torch.tensor(q) if isinstance(q, np.ndarray) else q for q in quads]
+        if isinstance(quads, (list, tuple))
+        else [None]
+    )
+    L = 2 * config["resolution"].bit_length() - 4
+    if not torch.is_tensor(pivots) or pivots.ndim != 3 or pivots.shape[1:] != (L, config["w_dim"]):
+        raise StitchError(
+            f"{what}: has no pivots of shape (N,{L},{config['w_dim']}); it is damaged"
+        )
+    if any(not torch.is_tensor(q) or q.shape != (4, 2) for q in quads):
+        raise StitchError(f"{what}: has quads that are not (4,2) arrays; it is damaged")
+    return dict(
+        pivots=pivots,
+        quads=torch.stack(quads).double() if quads else torch.zeros(0, 4, 2, dtype=torch.float64),
+    )
+
+# %% ../../nbs/weights/20_formats.ipynb #22d200f8
+def to_source_keys(
+    kind: str,  # one of `KINDS`
+    state_dict: dict,  # as `Converted` has it
+) -> dict:  # the source's names and shapes; a generator of e4e has `decoder.` in front
+    "The way back: what the source file calls these tensors."
+    if kind not in PARTS:
+        raise StitchError(f"kind {str(kind)[:40]!r} is unknown; known: {', '.join(KINDS)}")
+    generator = "synthesis.b4.const" in state_dict
+    if kind == "e4e" and not generator:
+        return {f"encoder.{k}": v for k, v in state_dict.items() if k != "w_avg"} | dict(
+            latent_avg=state_dict["w_avg"]
+        )
+    if kind not in ("rosinality", "e4e"):
+        return dict(state_dict)
+    config = generator_config(state_dict, kind)
+    R, layers = config["resolution"], config["mapping_layers"]
+
+    def grown(x, before, behind):
+        return x.reshape((1,) * before + tuple(x.shape) + (1,) * behind)
+
+    out = {
+        theirs: grown(state_dict[ours], *axes)
+        for ours, theirs, *axes in rosinality_names(R, layers)
+    }
+    for i in range(int(math.log2(R)) - 2):
+        out |= {
+            f"convs.{2 * i}.conv.blur.kernel": fir_kernel() * 4,
+            f"to_rgbs.{i}.upsample.kernel": fir_kernel() * 4,
+        }
+    return {f"decoder.{k}": v for k, v in out.items()} if kind == "e4e" else out
 
 # %% ../../nbs/weights/20_formats.ipynb #fc074d50
 def _record(out):  # -> the JSON beside a converted file, if both are whole
@@ -851,6 +909,8 @@ def convert_file(
         save_file(
             found.state_dict, temporary, metadata={k: json.dumps(v) for k, v in entry.items()}
         )
+    if found.arrays:
+        save_tensors(out.with_suffix(".arrays.safetensors"), found.arrays)
     record = dict(
         format=1,
         kind=found.kind,
@@ -861,6 +921,7 @@ def convert_file(
         sha256=sha256_of(out),
         source=source,
         licence=licence,
+        arrays=sorted(found.arrays),
         extra=found.extra,
     )
     with atomic_path(out.with_suffix(".json")) as temporary:
@@ -880,11 +941,13 @@ def load_converted(
             f"{path}: is damaged (SHA-256 differs from the JSON beside it); "
             f"convert the source again"
         )
+    arrays = load_tensors(path.with_suffix(".arrays.safetensors")) if record.get("arrays") else {}
     return Converted(
         record["kind"],
         record["part"],
         record["class"],
         record["args"],
         load_tensors(path),
+        arrays,
         record.get("extra", {}),
     )
